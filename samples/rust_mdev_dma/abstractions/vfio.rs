@@ -1,0 +1,603 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Abstractions for VFIO devices without an IOMMU.
+//!
+//! Such a device does its DMA by the CPU: through pages it pins ([`Pins`]), or by copying
+//! ([`OpenDevice::dma_write`], [`OpenDevice::dma_read`]). VFIO's IOMMU driver keeps account of both,
+//! so that the user can ask which pages are dirty.
+//!
+//! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
+
+use crate::bindings;
+use core::{
+    cell::UnsafeCell, convert::Infallible, marker::PhantomData, mem::MaybeUninit, ops::Range,
+    ptr::NonNull,
+};
+use kernel::{
+    device::{self, Bound},
+    error::{from_err_ptr, from_result, to_result},
+    ioctl::_IO,
+    new_mutex,
+    prelude::*,
+    sync::{Mutex, MutexGuard},
+    types::Opaque,
+    uaccess::{UserPtr, UserSlice, UserSliceReader, UserSliceWriter},
+};
+
+mod pins;
+
+use pins::PinTable;
+pub(crate) use pins::{PageMemory, BLOCK_PAGES};
+
+/// What `VFIO_DEVICE_GET_INFO` tells of a device.
+pub(crate) struct DeviceInfo {
+    /// `VFIO_DEVICE_FLAGS_*`.
+    pub(crate) flags: u32,
+    /// Number of regions; their indices are below.
+    pub(crate) num_regions: u32,
+    /// Number of interrupt indices.
+    pub(crate) num_irqs: u32,
+}
+
+/// What `VFIO_DEVICE_GET_REGION_INFO` tells of a region.
+pub(crate) struct RegionInfo {
+    /// `VFIO_REGION_INFO_FLAG_*`.
+    pub(crate) flags: u32,
+    /// Bytes; 0 if there is no such region.
+    pub(crate) size: u64,
+    /// Where it begins in the device's file.
+    pub(crate) offset: u64,
+}
+
+/// What `VFIO_DEVICE_GET_IRQ_INFO` tells of an interrupt index.
+pub(crate) struct IrqInfo {
+    /// `VFIO_IRQ_INFO_*`.
+    pub(crate) flags: u32,
+    /// Number of interrupts; 0 if there is none.
+    pub(crate) count: u32,
+}
+
+/// What a driver of an emulated VFIO device does.
+///
+/// The implementing type is the state of an *open* device: there is one from the first `open()` to
+/// the last `close()`. Its methods run in the context of the user's system call, may sleep, and may
+/// run at the same time.
+pub(crate) trait Operations: Sized + Send + Sync + 'static {
+    /// The driver's name.
+    const NAME: &'static CStr;
+
+    /// What there is to know of the device; the same for all devices of the driver.
+    const INFO: DeviceInfo;
+
+    /// Makes the state of a device that is being opened.
+    fn open(dev: &OpenDevice<Self>) -> impl PinInit<Self, Error>;
+
+    /// Reads from the device's file at `offset`, returns how many bytes. `offset` says the region
+    /// too: see [`RegionInfo::offset`].
+    fn read(
+        self: Pin<&Self>,
+        dev: &OpenDevice<Self>,
+        buf: UserSliceWriter,
+        offset: u64,
+    ) -> Result<usize>;
+
+    /// Writes to the device's file at `offset`, returns how many bytes.
+    fn write(
+        self: Pin<&Self>,
+        dev: &OpenDevice<Self>,
+        buf: UserSliceReader,
+        offset: u64,
+    ) -> Result<usize>;
+
+    /// Tells of region `index`, or fails with `EINVAL`.
+    fn region_info(index: u32) -> Result<RegionInfo>;
+
+    /// Tells of interrupt `index`, or fails with `EINVAL`.
+    fn irq_info(index: u32) -> Result<IrqInfo>;
+
+    /// Brings the device to the state it has after opening it.
+    fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) -> Result;
+}
+
+/// A VFIO device.
+///
+/// # Invariants
+///
+/// - `vdev` is at offset 0, and initialised by VFIO.
+/// - `pins` is initialised, from `init_callback` to `release_callback`.
+/// - `state` is initialised while the device is open: from the end of `open_callback` to the begin
+///   of `close_callback`. VFIO runs no read, write or ioctl outside of that.
+/// - There are pins only while the device is open.
+#[repr(C)]
+pub(crate) struct Device<T: Operations> {
+    vdev: Opaque<bindings::vfio_device>,
+    /// What this device keeps pinned.
+    ///
+    /// It isn't part of `state`: VFIO calls `dma_unmap` from the moment it has added the device to
+    /// its container to the moment it has removed it, before `open_callback` and after
+    /// `close_callback`, if another device of the container has pages pinned.
+    ///
+    /// # Locking
+    ///
+    /// The mutex is held across `vfio_pin_pages()`: a `dma_unmap` in between pinning a page and
+    /// entering it here would miss it, and type1 gives up (`BUG_ON`) on devices that keep a page of
+    /// a range that is unmapped. So it is taken before type1's `iommu->lock`, and in `dma_unmap`
+    /// after `device_list_lock`:
+    ///
+    /// ```text
+    /// pin, unpin    a lock of the driver -> pins -> iommu->lock
+    /// dma_unmap     device_list_lock     -> pins -> iommu->lock
+    /// close         dev_set->lock        -> pins -> iommu->lock
+    /// ```
+    ///
+    /// type1 doesn't hold `iommu->lock` when it calls `dma_unmap`. (It takes `device_list_lock`
+    /// under it, though, so that two threads which unmap ranges with pins can block one another.
+    /// No driver can help that: `dma_unmap` has to unpin.)
+    ///
+    /// It is never held while user memory is accessed: neither `copy_to_user()` nor `vfio_dma_rw()`.
+    pins: Mutex<PinTable>,
+    state: UnsafeCell<MaybeUninit<T>>,
+}
+
+// SAFETY: VFIO counts references and may release the device on any thread; `T` is `Send`.
+unsafe impl<T: Operations> Send for Device<T> {}
+
+// SAFETY: VFIO locks `vdev`, `pins` is a mutex, and `state` is only written while no reference to it
+// exists; `T` is `Sync`.
+unsafe impl<T: Operations> Sync for Device<T> {}
+
+impl<T: Operations> Device<T> {
+    /// # Safety
+    ///
+    /// `vdev` is embedded in a `Device<T>` that lives for `'a`.
+    unsafe fn from_raw<'a>(vdev: *mut bindings::vfio_device) -> &'a Self {
+        // SAFETY: `vdev` is at offset 0; the caller promises the rest.
+        unsafe { &*vdev.cast() }
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` is embedded in a `Device<T>` that is open for `'a`.
+    unsafe fn open_from_raw<'a>(vdev: *mut bindings::vfio_device) -> &'a OpenDevice<T> {
+        // SAFETY: As the caller promises; `OpenDevice` is a transparent wrapper.
+        // INVARIANT: As the caller promises.
+        unsafe { &*vdev.cast() }
+    }
+
+    /// # Safety
+    ///
+    /// The device's `state` is initialised for `'a`.
+    unsafe fn state<'a>(&'a self) -> Pin<&'a T> {
+        // SAFETY: As the caller promises. The state is dropped where it is, in `close_callback`.
+        unsafe { Pin::new_unchecked((*self.state.get()).assume_init_ref()) }
+    }
+}
+
+/// A [`Device`] that is open.
+///
+/// # Invariants
+///
+/// The device stays open as long as there is a reference to this.
+#[repr(transparent)]
+pub(crate) struct OpenDevice<T: Operations>(Device<T>);
+
+impl<T: Operations> OpenDevice<T> {
+    fn as_raw(&self) -> NonNull<bindings::vfio_device> {
+        NonNull::from(&self.0.vdev).cast()
+    }
+
+    /// Locks what the device keeps pinned.
+    ///
+    /// While it is locked, `dma_unmap` waits, and with it everybody who wants to unmap memory.
+    pub(crate) fn pins(&self) -> Pins<'_, T> {
+        Pins {
+            dev: self,
+            table: self.0.pins.lock(),
+        }
+    }
+
+    /// Writes `data` to the user's memory at `iova`, which counts as dirty from then on.
+    ///
+    /// Fails with `EINVAL` if part of it isn't mapped, `EPERM` if it may not be written, `EFAULT` if
+    /// the process has no memory there. What was written before the part that failed isn't known.
+    pub(crate) fn dma_write(&self, iova: u64, data: &[u8]) -> Result {
+        // SAFETY: `vfio_dma_rw()` doesn't write to the buffer of a write.
+        unsafe { self.dma_rw(iova, data.as_ptr().cast_mut(), data.len(), true) }
+    }
+
+    /// Reads the user's memory at `iova` into `data`.
+    ///
+    /// Fails as [`Self::dma_write`] does; `data` may have changed all the same.
+    pub(crate) fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result {
+        // SAFETY: `data` may be written.
+        unsafe { self.dma_rw(iova, data.as_mut_ptr(), data.len(), false) }
+    }
+
+    /// # Safety
+    ///
+    /// `data` is valid for `len` bytes: for reads if `write` is set, for writes if not.
+    unsafe fn dma_rw(&self, iova: u64, data: *mut u8, len: usize, write: bool) -> Result {
+        // SAFETY: By the type invariant the device is open. The caller promises the rest.
+        to_result(unsafe {
+            bindings::vfio_dma_rw(self.as_raw().as_ptr(), iova, data.cast(), len, write)
+        })
+    }
+}
+
+/// What an open device keeps pinned, locked.
+///
+/// Pages stay pinned until they are unpinned, the user unmaps them, or the device is closed. The
+/// latter two are no business of the driver: its pins are gone then, and its next access to them
+/// fails.
+///
+/// Ranges are of IOVA, in bytes.
+pub(crate) struct Pins<'a, T: Operations> {
+    dev: &'a OpenDevice<T>,
+    table: MutexGuard<'a, PinTable>,
+}
+
+impl<T: Operations> Pins<'_, T> {
+    /// The number of pins held; a page that is pinned twice counts as two.
+    pub(crate) fn held(&self) -> u64 {
+        self.table.held()
+    }
+
+    /// Pins all pages of `range`, which begins and ends at a page, for reading and writing; or none
+    /// of them. Pages that are pinned already are pinned once more.
+    ///
+    /// Fails with what `vfio_pin_pages()` returned, e.g. `EINVAL` if a page isn't mapped, `EPERM` if
+    /// it is read-only, `ENOMEM` over the user's `RLIMIT_MEMLOCK`; with `ENOSPC` if a page was pinned
+    /// too often, `EINTR` if a signal came in between two blocks of [`BLOCK_PAGES`].
+    pub(crate) fn pin(&mut self, range: Range<u64>) -> Result {
+        let vdev = self.dev.as_raw();
+        // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so as long as `self`.
+        // `close_callback` calls `revoke_all()`.
+        unsafe { self.table.pin(vdev, range) }
+    }
+
+    /// Gives back one pin of each page of `range`, which begins and ends at a page. Fails with
+    /// `ENXIO` if one of them isn't pinned, and unpins none then.
+    pub(crate) fn unpin(&mut self, range: Range<u64>) -> Result {
+        self.table.unpin(range)
+    }
+
+    /// Gives back all pins.
+    pub(crate) fn unpin_all(&mut self) {
+        self.table.revoke_all();
+    }
+
+    /// Calls `f(iova, bytes, memory)` with every page that `range` touches, in order: the page's
+    /// IOVA, which of its bytes are in the range, and its memory. Fails with `ENXIO` before the
+    /// first call if one of them isn't pinned.
+    #[inline]
+    pub(crate) fn access(
+        &self,
+        range: Range<u64>,
+        f: impl FnMut(u64, Range<usize>, &PageMemory<'_>),
+    ) -> Result {
+        self.table.access(range, f)
+    }
+}
+
+/// The registration of a VFIO device.
+///
+/// Dropping it waits until nobody has the device open any more.
+///
+/// # Invariants
+///
+/// `dev` is registered, and this owns a reference to it.
+pub(crate) struct Registration<'bound, T: Operations> {
+    dev: NonNull<Device<T>>,
+    _bound: PhantomData<&'bound device::Device<Bound>>,
+}
+
+// SAFETY: `Device` is `Send` and `Sync`, and may be unregistered from any thread.
+unsafe impl<T: Operations> Send for Registration<'_, T> {}
+
+impl<'bound, T: Operations> Registration<'bound, T> {
+    /// Makes a VFIO device of `parent`, which the user may open from now on.
+    pub(crate) fn new(parent: &'bound device::Device<Bound>) -> Result<Self> {
+        const_assert_layout::<T>();
+
+        // SAFETY: `parent` is bound and stays so for longer than the registration exists. The size
+        // is that of a `Device<T>`, whose alignment is no more than an allocation has, and whose
+        // first field is a `struct vfio_device`. `init_callback` initialises the others.
+        let vdev = from_err_ptr(unsafe {
+            bindings::_vfio_alloc_device(
+                size_of::<Device<T>>(),
+                core::ptr::from_ref(parent).cast_mut().cast(),
+                &VTable::<T>::VTABLE,
+            )
+        })?;
+
+        // SAFETY: The device was just made, and not registered yet.
+        if let Err(e) = to_result(unsafe { bindings::vfio_register_emulated_iommu_dev(vdev) }) {
+            // SAFETY: This is the only reference.
+            unsafe { bindings::put_device(&raw mut (*vdev).device) };
+            return Err(e);
+        }
+
+        // INVARIANT: The device was just registered; the reference is the one it was made with.
+        Ok(Self {
+            dev: NonNull::new(vdev.cast()).ok_or(ENOMEM)?,
+            _bound: PhantomData,
+        })
+    }
+}
+
+impl<T: Operations> Drop for Registration<'_, T> {
+    fn drop(&mut self) {
+        let vdev: *mut bindings::vfio_device = self.dev.as_ptr().cast();
+
+        // SAFETY: By the type invariant the device is registered.
+        unsafe { bindings::vfio_unregister_group_dev(vdev) };
+
+        // SAFETY: By the type invariant this owns a reference.
+        unsafe { bindings::put_device(&raw mut (*vdev).device) };
+    }
+}
+
+/// What `_vfio_alloc_device()` asks of a `Device<T>`, checked when compiling.
+const fn const_assert_layout<T: Operations>() {
+    const {
+        assert!(core::mem::offset_of!(Device<T>, vdev) == 0);
+        assert!(align_of::<Device<T>>() <= align_of::<u64>());
+    }
+}
+
+/// The C callbacks of a driver.
+struct VTable<T: Operations>(PhantomData<T>);
+
+impl<T: Operations> VTable<T> {
+    const VTABLE: bindings::vfio_device_ops = {
+        let mut ops: bindings::vfio_device_ops = pin_init::zeroed();
+        ops.name = kernel::str::as_char_ptr_in_const_context(T::NAME).cast_mut();
+        ops.init = Some(Self::init_callback);
+        ops.release = Some(Self::release_callback);
+        ops.open_device = Some(Self::open_callback);
+        ops.close_device = Some(Self::close_callback);
+        ops.read = Some(Self::read_callback);
+        ops.write = Some(Self::write_callback);
+        ops.ioctl = Some(Self::ioctl_callback);
+        ops.get_region_info_caps = Some(Self::region_info_callback);
+        ops.dma_unmap = Some(Self::dma_unmap_callback);
+        #[cfg(CONFIG_IOMMUFD)]
+        {
+            ops.bind_iommufd = Some(bindings::vfio_iommufd_emulated_bind);
+            ops.unbind_iommufd = Some(bindings::vfio_iommufd_emulated_unbind);
+            ops.attach_ioas = Some(bindings::vfio_iommufd_emulated_attach_ioas);
+            ops.detach_ioas = Some(bindings::vfio_iommufd_emulated_detach_ioas);
+        }
+        ops
+    };
+
+    /// # Safety
+    ///
+    /// Called by `_vfio_alloc_device()` only, with a zeroed `Device<T>`.
+    unsafe extern "C" fn init_callback(vdev: *mut bindings::vfio_device) -> c_int {
+        let dev: *mut Device<T> = vdev.cast();
+
+        // SAFETY: `dev` is valid for writes, nobody knows of it yet, and it is never moved.
+        let init: Result<(), Infallible> = unsafe {
+            pin_init::raw_try_init(
+                &raw mut (*dev).pins,
+                new_mutex!(PinTable::new(), "vfio::Device::pins"),
+            )
+        };
+        let Ok(()) = init;
+        0
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, once nobody refers to the device any more.
+    unsafe extern "C" fn release_callback(vdev: *mut bindings::vfio_device) {
+        let dev: *mut Device<T> = vdev.cast();
+
+        // SAFETY: `init_callback` has initialised `pins`, and nobody refers to it any more.
+        unsafe { core::ptr::drop_in_place(&raw mut (*dev).pins) };
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, when the device is opened and not open yet.
+    unsafe extern "C" fn open_callback(vdev: *mut bindings::vfio_device) -> c_int {
+        // SAFETY: VFIO counts the device as open from before this call on. If it fails, all pins are
+        // given back below.
+        let dev = unsafe { Device::<T>::open_from_raw(vdev) };
+
+        // SAFETY: Nothing else uses `state` while the device isn't open, and the device isn't moved.
+        // INVARIANT: `state` is initialised when this returns 0.
+        let init =
+            unsafe { pin_init::raw_try_init((*dev.0.state.get()).as_mut_ptr(), T::open(dev)) };
+        match init {
+            Ok(()) => 0,
+            Err(e) => {
+                dev.pins().unpin_all();
+                e.to_errno()
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, when the device is closed: no other callback but `dma_unmap` is running
+    /// or will, until it is opened again.
+    unsafe extern "C" fn close_callback(vdev: *mut bindings::vfio_device) {
+        // SAFETY: VFIO counts the device as open until after this call.
+        let dev = unsafe { Device::<T>::open_from_raw(vdev) };
+
+        // SAFETY: `open_callback` has initialised `state`, and no other callback uses it.
+        unsafe { (*dev.0.state.get()).assume_init_drop() };
+        dev.pins().unpin_all();
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with an open device; `buf` and `count` are those of the system call.
+    unsafe extern "C" fn read_callback(
+        vdev: *mut bindings::vfio_device,
+        buf: *mut c_char,
+        count: usize,
+        ppos: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The device is open, as long as this callback runs.
+        let dev = unsafe { Device::<T>::open_from_raw(vdev) };
+        // SAFETY: It is open.
+        let state = unsafe { dev.0.state() };
+        let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), count).writer();
+
+        // SAFETY: VFIO passes a position that may be read and written.
+        unsafe { Self::at_position(ppos, |offset| state.read(dev, buf, offset)) }
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with an open device; `buf` and `count` are those of the system call.
+    unsafe extern "C" fn write_callback(
+        vdev: *mut bindings::vfio_device,
+        buf: *const c_char,
+        count: usize,
+        ppos: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The device is open, as long as this callback runs.
+        let dev = unsafe { Device::<T>::open_from_raw(vdev) };
+        // SAFETY: It is open.
+        let state = unsafe { dev.0.state() };
+        let buf = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), count).reader();
+
+        // SAFETY: VFIO passes a position that may be read and written.
+        unsafe { Self::at_position(ppos, |offset| state.write(dev, buf, offset)) }
+    }
+
+    /// Calls `f` with the position, and moves the position on by what it returns.
+    ///
+    /// # Safety
+    ///
+    /// `ppos` is valid for reads and writes.
+    unsafe fn at_position(
+        ppos: *mut bindings::loff_t,
+        f: impl FnOnce(u64) -> Result<usize>,
+    ) -> isize {
+        from_result(|| {
+            // SAFETY: As the caller promises.
+            let offset = u64::try_from(unsafe { *ppos })?;
+            let done = f(offset)?;
+            // SAFETY: As the caller promises.
+            unsafe { *ppos += done as bindings::loff_t };
+            Ok(done as isize)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with an open device.
+    unsafe extern "C" fn ioctl_callback(
+        vdev: *mut bindings::vfio_device,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_long {
+        const GET_INFO: u32 = vfio_ioctl(7);
+        const GET_IRQ_INFO: u32 = vfio_ioctl(9);
+        const RESET: u32 = vfio_ioctl(11);
+
+        // SAFETY: The device is open, as long as this callback runs.
+        let dev = unsafe { Device::<T>::open_from_raw(vdev) };
+        // SAFETY: It is open.
+        let state = unsafe { dev.0.state() };
+
+        from_result(|| {
+            match cmd {
+                GET_INFO => get_info(arg, &T::INFO)?,
+                GET_IRQ_INFO => get_irq_info(arg, T::INFO.num_irqs, T::irq_info)?,
+                RESET => state.reset(dev)?,
+                _ => return Err(ENOTTY),
+            }
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with valid `info`, whose `argsz` it has checked.
+    unsafe extern "C" fn region_info_callback(
+        _vdev: *mut bindings::vfio_device,
+        info: *mut bindings::vfio_region_info,
+        _caps: *mut bindings::vfio_info_cap,
+    ) -> c_int {
+        // SAFETY: VFIO passes a valid `info` that nobody else uses.
+        let info = unsafe { &mut *info };
+
+        from_result(|| {
+            if info.index >= T::INFO.num_regions {
+                return Err(EINVAL);
+            }
+            let region = T::region_info(info.index)?;
+            info.flags = region.flags;
+            info.size = region.size;
+            info.offset = region.offset;
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with a device that is in a container or about to be; see
+    /// [`Device::pins`] for what is held.
+    unsafe extern "C" fn dma_unmap_callback(
+        vdev: *mut bindings::vfio_device,
+        iova: u64,
+        length: u64,
+    ) {
+        // SAFETY: The device isn't released while it is in a container.
+        let dev = unsafe { Device::<T>::from_raw(vdev) };
+
+        // No page at the very end of the address space is ever pinned, see `Range<u64>`.
+        dev.pins.lock().revoke(iova..iova.saturating_add(length));
+    }
+}
+
+/// The number of a VFIO ioctl, from its place after `VFIO_BASE`.
+const fn vfio_ioctl(nr: u32) -> u32 {
+    _IO(bindings::VFIO_TYPE as u32, bindings::VFIO_BASE + nr)
+}
+
+/// Reads the first `words.len()` words at `arg`, the first of which says how many bytes there are.
+fn read_words(arg: usize, words: &mut [u32]) -> Result {
+    let mut reader = UserSlice::new(UserPtr::from_addr(arg), size_of_val(words)).reader();
+    for word in words.iter_mut() {
+        *word = reader.read()?;
+    }
+    if (words[0] as usize) < size_of_val(words) {
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+fn write_words(arg: usize, words: &[u32]) -> Result {
+    let mut writer = UserSlice::new(UserPtr::from_addr(arg), size_of_val(words)).writer();
+    for word in words {
+        writer.write(word)?;
+    }
+    Ok(())
+}
+
+/// `VFIO_DEVICE_GET_INFO`: `struct vfio_device_info`, up to `num_irqs`.
+fn get_info(arg: usize, info: &DeviceInfo) -> Result {
+    let mut words = [0; 4];
+    read_words(arg, &mut words)?;
+    let [argsz, ..] = words;
+    write_words(arg, &[argsz, info.flags, info.num_regions, info.num_irqs])
+}
+
+/// `VFIO_DEVICE_GET_IRQ_INFO`: `struct vfio_irq_info`.
+fn get_irq_info(arg: usize, num_irqs: u32, info: impl Fn(u32) -> Result<IrqInfo>) -> Result {
+    let mut words = [0; 4];
+    read_words(arg, &mut words)?;
+    let [argsz, _, index, _] = words;
+    if index >= num_irqs {
+        return Err(EINVAL);
+    }
+    let info = info(index)?;
+    write_words(arg, &[argsz, info.flags, index, info.count])
+}

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages of the user's memory that a VFIO device keeps pinned.
+
+use crate::bindings;
+use core::{
+    marker::PhantomData,
+    ops::Range,
+    ptr::{null_mut, NonNull},
+};
+use kernel::{
+    error::to_result,
+    page::{PAGE_SHIFT, PAGE_SIZE},
+    prelude::*,
+    rbtree::{RBTree, RBTreeNode},
+};
+
+/// Pages of a block of IOVA space: those that one call of `vfio_pin_pages()` pins at most.
+///
+/// No more than `VFIO_PIN_PAGES_MAX_ENTRIES`; small, because a block costs its whole size (about
+/// 700 bytes) when only one of its pages is pinned.
+pub(crate) const BLOCK_PAGES: usize = 64;
+
+const BLOCK_SIZE: u64 = (BLOCK_PAGES * PAGE_SIZE) as u64;
+
+/// The memory of a pinned page.
+///
+/// The user, and other devices, read and write it at any time. So nothing ever refers to it: words
+/// and bytes are copied in and out one at a time, each by one volatile access.
+///
+/// # Invariants
+///
+/// `self.0` is valid for reads and writes of a page for the lifetime `'a`, and page aligned.
+pub(crate) struct PageMemory<'a>(NonNull<u8>, PhantomData<&'a ()>);
+
+impl PageMemory<'_> {
+    /// Words of 64 bits in a page.
+    pub(crate) const WORDS: usize = PAGE_SIZE / size_of::<u64>();
+
+    /// Writes `word(i)`, little endian, to every word `i` of `words` that the page has.
+    #[inline]
+    pub(crate) fn write_words(&self, words: Range<usize>, mut word: impl FnMut(usize) -> u64) {
+        for i in words.start..words.end.min(Self::WORDS) {
+            // SAFETY: `i` is less than `WORDS`; the type invariant does the rest.
+            unsafe { self.0.cast::<u64>().add(i).write_volatile(word(i).to_le()) };
+        }
+    }
+
+    /// Writes `byte(i)` to every byte `i` of `bytes` that the page has.
+    #[inline]
+    pub(crate) fn write_bytes(&self, bytes: Range<usize>, mut byte: impl FnMut(usize) -> u8) {
+        for i in bytes.start..bytes.end.min(PAGE_SIZE) {
+            // SAFETY: `i` is less than `PAGE_SIZE`; the type invariant does the rest.
+            unsafe { self.0.add(i).write_volatile(byte(i)) };
+        }
+    }
+
+    /// Calls `f(i, word)` with every little endian word `i` of `words` that the page has.
+    #[inline]
+    pub(crate) fn read_words(&self, words: Range<usize>, mut f: impl FnMut(usize, u64)) {
+        for i in words.start..words.end.min(Self::WORDS) {
+            // SAFETY: `i` is less than `WORDS`; the type invariant does the rest.
+            let word = unsafe { self.0.cast::<u64>().add(i).read_volatile() };
+            f(i, u64::from_le(word));
+        }
+    }
+}
+
+/// Pinned pages of one block of IOVA space.
+///
+/// Dropping it unpins them.
+///
+/// # Invariants
+///
+/// - This object owns `counts[i]` pins, taken by `vfio_pin_pages()` for `vdev`, of the page at
+///   `iova + i * PAGE_SIZE`. While there are any, `pages[i]` is that page.
+/// - While there are any pins, `vdev` is open.
+struct PinnedPages {
+    vdev: NonNull<bindings::vfio_device>,
+    iova: u64,
+    pages: KBox<[*mut bindings::page; BLOCK_PAGES]>,
+    counts: KBox<[u16; BLOCK_PAGES]>,
+}
+
+// SAFETY: Pins belong to the device, not to the thread that took them.
+unsafe impl Send for PinnedPages {}
+
+impl PinnedPages {
+    fn new(vdev: NonNull<bindings::vfio_device>, iova: u64) -> Result<Self> {
+        // INVARIANT: There are no pins yet.
+        Ok(Self {
+            vdev,
+            iova,
+            pages: KBox::new([null_mut(); BLOCK_PAGES], GFP_KERNEL)?,
+            counts: KBox::new([0; BLOCK_PAGES], GFP_KERNEL)?,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.counts.iter().all(|&count| count == 0)
+    }
+
+    fn all_pinned(&self, pages: Range<usize>) -> bool {
+        self.counts[pages].iter().all(|&count| count > 0)
+    }
+
+    fn iova_of(&self, page: usize) -> u64 {
+        self.iova + (page << PAGE_SHIFT) as u64
+    }
+
+    /// Pins all of `pages` once more, or none.
+    ///
+    /// # Safety
+    ///
+    /// `vdev` is open, and stays so until the last of these pins is given back.
+    unsafe fn pin(&mut self, pages: Range<usize>) -> Result {
+        if self.counts[pages.clone()].contains(&u16::MAX) {
+            return Err(ENOSPC);
+        }
+
+        let mut got = [null_mut(); BLOCK_PAGES];
+        // SAFETY: `vdev` is open, and `got` has room for a block's pages.
+        let ret = unsafe {
+            bindings::vfio_pin_pages(
+                self.vdev.as_ptr(),
+                self.iova_of(pages.start),
+                pages.len() as c_int,
+                (bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int,
+                got.as_mut_ptr(),
+            )
+        };
+        if ret < 0 {
+            return to_result(ret);
+        }
+
+        // INVARIANT: `vfio_pin_pages()` pinned the first `ret` of the pages.
+        let pinned = pages.start..pages.start + (ret as usize).min(pages.len());
+        for (page, got) in pinned.clone().zip(got) {
+            self.counts[page] += 1;
+            self.pages[page] = got;
+        }
+        if pinned.len() < pages.len() {
+            self.unpin(pinned);
+            return Err(EFAULT);
+        }
+        Ok(())
+    }
+
+    /// Gives back one pin of each of `pages`, which must all be pinned.
+    fn unpin(&mut self, pages: Range<usize>) {
+        if pages.is_empty() || !self.all_pinned(pages.clone()) {
+            return;
+        }
+
+        // INVARIANT: The pins are given back right here.
+        for count in &mut self.counts[pages.clone()] {
+            *count -= 1;
+        }
+        // SAFETY: By the type invariant the device is open, and `self` owned a pin of each page.
+        unsafe {
+            bindings::vfio_unpin_pages(
+                self.vdev.as_ptr(),
+                self.iova_of(pages.start),
+                pages.len() as c_int,
+            )
+        };
+    }
+
+    /// Gives back all pins of those of `pages` that are pinned. Returns how many there were.
+    fn revoke(&mut self, pages: Range<usize>) -> u64 {
+        let mut pins = 0;
+        let mut page = pages.start;
+        while page < pages.end {
+            let run = self.counts[page..pages.end]
+                .iter()
+                .take_while(|&&count| count > 0)
+                .count();
+            if run == 0 {
+                page += 1;
+            } else {
+                // A page that was pinned more often is still there in the next round.
+                self.unpin(page..page + run);
+                pins += run as u64;
+            }
+        }
+        pins
+    }
+
+    /// Calls `f` with the memory of each of `pages`, up to the first that isn't pinned.
+    #[inline]
+    fn for_each(&self, pages: Range<usize>, mut f: impl FnMut(usize, &PageMemory<'_>)) {
+        for i in pages {
+            if self.counts[i] == 0 {
+                return;
+            }
+            // SAFETY: By the type invariant the page is valid while it is pinned, which it is while
+            // `self` is borrowed.
+            let addr = unsafe { bindings::kmap_local_page(self.pages[i]) };
+            if let Some(ptr) = NonNull::new(addr.cast()) {
+                // INVARIANT: The page is mapped at `ptr` until `kunmap_local()`, and it stays the
+                // user's memory until it is unpinned.
+                f(i, &PageMemory(ptr, PhantomData));
+            }
+            // SAFETY: `addr` was mapped last: whatever `f` mapped it has unmapped, as there is no
+            // way to map a page but this function.
+            unsafe { bindings::kunmap_local(addr) };
+        }
+    }
+}
+
+impl Drop for PinnedPages {
+    fn drop(&mut self) {
+        self.revoke(0..BLOCK_PAGES);
+    }
+}
+
+/// The part of a range of IOVA that lies in one block.
+struct Part {
+    block: u64,
+    pages: Range<usize>,
+}
+
+/// Cuts the pages of `range` at the borders of blocks.
+fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
+    let end = range.end;
+    let mut next = range.start;
+    core::iter::from_fn(move || {
+        if next >= end {
+            return None;
+        }
+        let block = next & !(BLOCK_SIZE - 1);
+        let block_end = block.saturating_add(BLOCK_SIZE);
+        let first = (next - block) as usize >> PAGE_SHIFT;
+        next = end.min(block_end);
+        let last = ((next - block) as usize).div_ceil(PAGE_SIZE);
+        Some(Part {
+            block,
+            pages: first..last,
+        })
+    })
+}
+
+/// All pages that a device keeps pinned.
+///
+/// A page may be pinned several times, it is then unpinned by as many calls.
+///
+/// # Invariants
+///
+/// - Blocks are keyed by their first IOVA, a multiple of [`BLOCK_SIZE`], and none is empty.
+/// - `held` is the sum of the counts of all blocks.
+pub(super) struct PinTable {
+    blocks: RBTree<u64, PinnedPages>,
+    held: u64,
+}
+
+impl PinTable {
+    pub(super) fn new() -> Self {
+        Self {
+            blocks: RBTree::new(),
+            held: 0,
+        }
+    }
+
+    pub(super) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Pins all pages of `range`, or none. Between blocks, a signal ends it with `EINTR`.
+    ///
+    /// # Safety
+    ///
+    /// `vdev` is open, and [`Self::revoke_all`] is called before it is closed. It is the same in
+    /// every call.
+    pub(super) unsafe fn pin(
+        &mut self,
+        vdev: NonNull<bindings::vfio_device>,
+        range: Range<u64>,
+    ) -> Result {
+        for part in parts(&range) {
+            // SAFETY: As the caller promises.
+            if let Err(e) = unsafe { self.pin_part(vdev, &part) } {
+                let done = range.start..range.start.max(part.block);
+                for part in parts(&done) {
+                    self.unpin_part(&part);
+                }
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::pin`].
+    unsafe fn pin_part(&mut self, vdev: NonNull<bindings::vfio_device>, part: &Part) -> Result {
+        if kernel::current!().signal_pending() {
+            return Err(EINTR);
+        }
+        if let Some(block) = self.blocks.get_mut(&part.block) {
+            // SAFETY: As the caller promises.
+            unsafe { block.pin(part.pages.clone())? };
+        } else {
+            let mut block = PinnedPages::new(vdev, part.block)?;
+            // SAFETY: As the caller promises. If the allocation below fails, `block` is dropped.
+            unsafe { block.pin(part.pages.clone())? };
+            let node = RBTreeNode::new(part.block, block, GFP_KERNEL)?;
+            self.blocks.insert(node);
+        }
+        self.held += part.pages.len() as u64;
+        Ok(())
+    }
+
+    fn unpin_part(&mut self, part: &Part) {
+        if let Some(block) = self.blocks.get_mut(&part.block) {
+            block.unpin(part.pages.clone());
+            self.held -= part.pages.len() as u64;
+            if block.is_empty() {
+                self.blocks.remove(&part.block);
+            }
+        }
+    }
+
+    /// Gives back one pin of each page of `range`, or fails with `ENXIO` if one isn't pinned.
+    pub(super) fn unpin(&mut self, range: Range<u64>) -> Result {
+        self.check_pinned(&range)?;
+        for part in parts(&range) {
+            self.unpin_part(&part);
+        }
+        Ok(())
+    }
+
+    /// Gives back all pins of the pages of `range`. Never fails, as `dma_unmap` mustn't.
+    pub(super) fn revoke(&mut self, range: Range<u64>) {
+        let first = range.start & !(BLOCK_SIZE - 1);
+        let mut cursor = self.blocks.cursor_lower_bound_mut(&first);
+        while let Some(mut at) = cursor {
+            let (&iova, block) = at.current_mut();
+            if iova >= range.end {
+                break;
+            }
+            let page = |at: u64| ((at - iova).min(BLOCK_SIZE) as usize) >> PAGE_SHIFT;
+            self.held -= block.revoke(page(range.start.max(iova))..page(range.end));
+            cursor = if block.is_empty() {
+                at.remove_current().0
+            } else {
+                at.move_next()
+            };
+        }
+    }
+
+    /// Gives back all pins.
+    pub(super) fn revoke_all(&mut self) {
+        self.blocks = RBTree::new();
+        self.held = 0;
+    }
+
+    /// Fails with `ENXIO` unless every page that `range` touches is pinned.
+    fn check_pinned(&self, range: &Range<u64>) -> Result {
+        for part in parts(range) {
+            let block = self.blocks.get(&part.block).ok_or(ENXIO)?;
+            if !block.all_pinned(part.pages) {
+                return Err(ENXIO);
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with the memory of every page that `range` touches, and with the part of `range`
+    /// that lies in it, in bytes of the page. Fails with `ENXIO` before any call of `f` if one of
+    /// them isn't pinned.
+    #[inline]
+    pub(super) fn access(
+        &self,
+        range: Range<u64>,
+        mut f: impl FnMut(u64, Range<usize>, &PageMemory<'_>),
+    ) -> Result {
+        self.check_pinned(&range)?;
+        for part in parts(&range) {
+            let block = self.blocks.get(&part.block).ok_or(ENXIO)?;
+            block.for_each(part.pages, |i, memory| {
+                let page = block.iova_of(i);
+                let offset = |at: u64| (at - page).min(PAGE_SIZE as u64) as usize;
+                f(
+                    page,
+                    offset(range.start.max(page))..offset(range.end),
+                    memory,
+                );
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What bindgen reads: the C interfaces that the kernel crate has no bindings for. */
+
+#include <linux/iommu.h>
+#include <linux/mdev.h>
+#include <linux/vfio.h>
+#include <linux/rust_mdev_dma.h>

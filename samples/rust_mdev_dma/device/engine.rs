@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a command does: see the uapi header for operations, errors, and how commands are cut.
+
+use super::{
+    pattern::{words_of, Block, Digest, WORD},
+    MdevDma,
+};
+use crate::{
+    abstractions::vfio::{OpenDevice, PageMemory, BLOCK_PAGES},
+    bindings::{
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_PIN as PIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_READ as READ,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_UNPIN as UNPIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_WRITE as WRITE, RUST_MDEV_DMA_DMA_CHUNK,
+        RUST_MDEV_DMA_PATTERN_BLOCK, RUST_MDEV_DMA_PIN_BATCH,
+    },
+};
+use core::ops::Range;
+use kernel::{page::PAGE_SIZE, prelude::*};
+
+const CHUNK: usize = RUST_MDEV_DMA_DMA_CHUNK as usize;
+
+const _: () = assert!(BLOCK_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
+// What is said of a block of the pattern is used for pages, and the other way round.
+const _: () = assert!(PAGE_SIZE == RUST_MDEV_DMA_PATTERN_BLOCK as usize);
+
+/// The most that a device takes on.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Pins held at once.
+    pub(super) pins: u64,
+    /// Bytes of one command.
+    pub(super) length: u64,
+}
+
+/// A command.
+pub(super) struct Command {
+    pub(super) op: u32,
+    pub(super) iova: u64,
+    pub(super) length: u64,
+    pub(super) seed: u64,
+}
+
+/// How a command ended.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// 0, or an errno.
+    pub(super) status: u32,
+    /// Bytes dealt with.
+    pub(super) count: u64,
+    /// Digest of what was read.
+    pub(super) digest: u64,
+}
+
+/// Runs commands.
+pub(super) struct Engine {
+    limits: Limits,
+    /// What `vfio_dma_rw()` copies from or to: an aligned window of `CHUNK` bytes of IOVA.
+    window: KVVec<u64>,
+}
+
+impl Engine {
+    /// The operations there are: bit n is set for operation n.
+    pub(super) const OPS: u32 =
+        1 << PIN | 1 << UNPIN | 1 << WRITE | 1 << READ | 1 << DMA_WRITE | 1 << DMA_READ;
+
+    pub(super) fn new(limits: Limits) -> Result<Self> {
+        Ok(Self {
+            limits,
+            window: KVVec::from_elem(0, CHUNK / WORD, GFP_KERNEL)?,
+        })
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Runs `command` to its end.
+    pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, command: &Command) -> Outcome {
+        let mut outcome = Outcome::default();
+        if let Err(e) = self.try_run(dev, command, &mut outcome) {
+            outcome.status = e.to_errno().unsigned_abs();
+        }
+        outcome
+    }
+
+    fn try_run(
+        &mut self,
+        dev: &OpenDevice<MdevDma>,
+        command: &Command,
+        outcome: &mut Outcome,
+    ) -> Result {
+        let &Command { op, length, .. } = command;
+        if op >= u32::BITS || Self::OPS & 1 << op == 0 {
+            return Err(EOPNOTSUPP);
+        }
+        let range = self.range(command)?;
+
+        match op {
+            PIN => self.pin(dev, range)?,
+            UNPIN => dev.pins().unpin(whole_pages(range)?)?,
+            WRITE => write(dev, range, command.seed)?,
+            READ => outcome.digest = read(dev, range)?,
+            DMA_WRITE => return self.dma_write(dev, range, command.seed, &mut outcome.count),
+            _ => {
+                outcome.digest = self.dma_read(dev, range, &mut outcome.count)?;
+                return Ok(());
+            }
+        }
+        outcome.count = length;
+        Ok(())
+    }
+
+    /// The range of a command, if it is one.
+    fn range(&self, command: &Command) -> Result<Range<u64>> {
+        let &Command { iova, length, .. } = command;
+        if length == 0 {
+            return Err(EINVAL);
+        }
+        let end = iova.checked_add(length).ok_or(EOVERFLOW)?;
+        if length > self.limits.length {
+            return Err(E2BIG);
+        }
+        Ok(iova..end)
+    }
+
+    fn pin(&self, dev: &OpenDevice<MdevDma>, range: Range<u64>) -> Result {
+        let range = whole_pages(range)?;
+        let pages = (range.end - range.start) / PAGE_SIZE as u64;
+        let mut pins = dev.pins();
+        if pages > self.limits.pins.saturating_sub(pins.held()) {
+            return Err(ENOSPC);
+        }
+        pins.pin(range)
+    }
+
+    fn dma_write(
+        &mut self,
+        dev: &OpenDevice<MdevDma>,
+        range: Range<u64>,
+        seed: u64,
+        count: &mut u64,
+    ) -> Result {
+        for (window, bytes) in windows(range) {
+            check_signal()?;
+            for (page, bytes) in pages(&bytes) {
+                let block = Block::of(seed, window + page as u64);
+                let words = &mut self.window[page / WORD..(page + PAGE_SIZE) / WORD];
+                for i in words_of(&bytes) {
+                    words[i] = block.word(i).to_le();
+                }
+            }
+            dev.dma_write(
+                window + bytes.start as u64,
+                &self.window.as_bytes()[bytes.clone()],
+            )?;
+            *count += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn dma_read(
+        &mut self,
+        dev: &OpenDevice<MdevDma>,
+        range: Range<u64>,
+        count: &mut u64,
+    ) -> Result<u64> {
+        let mut digest = Digest::new();
+        for (window, bytes) in windows(range) {
+            check_signal()?;
+            let data = &mut self.window.as_mut_bytes()[bytes.clone()];
+            dev.dma_read(window + bytes.start as u64, data)?;
+            for i in words_of(&bytes) {
+                digest.add(&bytes, i, u64::from_le(self.window[i]));
+            }
+            *count += bytes.len() as u64;
+        }
+        Ok(digest.value())
+    }
+}
+
+/// Refuses ranges of parts of pages.
+fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
+    if (range.start | range.end) % PAGE_SIZE as u64 != 0 {
+        return Err(EINVAL);
+    }
+    Ok(range)
+}
+
+/// A long command ends at a signal, so that its process can be killed.
+fn check_signal() -> Result {
+    if kernel::current!().signal_pending() {
+        return Err(EINTR);
+    }
+    Ok(())
+}
+
+/// Cuts `range` at multiples of `size`: where each piece's unit begins, and its bytes there.
+fn cut(range: Range<u64>, size: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let mut next = range.start;
+    core::iter::from_fn(move || {
+        if next >= range.end {
+            return None;
+        }
+        let unit = next - next % size;
+        let first = (next - unit) as usize;
+        let last = (range.end - unit).min(size) as usize;
+        next = unit.saturating_add(size);
+        Some((unit, first..last))
+    })
+}
+
+/// Cuts a range of IOVA into the parts that one `vfio_dma_rw()` copies.
+fn windows(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+    cut(range, CHUNK as u64)
+}
+
+/// Cuts bytes of a window into those of its pages.
+fn pages(bytes: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let bytes = bytes.start as u64..bytes.end as u64;
+    cut(bytes, PAGE_SIZE as u64).map(|(page, bytes)| (page as usize, bytes))
+}
+
+/// Writes the pattern of `seed` through pinned pages.
+fn write(dev: &OpenDevice<MdevDma>, range: Range<u64>, seed: u64) -> Result {
+    dev.pins().access(range, |page, bytes, memory| {
+        write_page(memory, bytes, Block::of(seed, page));
+    })
+}
+
+/// Writes `bytes` of a page: its whole words as such, the others byte by byte.
+fn write_page(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
+    let words = bytes.start.div_ceil(WORD)..bytes.end / WORD;
+    let head = bytes.start..bytes.end.min(words.start * WORD);
+    let tail = head.end.max(words.end * WORD)..bytes.end;
+
+    memory.write_bytes(head, |i| block.byte(i));
+    memory.write_words(words, |i| block.word(i));
+    memory.write_bytes(tail, |i| block.byte(i));
+}
+
+/// Reads through pinned pages, returns the digest.
+fn read(dev: &OpenDevice<MdevDma>, range: Range<u64>) -> Result<u64> {
+    let mut digest = Digest::new();
+    dev.pins().access(range, |_page, bytes, memory| {
+        memory.read_words(words_of(&bytes), |i, word| digest.add(&bytes, i, word));
+    })?;
+    Ok(digest.value())
+}

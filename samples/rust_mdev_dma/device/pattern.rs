@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the device writes, and the digest of what it reads: see the uapi header.
+
+use crate::bindings::{
+    RUST_MDEV_DMA_DIGEST_INIT, RUST_MDEV_DMA_DIGEST_MUL as DIGEST_MUL,
+    RUST_MDEV_DMA_PATTERN_BLOCK as BLOCK_SIZE, RUST_MDEV_DMA_PATTERN_MIX_1,
+    RUST_MDEV_DMA_PATTERN_MIX_2, RUST_MDEV_DMA_PATTERN_STEP, RUST_MDEV_DMA_PATTERN_WORD_STEP,
+};
+use core::ops::Range;
+
+// bindgen takes constants for signed that don't fit an `i64`.
+const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
+const MIX_1: u64 = RUST_MDEV_DMA_PATTERN_MIX_1 as u64;
+const MIX_2: u64 = RUST_MDEV_DMA_PATTERN_MIX_2 as u64;
+const WORD_STEP: u64 = RUST_MDEV_DMA_PATTERN_WORD_STEP as u64;
+const DIGEST_INIT: u64 = RUST_MDEV_DMA_DIGEST_INIT as u64;
+
+/// Bytes of a word, the unit of pattern and digest.
+pub(super) const WORD: usize = size_of::<u64>();
+
+/// The words that `bytes` touches.
+pub(super) fn words_of(bytes: &Range<usize>) -> Range<usize> {
+    bytes.start / WORD..bytes.end.div_ceil(WORD)
+}
+
+/// The pattern of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    first_word: u64,
+}
+
+impl Block {
+    /// The block that `iova` lies in.
+    pub(super) fn of(seed: u64, iova: u64) -> Self {
+        let z = seed.wrapping_add((iova / u64::from(BLOCK_SIZE)).wrapping_mul(STEP));
+        let z = (z ^ (z >> 30)).wrapping_mul(MIX_1);
+        let z = (z ^ (z >> 27)).wrapping_mul(MIX_2);
+        Self {
+            first_word: z ^ (z >> 31),
+        }
+    }
+
+    /// Word `i` of the block.
+    #[inline]
+    pub(super) fn word(self, i: usize) -> u64 {
+        self.first_word
+            .wrapping_add((i as u64).wrapping_mul(WORD_STEP))
+    }
+
+    /// Byte `i` of the block.
+    pub(super) fn byte(self, i: usize) -> u8 {
+        self.word(i / WORD).to_le_bytes()[i % WORD]
+    }
+}
+
+/// A digest in the making.
+pub(super) struct Digest(u64);
+
+impl Digest {
+    pub(super) fn new() -> Self {
+        Self(DIGEST_INIT)
+    }
+
+    /// Adds a word: the `i`th of a page, of which `bytes` are in the range.
+    #[inline]
+    pub(super) fn add(&mut self, bytes: &Range<usize>, i: usize, word: u64) {
+        let (start, end) = (i * WORD, (i + 1) * WORD);
+        let mut word = word;
+        if start < bytes.start {
+            word &= u64::MAX << (8 * (bytes.start - start));
+        }
+        if end > bytes.end {
+            word &= u64::MAX >> (8 * (end - bytes.end));
+        }
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(DIGEST_MUL);
+    }
+
+    pub(super) fn value(&self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Rust mediated device sample: a PCI function that does DMA when told to.
+//!
+//! It pins and writes the user's memory as a vendor driver's virtual device does, so that VFIO's
+//! account of dirty pages has something to count. Its programming interface is in
+//! `include/uapi/linux/rust_mdev_dma.h`.
+
+use abstractions::{class::VirtualDevice, mdev, vfio};
+use device::MdevDma;
+use kernel::{device::Bound, prelude::*};
+
+mod abstractions {
+    //! Safe interfaces to what the `kernel` crate lacks. They know nothing of this driver.
+
+    pub(crate) mod class;
+    pub(crate) mod mdev;
+    pub(crate) mod vfio;
+}
+mod bindings;
+mod device;
+
+module! {
+    type: RustMdevDma,
+    name: "rust_mdev_dma",
+    authors: ["rust-mdev-dma developers"],
+    description: "Rust mediated device sample that does DMA on command",
+    license: "GPL",
+    params: {
+        max_instances: u32 {
+            default: 16,
+            description: "Devices that may exist at once",
+        },
+        max_pins: u64 {
+            default: 65536,
+            description: "Pins that a device may hold at once, which bounds the memory it takes too",
+        },
+        max_length: u64 {
+            default: 268435456,
+            description: "Bytes that a command may deal with",
+        },
+    },
+}
+
+/// Name of the module, the driver, and the parent device.
+const NAME: &CStr = c"rust_mdev_dma";
+
+/// The driver of the mediated devices: makes VFIO devices of them.
+struct MdevDriver;
+
+impl mdev::Driver for MdevDriver {
+    const NAME: &'static CStr = NAME;
+    const DEVICE_API: &'static CStr = c"vfio-pci";
+    const TYPES: &'static [mdev::Type] = &[mdev::Type {
+        sysfs_name: c"dma",
+        pretty_name: c"DMA on command",
+    }];
+
+    type Data<'bound> = vfio::Registration<'bound, MdevDma>;
+
+    fn probe<'bound>(
+        dev: &'bound mdev::Device<Bound>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        vfio::Registration::new(dev.as_ref())
+    }
+}
+
+struct RustMdevDma {
+    // Dropped in this order: devices, then their parent.
+    _registration: mdev::Registration<MdevDriver>,
+    _parent: VirtualDevice,
+}
+
+impl kernel::Module for RustMdevDma {
+    fn init(module: &'static ThisModule) -> Result<Self> {
+        let parent = VirtualDevice::new(NAME)?;
+        let max_instances = module_parameters::max_instances.value();
+        Ok(Self {
+            _registration: mdev::Registration::new(parent.as_ref(), module, max_instances)?,
+            _parent: parent,
+        })
+    }
+}
