@@ -6,9 +6,9 @@
 //! account of dirty pages has something to count. Its programming interface is in
 //! `include/uapi/linux/rust_mdev_dma.h`.
 
-use abstractions::{class::VirtualDevice, mdev, vfio};
+use abstractions::{class::VirtualDevice, mdev};
 use device::MdevDma;
-use kernel::{device::Bound, prelude::*};
+use kernel::prelude::*;
 
 mod abstractions {
     //! Safe interfaces to what the `kernel` crate lacks. They know nothing of this driver.
@@ -45,7 +45,7 @@ module! {
 /// Name of the module, the driver, and the parent device.
 const NAME: &CStr = c"rust_mdev_dma";
 
-/// The driver of the mediated devices: makes VFIO devices of them.
+/// The driver of the mediated devices.
 struct MdevDriver;
 
 impl mdev::Driver for MdevDriver {
@@ -56,13 +56,7 @@ impl mdev::Driver for MdevDriver {
         pretty_name: c"DMA on command",
     }];
 
-    type Data<'bound> = vfio::Registration<'bound, MdevDma>;
-
-    fn probe<'bound>(
-        dev: &'bound mdev::Device<Bound>,
-    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        vfio::Registration::new(dev.as_ref())
-    }
+    type Operations = MdevDma;
 }
 
 struct RustMdevDma {

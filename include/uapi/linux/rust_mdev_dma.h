@@ -72,17 +72,24 @@ enum rust_mdev_dma_op {
 };
 
 /*
- * STATUS after a command. What the IOMMU driver answers is passed on as it is
- * (EINVAL: not mapped; EPERM: mapping lacks the permission; EFAULT: the process
- * has no memory there; ENOMEM: RLIMIT_MEMLOCK or no memory). The device's own:
+ * STATUS after a command. The device's own errors, in the order it looks for them:
  *
- *	EINVAL		LENGTH is 0; PIN or UNPIN of parts of pages
- *	EOVERFLOW	IOVA + LENGTH passes the end of the address space
- *	E2BIG		LENGTH is more than MAX_LENGTH
- *	ENOSPC		PIN would take more than MAX_PINS, or a page's count too high
- *	ENXIO		a page of the range isn't pinned (UNPIN, WRITE, READ)
  *	EOPNOTSUPP	no such operation
- *	EINTR		a signal came in between two batches
+ *	EINVAL		LENGTH is 0
+ *	EOVERFLOW	IOVA + LENGTH is 2^64 or more
+ *	E2BIG		LENGTH is more than MAX_LENGTH
+ *	EINVAL		PIN or UNPIN of parts of pages
+ *	ENOSPC		PIN would take more pins than MAX_PINS, or than one page can have
+ *	ENXIO		UNPIN, WRITE or READ of a page that isn't pinned
+ *	EINTR		PIN, DMA_WRITE or DMA_READ met a signal between two batches
+ *
+ * What the IOMMU driver answers to PIN, DMA_WRITE and DMA_READ is passed on:
+ *
+ *	EINVAL		not mapped
+ *	EPERM		mapped without the permission: PIN and DMA_WRITE want to read
+ *			and write, DMA_READ wants to read
+ *	EFAULT		the process has no memory there
+ *	ENOMEM		over RLIMIT_MEMLOCK, or no memory
  *
  * COUNT is LENGTH after success. After a failure it is 0, but for DMA_WRITE and
  * DMA_READ, which stop at the first vfio_dma_rw() that fails: bytes before it.

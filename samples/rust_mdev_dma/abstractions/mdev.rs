@@ -3,38 +3,21 @@
 //! Abstractions for mediated devices.
 //!
 //! A parent device offers types of mediated devices in sysfs; writing a UUID to a type's `create`
-//! file makes a device of it, which the [`Driver`] that was registered with the parent is bound to.
+//! file makes a device of it, which the [`Driver`] that was registered with the parent makes a VFIO
+//! device of.
 //!
 //! C header: [`include/linux/mdev.h`](srctree/include/linux/mdev.h)
 
+use super::vfio;
 use crate::bindings;
 use core::marker::PhantomData;
 use kernel::{
-    device::{self, Bound},
+    device,
     error::{from_result, to_result},
     prelude::*,
     sync::aref::ARef,
     types::{ForeignOwnable, Opaque},
 };
-
-/// A mediated device.
-///
-/// # Invariants
-///
-/// The wrapped `struct mdev_device` is valid.
-#[repr(transparent)]
-pub(crate) struct Device<Ctx: device::DeviceContext = device::Normal>(
-    Opaque<bindings::mdev_device>,
-    PhantomData<Ctx>,
-);
-
-impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
-    fn as_ref(&self) -> &device::Device<Ctx> {
-        // SAFETY: By the type invariant, `self.0` is a valid `struct mdev_device`, and so is the
-        // `struct device` embedded in it, for at least as long as `self` is borrowed.
-        unsafe { device::Device::from_raw(&raw mut (*self.0.get()).dev) }
-    }
-}
 
 /// A type of mediated device that a parent offers.
 pub(crate) struct Type {
@@ -56,16 +39,8 @@ pub(crate) trait Driver: Sized + 'static {
     /// The types that the parent offers.
     const TYPES: &'static [Type];
 
-    /// What the driver keeps for a device as long as it is bound to it.
-    type Data<'bound>: Send + 'bound;
-
-    /// Binds to a device that was just created.
-    ///
-    /// Returns the initializer of the driver's data, which is dropped when the device is removed:
-    /// in the context of the `write` to its `remove` file, or of the parent's unregistration.
-    fn probe<'bound>(
-        dev: &'bound Device<Bound>,
-    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound;
+    /// What the devices do.
+    type Operations: vfio::Operations;
 }
 
 /// The C structures of a [`Registration`], which must not move.
@@ -175,14 +150,16 @@ impl<T: Driver> Registration<T> {
     ///
     /// Called by the mdev core only, with a device that is being bound to the driver.
     unsafe extern "C" fn probe_callback(mdev: *mut bindings::mdev_device) -> c_int {
-        // SAFETY: The mdev core passes a valid device, and `Device` is a transparent wrapper. It is
-        // bound from here on until `remove_callback` returns, which drops what `T::probe` returns.
-        let dev = unsafe { &*mdev.cast::<Device<Bound>>() };
+        // SAFETY: The mdev core passes a valid device.
+        let dev = unsafe { &raw mut (*mdev).dev };
 
         from_result(|| {
-            let data = KBox::pin_init(T::probe(dev), GFP_KERNEL)?;
-            // SAFETY: `mdev` is valid, and until it is bound nobody else uses its driver data.
-            unsafe { bindings::dev_set_drvdata(&raw mut (*mdev).dev, data.into_foreign().cast()) };
+            // SAFETY: `dev` stays bound until `remove_callback` returns, which drops this.
+            let vfio = unsafe { vfio::Registration::<T::Operations>::new(dev)? };
+            let vfio = KBox::new(vfio, GFP_KERNEL)?;
+            // SAFETY: `dev` is valid, and the driver data of a device that is being bound is its
+            // driver's to set.
+            unsafe { bindings::dev_set_drvdata(dev, vfio.into_foreign()) };
             Ok(0)
         })
     }
@@ -191,11 +168,11 @@ impl<T: Driver> Registration<T> {
     ///
     /// Called by the mdev core only, with a device that `probe_callback` succeeded on.
     unsafe extern "C" fn remove_callback(mdev: *mut bindings::mdev_device) {
-        // SAFETY: `mdev` is valid.
-        let data = unsafe { bindings::dev_get_drvdata(&raw mut (*mdev).dev) };
+        // SAFETY: The mdev core passes a valid device.
+        let vfio = unsafe { bindings::dev_get_drvdata(&raw mut (*mdev).dev) };
 
-        // SAFETY: The driver data is what `probe_callback` set, and the device is removed once.
-        drop(unsafe { Pin::<KBox<T::Data<'_>>>::from_foreign(data.cast()) });
+        // SAFETY: This is what `probe_callback` set, and a device is removed once.
+        drop(unsafe { KBox::<vfio::Registration<T::Operations>>::from_foreign(vfio) });
     }
 }
 

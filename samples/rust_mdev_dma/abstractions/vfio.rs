@@ -14,7 +14,6 @@ use core::{
     ptr::NonNull,
 };
 use kernel::{
-    device::{self, Bound},
     error::{from_err_ptr, from_result, to_result},
     ioctl::_IO,
     new_mutex,
@@ -279,38 +278,39 @@ impl<T: Operations> Pins<'_, T> {
     }
 }
 
-/// The registration of a VFIO device.
+/// The registration of a VFIO device, for the abstraction of the bus that the device is on.
 ///
 /// Dropping it waits until nobody has the device open any more.
 ///
 /// # Invariants
 ///
-/// `dev` is registered, and this owns a reference to it.
-pub(crate) struct Registration<'bound, T: Operations> {
-    dev: NonNull<Device<T>>,
-    _bound: PhantomData<&'bound device::Device<Bound>>,
-}
+/// `self.0` is registered, and this owns a reference to it.
+pub(super) struct Registration<T: Operations>(NonNull<Device<T>>);
 
 // SAFETY: `Device` is `Send` and `Sync`, and may be unregistered from any thread.
-unsafe impl<T: Operations> Send for Registration<'_, T> {}
+unsafe impl<T: Operations> Send for Registration<T> {}
 
-impl<'bound, T: Operations> Registration<'bound, T> {
+impl<T: Operations> Registration<T> {
     /// Makes a VFIO device of `parent`, which the user may open from now on.
-    pub(crate) fn new(parent: &'bound device::Device<Bound>) -> Result<Self> {
-        const_assert_layout::<T>();
+    ///
+    /// # Safety
+    ///
+    /// `parent` is valid and bound to a driver, whose owner is the module that `T` is in, and stays
+    /// so until the registration was dropped.
+    pub(super) unsafe fn new(parent: *mut bindings::device) -> Result<Self> {
+        const {
+            assert!(core::mem::offset_of!(Device<T>, vdev) == 0);
+            assert!(align_of::<Device<T>>() <= align_of::<u64>());
+        }
 
-        // SAFETY: `parent` is bound and stays so for longer than the registration exists. The size
-        // is that of a `Device<T>`, whose alignment is no more than an allocation has, and whose
-        // first field is a `struct vfio_device`. `init_callback` initialises the others.
+        // SAFETY: The caller promises a device to be the parent of this one. The size is that of a
+        // `Device<T>`, whose alignment is no more than that of any allocation, and whose first field
+        // is a `struct vfio_device`. `init_callback` initialises the others.
         let vdev = from_err_ptr(unsafe {
-            bindings::_vfio_alloc_device(
-                size_of::<Device<T>>(),
-                core::ptr::from_ref(parent).cast_mut().cast(),
-                &VTable::<T>::VTABLE,
-            )
+            bindings::_vfio_alloc_device(size_of::<Device<T>>(), parent, &VTable::<T>::VTABLE)
         })?;
 
-        // SAFETY: The device was just made, and not registered yet.
+        // SAFETY: The device was just made, and is not registered yet.
         if let Err(e) = to_result(unsafe { bindings::vfio_register_emulated_iommu_dev(vdev) }) {
             // SAFETY: This is the only reference.
             unsafe { bindings::put_device(&raw mut (*vdev).device) };
@@ -318,30 +318,19 @@ impl<'bound, T: Operations> Registration<'bound, T> {
         }
 
         // INVARIANT: The device was just registered; the reference is the one it was made with.
-        Ok(Self {
-            dev: NonNull::new(vdev.cast()).ok_or(ENOMEM)?,
-            _bound: PhantomData,
-        })
+        Ok(Self(NonNull::new(vdev.cast()).ok_or(ENOMEM)?))
     }
 }
 
-impl<T: Operations> Drop for Registration<'_, T> {
+impl<T: Operations> Drop for Registration<T> {
     fn drop(&mut self) {
-        let vdev: *mut bindings::vfio_device = self.dev.as_ptr().cast();
+        let vdev: *mut bindings::vfio_device = self.0.as_ptr().cast();
 
         // SAFETY: By the type invariant the device is registered.
         unsafe { bindings::vfio_unregister_group_dev(vdev) };
 
         // SAFETY: By the type invariant this owns a reference.
         unsafe { bindings::put_device(&raw mut (*vdev).device) };
-    }
-}
-
-/// What `_vfio_alloc_device()` asks of a `Device<T>`, checked when compiling.
-const fn const_assert_layout<T: Operations>() {
-    const {
-        assert!(core::mem::offset_of!(Device<T>, vdev) == 0);
-        assert!(align_of::<Device<T>>() <= align_of::<u64>());
     }
 }
 
