@@ -201,8 +201,8 @@ impl PinnedPages {
                 // user's memory until it is unpinned.
                 f(i, &PageMemory(ptr, PhantomData));
             }
-            // SAFETY: `addr` was mapped last: whatever `f` mapped it has unmapped, as there is no
-            // way to map a page but this function.
+            // SAFETY: `addr` was mapped last: whatever `f` mapped it has unmapped, as all safe ways
+            // to map a page take a closure, like this one.
             unsafe { bindings::kunmap_local(addr) };
         }
     }
