@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The one place to start everything from; what happens is in tools/vm.
+
+# Every recipe dies with make, whatever ended it.
+vm := @setpriv --pdeathsig KILL -- tools/vm
+
+export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR RUSTC BINDGEN
+
+.DEFAULT_GOAL := help
+.PHONY: help run test module tool shell boot-soak clean clean-cache
+
+help:
+	@echo 'Dirty pages of a mediated device, checked on a stock kernel in a VM.'
+	@echo
+	@echo '  make run          build all, boot the VM, run the scenarios'
+	@echo '  make test         formatting, lints and unit tests, then make run'
+	@echo '  make shell        the VM with the device loaded, and a prompt'
+	@echo '  make module       build rust_mdev_dma.ko for the VM, or for KDIR'
+	@echo '  make tool         build dirtyscope'
+	@echo '  make boot-soak    boot N times and count'
+	@echo '  make clean        remove build/'
+	@echo '  make clean-cache  remove the build room and the kernel; the next run'
+	@echo '                    takes the newest trixie-backports has'
+	@echo
+	@echo 'Variables:'
+	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
+	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module;'
+	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
+	@echo '  CACHE=...    where prepared things are kept (about 5 GB), default'
+	@echo '               $${XDG_CACHE_HOME:-~/.cache}/rust-mdev-dma'
+	@echo '  MIRROR=...   Debian mirror, default: the one this host uses'
+	@echo '  ACCEL=kvm    run the VM on KVM, default: tcg'
+	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
+	@echo '  N=...        boots of make boot-soak, default: 100'
+
+run:
+	$(vm)/run
+
+test:
+	$(vm)/check
+
+module:
+	$(vm)/module
+
+tool:
+	$(vm)/tool
+
+shell:
+	$(vm)/shell
+
+N ?= 100
+boot-soak:
+	$(vm)/soak '$(N)'
+
+clean:
+	rm -rf build
+
+clean-cache:
+	$(vm)/clean-cache
