@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::Errno;
+use std::{collections::BTreeMap, ops::Range};
+
+/// What a device takes on, and how it cuts its commands. The limits are read from its registers, the
+/// cuts are constants of `include/uapi/linux/rust_mdev_dma.h`.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Pins held at once.
+    pub max_pins: u64,
+    /// Bytes of one command.
+    pub max_length: u64,
+    /// One `vfio_pin_pages()` stays inside an aligned block of so many bytes.
+    pub pin_batch: u64,
+    /// One `vfio_dma_rw()` stays inside an aligned block of so many bytes.
+    pub dma_chunk: u64,
+}
+
+/// The operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Pins whole pages, for reading and writing.
+    Pin,
+    /// Gives back one pin of each page.
+    Unpin,
+    /// Writes the pattern through pinned pages.
+    Write,
+    /// Reads through pinned pages.
+    Read,
+    /// Writes the pattern by `vfio_dma_rw()`.
+    DmaWrite,
+    /// Reads by `vfio_dma_rw()`.
+    DmaRead,
+}
+
+/// A command: an operation over the bytes `[iova, iova + length)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// `None` stands for any number that is no operation.
+    pub op: Option<Op>,
+    /// First byte.
+    pub iova: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// How a command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What STATUS must say.
+    pub status: Result<(), Errno>,
+    /// What COUNT must say.
+    pub count: u64,
+    /// Bytes from IOVA on that were transferred. More than `count` if a `vfio_dma_rw()` failed
+    /// behind its first mapping, else the same; 0 for PIN and UNPIN.
+    pub transferred: u64,
+}
+
+/// A device's pins: how many of which page, by IOVA.
+pub(crate) struct Device {
+    pub(crate) limits: Limits,
+    pins: BTreeMap<u64, u32>,
+    held: u64,
+}
+
+impl Device {
+    /// Pins that one page can have: the driver counts them in 16 bits.
+    const MAX_PINS_OF_PAGE: u32 = u16::MAX as u32;
+
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, pins: BTreeMap::new(), held: 0 }
+    }
+
+    /// The range of a command, if it is one.
+    pub(crate) fn check_range(&self, command: &Command) -> Result<Range<u64>, Errno> {
+        if command.length == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let end = command.iova.checked_add(command.length).ok_or(Errno::EOVERFLOW)?;
+        if command.length > self.limits.max_length {
+            return Err(Errno::E2BIG);
+        }
+        Ok(command.iova..end)
+    }
+
+    pub(crate) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// The pinned pages in `range`.
+    pub(crate) fn pinned(&self, range: Range<u64>) -> impl Iterator<Item = u64> {
+        self.pins.range(range).map(|(&page, _)| page)
+    }
+
+    pub(crate) fn all_pinned(&self, mut pages: impl Iterator<Item = u64>) -> bool {
+        pages.all(|page| self.pins.contains_key(&page))
+    }
+
+    /// Whether `page` can be pinned once more.
+    pub(crate) fn has_room_for(&self, page: u64) -> bool {
+        self.pins.get(&page).is_none_or(|&count| count < Self::MAX_PINS_OF_PAGE)
+    }
+
+    pub(crate) fn pin(&mut self, page: u64) {
+        *self.pins.entry(page).or_insert(0) += 1;
+        self.held += 1;
+    }
+
+    /// Gives back one pin of `page`, which is pinned.
+    pub(crate) fn unpin(&mut self, page: u64) {
+        if let Some(count) = self.pins.get_mut(&page) {
+            *count -= 1;
+            self.held -= 1;
+            if *count == 0 {
+                self.pins.remove(&page);
+            }
+        }
+    }
+
+    /// Gives back all pins of the pages in `range`.
+    pub(crate) fn revoke(&mut self, range: Range<u64>) {
+        let held = &mut self.held;
+        self.pins.retain(|page, count| {
+            let kept = !range.contains(page);
+            if !kept {
+                *held -= u64::from(*count);
+            }
+            kept
+        });
+    }
+
+    pub(crate) fn revoke_all(&mut self) {
+        self.pins.clear();
+        self.held = 0;
+    }
+}
+
+/// Cuts `range` at multiples of `size`.
+pub(crate) fn cut(range: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut next = range.start;
+    std::iter::from_fn(move || {
+        if next >= range.end {
+            return None;
+        }
+        let start = next;
+        next = (start - start % size).saturating_add(size).min(range.end);
+        Some(start..next)
+    })
+}
+
+/// The pages that `range` touches, by their first byte.
+pub(crate) fn pages(range: Range<u64>, page_size: u64) -> impl Iterator<Item = u64> {
+    cut(range, page_size).map(move |part| part.start - part.start % page_size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cut_is_aligned_and_complete() {
+        let parts: Vec<_> = cut(10..25, 8).collect();
+        assert_eq!(parts, [10..16, 16..24, 24..25]);
+        assert_eq!(cut(8..8, 8).count(), 0);
+        assert_eq!(cut(u64::MAX - 3..u64::MAX, 8).count(), 1);
+    }
+
+    #[test]
+    fn pages_of_bytes() {
+        let touched: Vec<_> = pages(0x1fff..0x3001, 0x1000).collect();
+        assert_eq!(touched, [0x1000, 0x2000, 0x3000]);
+    }
+}
