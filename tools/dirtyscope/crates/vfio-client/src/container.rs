@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::{DeviceNode, Error, Group, Memory, Result, group, sys};
+use rustix::io::Errno;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use vfio_bindings::bindings::vfio::{
+    VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_UNMAP_FLAG_ALL,
+    VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_DMA_UNMAP_FLAG_VADDR,
+    VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
+    VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
+    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU, vfio_bitmap,
+    vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+};
+
+/// The largest bitmap that type1 takes, in words; see `DIRTY_BITMAP_SIZE_MAX` there.
+const BITMAP_WORDS_MAX: u64 = 1 << 25;
+
+/// Bytes for the capabilities of `VFIO_IOMMU_GET_INFO`.
+const CAPS_SIZE: usize = 4072;
+
+/// The arguments of `VFIO_IOMMU_MAP_DMA`.
+#[derive(Clone, Copy, Debug)]
+pub struct MapArgs<'a> {
+    /// What to map, from byte `offset` on. There are `size` bytes.
+    pub memory: &'a Arc<Memory>,
+    /// See `memory`.
+    pub offset: usize,
+    /// Where devices shall see it.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// `VFIO_DMA_MAP_FLAG_*`
+    pub flags: u32,
+    /// Bytes of the structure that the kernel is told of, or `None` for as many as it has.
+    pub argsz: Option<u32>,
+}
+
+/// The arguments of `VFIO_IOMMU_UNMAP_DMA`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UnmapArgs {
+    /// First byte.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// `VFIO_DMA_UNMAP_FLAG_*`. With `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`, see
+    /// [`Container::unmap_dirty`].
+    pub flags: u32,
+    /// As in [`MapArgs`].
+    pub argsz: Option<u32>,
+}
+
+/// What the kernel is told of a buffer for a bitmap: `struct vfio_bitmap` without the pointer.
+#[derive(Clone, Copy, Debug)]
+pub struct BitmapArgs {
+    /// Bytes of a page, one bit each.
+    pub pgsize: u64,
+    /// Bytes of the buffer.
+    pub size: u64,
+}
+
+/// What `VFIO_IOMMU_GET_INFO` says.
+#[derive(Clone, Debug, Default)]
+pub struct IommuInfo {
+    /// The supported page sizes, one bit each: bit 12 is 4 KiB.
+    pub pgsizes: u64,
+    /// The capability `VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION`.
+    pub migration: Option<MigrationInfo>,
+    /// The capability `VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL`: how many more mappings there may be.
+    pub dma_avail: Option<u32>,
+}
+
+/// The capability `VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MigrationInfo {
+    /// The page sizes of bitmaps, one bit each.
+    pub pgsize_bitmap: u64,
+    /// The largest bitmap in bytes.
+    pub max_dirty_bitmap_size: u64,
+}
+
+/// A container with at least one group, and type1 v2 as its IOMMU driver.
+///
+/// Shared by its devices; it ends with the last of them.
+///
+/// # Invariants
+///
+/// `mapped` has a share of all memory that the kernel may have mapped. It is dropped after `groups`
+/// and `file` were closed; the IOMMU driver, with all mappings, goes with the last group.
+#[derive(Debug)]
+pub struct Container {
+    groups: Mutex<Vec<Group>>,
+    file: File,
+    /// By IOVA. What the kernel let us map there is the only mapping there, so an older one of the
+    /// same IOVA is gone.
+    mapped: Mutex<BTreeMap<u64, (u64, Arc<Memory>)>>,
+}
+
+impl Container {
+    /// Opens `/dev/vfio/vfio`, puts `group` in, and makes type1 v2 its IOMMU driver.
+    pub fn new(group: Group) -> Result<Arc<Self>> {
+        const PATH: &str = "/dev/vfio/vfio";
+        let file = group::open(PATH).map_err(|errno| {
+            let hint = match errno {
+                Errno::NOENT | Errno::NODEV | Errno::NXIO => "modprobe -a vfio vfio_iommu_type1",
+                Errno::ACCESS | Errno::PERM => "run as root",
+                _ => "",
+            };
+            Error::new(format!("open {PATH}"), errno).hint(hint)
+        })?;
+        let this = Self { groups: Mutex::default(), file, mapped: Mutex::default() };
+        this.check_type1()?;
+        this.attach(group)?;
+
+        // SAFETY: The argument is a number.
+        unsafe { sys::ioctl_value(&this.file, sys::SET_IOMMU, VFIO_TYPE1v2_IOMMU as usize) }
+            .map_err(|e| Error::new("VFIO_SET_IOMMU to VFIO_TYPE1v2_IOMMU", e))?;
+        Ok(Arc::new(this))
+    }
+
+    /// Puts another group into the container.
+    pub fn attach(&self, group: Group) -> Result<()> {
+        group.set_container(self.file.as_fd())?;
+        lock(&self.groups).push(group);
+        Ok(())
+    }
+
+    /// Opens a device of one of the container's groups.
+    pub(crate) fn open_device(&self, node: &DeviceNode) -> Result<File> {
+        let groups = lock(&self.groups);
+        let group = groups.iter().find(|group| group.number() == node.group);
+        group
+            .ok_or_else(|| Error::other(format!("group {} isn't in the container", node.group)))?
+            .device(&node.name)
+    }
+
+    fn check_type1(&self) -> Result<()> {
+        // SAFETY: There is no argument.
+        let version = unsafe { sys::ioctl_value(&self.file, sys::GET_API_VERSION, 0) }
+            .map_err(|e| Error::new("VFIO_GET_API_VERSION", e))?;
+        if version != VFIO_API_VERSION as i32 {
+            return Err(Error::other(format!("VFIO's API has version {version}, not 0")));
+        }
+        if self.check_extension(VFIO_TYPE1v2_IOMMU)? == 0 {
+            return Err(Error::other("VFIO_CHECK_EXTENSION: no VFIO_TYPE1v2_IOMMU")
+                .hint("modprobe vfio_iommu_type1"));
+        }
+        Ok(())
+    }
+
+    /// `VFIO_CHECK_EXTENSION`. Returns 0 if the kernel lacks it.
+    pub fn check_extension(&self, extension: u32) -> Result<i32> {
+        // SAFETY: The argument is a number.
+        unsafe { sys::ioctl_value(&self.file, sys::CHECK_EXTENSION, extension as usize) }
+            .map_err(|e| Error::new(format!("VFIO_CHECK_EXTENSION {extension}"), e))
+    }
+
+    /// `VFIO_IOMMU_GET_INFO`, with all capabilities.
+    pub fn info(&self) -> Result<IommuInfo> {
+        self.info_of(size_of::<InfoBuffer>() as u32)
+    }
+
+    /// `VFIO_IOMMU_GET_INFO` with any `argsz` up to 4096.
+    pub fn info_of(&self, argsz: u32) -> Result<IommuInfo> {
+        let mut buffer = InfoBuffer {
+            info: vfio_iommu_type1_info { argsz, ..Default::default() },
+            caps: [0; CAPS_SIZE],
+        };
+        assert!(argsz as usize <= size_of_val(&buffer), "argsz {argsz}");
+        // SAFETY: The kernel fills in no more than `argsz` bytes, there are no pointers.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_GET_INFO, &mut buffer) }
+            .map_err(|e| Error::new(format!("VFIO_IOMMU_GET_INFO with argsz {argsz}"), e))?;
+        Ok(buffer.parse())
+    }
+
+    /// `VFIO_IOMMU_MAP_DMA`. Panics if the memory isn't as large as it says.
+    pub fn map(&self, args: &MapArgs<'_>) -> Result<()> {
+        let &MapArgs { memory, offset, iova, size, flags, argsz } = args;
+        let inside = memory.len().checked_sub(offset).is_some_and(|rest| size <= rest as u64);
+        assert!(inside, "{size:#x} bytes at {offset:#x} of {:#x}", memory.len());
+
+        const ARGSZ: u32 = size_of::<vfio_iommu_type1_dma_map>() as u32;
+        let mut map = vfio_iommu_type1_dma_map {
+            argsz: argsz.unwrap_or(ARGSZ),
+            flags,
+            vaddr: memory.address(offset),
+            iova,
+            size,
+        };
+        let mut mapped = lock(&self.mapped);
+        // SAFETY: `vaddr` is in `memory`, and so are the `size` bytes there. The kernel uses them
+        // until they are unmapped; `mapped` has a share of `memory` until after that.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_MAP_DMA, &mut map) }.map_err(|e| {
+            Error::new(format!("VFIO_IOMMU_MAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
+        })?;
+        // INVARIANT: What was mapped is entered, `VADDR` exchanges what is.
+        debug_assert!(flags & VFIO_DMA_MAP_FLAG_VADDR == 0 || mapped.contains_key(&iova));
+        mapped.insert(iova, (size, memory.clone()));
+        Ok(())
+    }
+
+    /// `VFIO_IOMMU_UNMAP_DMA`. Returns how many bytes were unmapped.
+    pub fn unmap(&self, args: &UnmapArgs) -> Result<u64> {
+        self.unmap_into(args, None).map(|(size, _)| size)
+    }
+
+    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`. Returns how many bytes
+    /// were unmapped, and the bitmap: words for `args.size` bytes of IOVA, or `bitmap.size` bytes if
+    /// that is more.
+    pub fn unmap_dirty(&self, args: &UnmapArgs, bitmap: &BitmapArgs) -> Result<(u64, Vec<u64>)> {
+        let flags = args.flags | VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+        self.unmap_into(&UnmapArgs { flags, ..*args }, Some(bitmap))
+    }
+
+    fn unmap_into(&self, args: &UnmapArgs, bitmap: Option<&BitmapArgs>) -> Result<(u64, Vec<u64>)> {
+        let &UnmapArgs { iova, size, flags, argsz } = args;
+        let mut words = bitmap.map_or(Vec::new(), |bitmap| bitmap_buffer(size, bitmap));
+        let mut unmap = Unmap::default();
+        unmap.unmap.argsz = argsz.unwrap_or(size_of::<Unmap>() as u32);
+        unmap.unmap.flags = flags;
+        unmap.unmap.iova = iova;
+        unmap.unmap.size = size;
+        if let Some(bitmap) = bitmap {
+            unmap.bitmap = raw_bitmap(bitmap, &mut words);
+        }
+
+        let mut mapped = lock(&self.mapped);
+        // SAFETY: The kernel writes no more than the structure, and the bitmap of `size` bytes of
+        // IOVA, for which `words` has room; without a bitmap the pointer to it is null.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_UNMAP_DMA, &mut unmap) }.map_err(|e| {
+            Error::new(format!("VFIO_IOMMU_UNMAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
+        })?;
+
+        // INVARIANT: Only what was unmapped is forgotten. If the call fails, nothing is; part of it
+        // may have been unmapped.
+        if flags & VFIO_DMA_UNMAP_FLAG_VADDR == 0 {
+            let all = flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
+            let inside = |at: u64, len: u64| at >= iova && at - iova <= size.saturating_sub(len);
+            mapped.retain(|&at, &mut (len, _)| !all && !inside(at, len));
+        }
+        Ok((unmap.unmap.size, words))
+    }
+
+    /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_START`
+    pub fn dirty_start(&self) -> Result<()> {
+        self.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_START, None)
+    }
+
+    /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP`
+    pub fn dirty_stop(&self) -> Result<()> {
+        self.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, None)
+    }
+
+    /// `VFIO_IOMMU_DIRTY_PAGES` with any flags and `argsz`, no range, and a null pointer for a
+    /// bitmap.
+    pub fn dirty(&self, flags: u32, argsz: Option<u32>) -> Result<()> {
+        let mut dirty = Dirty::default();
+        dirty.head.argsz = argsz.unwrap_or(size_of::<Dirty>() as u32);
+        dirty.head.flags = flags;
+        // SAFETY: The kernel reads the structure; the pointer in it is null.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_DIRTY_PAGES, &mut dirty) }
+            .map_err(|e| Error::new(format!("VFIO_IOMMU_DIRTY_PAGES with flags {flags:#x}"), e))
+            .map(drop)
+    }
+
+    /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`, for `size` bytes from
+    /// `iova` on. Returns the bitmap: words for that many bytes of IOVA, or `bitmap.size` bytes if
+    /// that is more.
+    pub fn dirty_bitmap(&self, iova: u64, size: u64, bitmap: &BitmapArgs) -> Result<Vec<u64>> {
+        let mut words = bitmap_buffer(size, bitmap);
+        let mut dirty = Dirty::default();
+        dirty.head.argsz = size_of::<Dirty>() as u32;
+        dirty.head.flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
+        dirty.get.iova = iova;
+        dirty.get.size = size;
+        dirty.get.bitmap = raw_bitmap(bitmap, &mut words);
+        // SAFETY: The kernel writes no more than the bitmap of `size` bytes of IOVA, for which
+        // `words` has room.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_DIRTY_PAGES, &mut dirty) }.map_err(|e| {
+            Error::new(format!("VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP of {iova:#x}+{size:#x}"), e)
+        })?;
+        Ok(words)
+    }
+}
+
+/// Panics elsewhere don't matter: what is locked is consistent at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A zeroed buffer for the bitmap of `size` bytes of IOVA: as large as the kernel is told, or as
+/// it must be, whatever is more; up to the largest that type1 accepts.
+fn bitmap_buffer(size: u64, args: &BitmapArgs) -> Vec<u64> {
+    // The smallest page there is: if the kernel takes `args.pgsize` for something it isn't, there is
+    // room all the same.
+    let words = (size / 4096).div_ceil(64).max(args.size.div_ceil(8));
+    vec![0; words.min(BITMAP_WORDS_MAX) as usize]
+}
+
+fn raw_bitmap(args: &BitmapArgs, words: &mut [u64]) -> vfio_bitmap {
+    vfio_bitmap { pgsize: args.pgsize, size: args.size, data: words.as_mut_ptr() }
+}
+
+/// The argument of `VFIO_IOMMU_UNMAP_DMA`.
+#[repr(C)]
+#[derive(Default)]
+struct Unmap {
+    unmap: vfio_iommu_type1_dma_unmap,
+    bitmap: vfio_bitmap,
+}
+
+/// The argument of `VFIO_IOMMU_DIRTY_PAGES`.
+#[repr(C)]
+#[derive(Default)]
+struct Dirty {
+    head: vfio_iommu_type1_dirty_bitmap,
+    get: vfio_iommu_type1_dirty_bitmap_get,
+}
+
+/// The argument of `VFIO_IOMMU_GET_INFO`.
+#[repr(C)]
+struct InfoBuffer {
+    info: vfio_iommu_type1_info,
+    caps: [u8; CAPS_SIZE],
+}
+
+impl InfoBuffer {
+    fn parse(&self) -> IommuInfo {
+        let mut info = IommuInfo { pgsizes: self.info.iova_pgsizes, ..Default::default() };
+        let mut at = match self.info.flags & VFIO_IOMMU_INFO_CAPS {
+            0 => 0,
+            _ => self.info.cap_offset,
+        };
+        // Offsets grow along the chain: one that doesn't ends it.
+        while at != 0 {
+            // struct vfio_info_cap_header { __u16 id; __u16 version; __u32 next; }
+            let Some(id) = self.cap(at, 0).map(u16::from_ne_bytes) else { break };
+            match u32::from(id) {
+                VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION => {
+                    info.migration =
+                        self.cap(at, 16).zip(self.cap(at, 24)).map(|(sizes, max)| MigrationInfo {
+                            pgsize_bitmap: u64::from_ne_bytes(sizes),
+                            max_dirty_bitmap_size: u64::from_ne_bytes(max),
+                        });
+                }
+                VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => {
+                    info.dma_avail = self.cap(at, 8).map(u32::from_ne_bytes);
+                }
+                _ => {}
+            }
+            let next = self.cap(at, 4).map_or(0, u32::from_ne_bytes);
+            at = if next > at { next } else { 0 };
+        }
+        info
+    }
+
+    /// The bytes at `offset` of the capability that is at `at` of the whole structure.
+    fn cap<const N: usize>(&self, at: u32, offset: usize) -> Option<[u8; N]> {
+        let start = (at as usize).checked_sub(size_of::<vfio_iommu_type1_info>())? + offset;
+        self.caps.get(start..)?.first_chunk().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts() {
+        assert_eq!(std::mem::offset_of!(Unmap, bitmap), 24);
+        assert_eq!(std::mem::offset_of!(Dirty, get), 8);
+        assert_eq!(std::mem::offset_of!(InfoBuffer, caps), 24);
+    }
+
+    #[test]
+    fn a_chain_that_goes_in_circles_ends() {
+        let mut buffer = InfoBuffer {
+            info: vfio_iommu_type1_info {
+                flags: VFIO_IOMMU_INFO_CAPS,
+                cap_offset: 24,
+                ..Default::default()
+            },
+            caps: [0; CAPS_SIZE],
+        };
+        buffer.caps[0] = VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL as u8;
+        buffer.caps[4] = 24;
+        buffer.caps[8] = 7;
+        assert_eq!(buffer.parse().dma_avail, Some(7));
+        buffer.info.cap_offset = 1 << 20;
+        assert_eq!(buffer.parse().dma_avail, None);
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::{Container, DeviceNode, Error, Result, sys};
+use rustix::ioctl::Opcode;
+use std::{fs::File, sync::Arc};
+use vfio_bindings::bindings::vfio::{
+    vfio_device_feature, vfio_device_info, vfio_irq_info, vfio_region_info,
+};
+
+/// What `VFIO_DEVICE_GET_INFO` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// `VFIO_DEVICE_FLAGS_*`
+    pub flags: u32,
+    /// Number of regions; indices are below.
+    pub num_regions: u32,
+    /// Number of interrupt indices.
+    pub num_irqs: u32,
+}
+
+/// What `VFIO_DEVICE_GET_REGION_INFO` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// `VFIO_REGION_INFO_FLAG_*`
+    pub flags: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Where it begins in the device's file.
+    pub offset: u64,
+}
+
+/// What `VFIO_DEVICE_GET_IRQ_INFO` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IrqInfo {
+    /// `VFIO_IRQ_INFO_*`
+    pub flags: u32,
+    /// Number of interrupts.
+    pub count: u32,
+}
+
+/// An open device. Closed when dropped.
+///
+/// Where a method takes `argsz`, `None` stands for the size of the structure.
+#[derive(Debug)]
+pub struct Device {
+    // Dropped in this order.
+    file: File,
+    container: Arc<Container>,
+    name: String,
+}
+
+impl Device {
+    /// Opens a device whose group is in `container`.
+    pub fn open(container: &Arc<Container>, node: &DeviceNode) -> Result<Self> {
+        let file = container.open_device(node)?;
+        Ok(Self { file, container: container.clone(), name: node.name.clone() })
+    }
+
+    /// The container that its group is in.
+    pub fn container(&self) -> &Arc<Container> {
+        &self.container
+    }
+
+    /// `VFIO_DEVICE_GET_INFO`
+    pub fn info(&self, argsz: Option<u32>) -> Result<DeviceInfo> {
+        let argsz = argsz.unwrap_or(size_of::<vfio_device_info>() as u32);
+        let info = vfio_device_info { argsz, ..Default::default() };
+        let info = self.ask("VFIO_DEVICE_GET_INFO", sys::DEVICE_GET_INFO, argsz, info)?;
+        let vfio_device_info { flags, num_regions, num_irqs, .. } = info;
+        Ok(DeviceInfo { flags, num_regions, num_irqs })
+    }
+
+    /// `VFIO_DEVICE_GET_REGION_INFO`
+    pub fn region_info(&self, index: u32, argsz: Option<u32>) -> Result<RegionInfo> {
+        let argsz = argsz.unwrap_or(size_of::<vfio_region_info>() as u32);
+        let info = vfio_region_info { argsz, index, ..Default::default() };
+        let what = "VFIO_DEVICE_GET_REGION_INFO";
+        let info = self.ask(what, sys::DEVICE_GET_REGION_INFO, argsz, info)?;
+        let vfio_region_info { flags, size, offset, .. } = info;
+        Ok(RegionInfo { flags, size, offset })
+    }
+
+    /// `VFIO_DEVICE_GET_IRQ_INFO`
+    pub fn irq_info(&self, index: u32, argsz: Option<u32>) -> Result<IrqInfo> {
+        let argsz = argsz.unwrap_or(size_of::<vfio_irq_info>() as u32);
+        let info = vfio_irq_info { argsz, index, ..Default::default() };
+        let info = self.ask("VFIO_DEVICE_GET_IRQ_INFO", sys::DEVICE_GET_IRQ_INFO, argsz, info)?;
+        let vfio_irq_info { flags, count, .. } = info;
+        Ok(IrqInfo { flags, count })
+    }
+
+    /// `VFIO_DEVICE_FEATURE` with `flags` (`VFIO_DEVICE_FEATURE_*`), and data that is all zero.
+    pub fn feature(&self, flags: u32, argsz: Option<u32>) -> Result<()> {
+        let argsz = argsz.unwrap_or(size_of::<vfio_device_feature>() as u32);
+        let feature = vfio_device_feature { argsz, flags, ..Default::default() };
+        self.ask("VFIO_DEVICE_FEATURE", sys::DEVICE_FEATURE, argsz, feature).map(drop)
+    }
+
+    /// `VFIO_DEVICE_RESET`
+    pub fn reset(&self) -> Result<()> {
+        self.ask_null("VFIO_DEVICE_RESET", sys::DEVICE_RESET)
+    }
+
+    /// The ioctl that comes `nr` after `VFIO_BASE`, with a null argument.
+    pub fn ioctl_null(&self, nr: u8) -> Result<()> {
+        self.ask_null(&format!("ioctl VFIO_BASE + {nr}"), sys::vfio(nr.into()))
+    }
+
+    /// Reads from the device's file. One call reads once, and may read less.
+    pub fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<usize> {
+        let len = to.len();
+        rustix::io::pread(&self.file, to, offset)
+            .map_err(|e| self.error(&format!("pread of {len} bytes at {offset:#x}"), e))
+    }
+
+    /// Writes to the device's file. One call writes once, and may write less.
+    pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<usize> {
+        let len = from.len();
+        rustix::io::pwrite(&self.file, from, offset)
+            .map_err(|e| self.error(&format!("pwrite of {len} bytes at {offset:#x}"), e))
+    }
+
+    /// Makes an ioctl that fills in `argsz` bytes: `head`, which begins with `argsz`, and zeroes
+    /// behind it. Where the structure has pointers, they are among the zeroes. Panics if there
+    /// aren't as many.
+    fn ask<T>(&self, what: &str, request: Opcode, argsz: u32, head: T) -> Result<T> {
+        let mut arg = Padded { head, zeroes: [0; ROOM] };
+        assert!(argsz as usize <= size_of_val(&arg), "argsz {argsz}");
+        // SAFETY: The kernel fills in what `arg` has room for; all pointers in it are null.
+        unsafe { sys::ioctl(&self.file, request, &mut arg) }.map_err(|e| self.error(what, e))?;
+        Ok(arg.head)
+    }
+
+    fn ask_null(&self, what: &str, request: Opcode) -> Result<()> {
+        // SAFETY: The argument is 0.
+        unsafe { sys::ioctl_value(&self.file, request, 0) }
+            .map_err(|e| self.error(what, e))
+            .map(drop)
+    }
+
+    fn error(&self, what: &str, errno: rustix::io::Errno) -> Error {
+        Error::new(format!("{what} of {}", self.name), errno)
+    }
+}
+
+/// Words that may follow a structure: capabilities, the data of a feature.
+const ROOM: usize = 512;
+
+#[repr(C)]
+struct Padded<T> {
+    head: T,
+    zeroes: [u64; ROOM],
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The calls that the compiler can't check.
+
+use rustix::{
+    io::Result,
+    ioctl::{Ioctl, IoctlOutput, Opcode, opcode},
+};
+use std::{
+    ffi::{CStr, c_void},
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
+
+pub(crate) const GET_API_VERSION: Opcode = vfio(0);
+pub(crate) const CHECK_EXTENSION: Opcode = vfio(1);
+pub(crate) const SET_IOMMU: Opcode = vfio(2);
+pub(crate) const GROUP_GET_STATUS: Opcode = vfio(3);
+pub(crate) const GROUP_SET_CONTAINER: Opcode = vfio(4);
+pub(crate) const GROUP_GET_DEVICE_FD: Opcode = vfio(6);
+pub(crate) const DEVICE_GET_INFO: Opcode = vfio(7);
+pub(crate) const DEVICE_GET_REGION_INFO: Opcode = vfio(8);
+pub(crate) const DEVICE_GET_IRQ_INFO: Opcode = vfio(9);
+pub(crate) const DEVICE_RESET: Opcode = vfio(11);
+pub(crate) const IOMMU_GET_INFO: Opcode = vfio(12);
+pub(crate) const IOMMU_MAP_DMA: Opcode = vfio(13);
+pub(crate) const IOMMU_UNMAP_DMA: Opcode = vfio(14);
+pub(crate) const IOMMU_DIRTY_PAGES: Opcode = vfio(17);
+pub(crate) const DEVICE_FEATURE: Opcode = vfio(17);
+
+/// The number of the ioctl that comes `nr` after `VFIO_BASE`.
+pub(crate) const fn vfio(nr: u32) -> Opcode {
+    opcode::none(VFIO_TYPE, (VFIO_BASE + nr) as u8)
+}
+
+/// An ioctl whose argument is `arg`, be it a number or an address, and whose result is the number
+/// that it returns.
+struct Call {
+    request: Opcode,
+    arg: *mut c_void,
+}
+
+// SAFETY: `opcode` and `as_ptr` give what the call was made with, whose validity is promised by the
+// callers of `ioctl` and `ioctl_value`, the only ones who make it. It may write through `arg`, so
+// `IS_MUTATING` is set. The output is the returned number, no pointer is looked at.
+unsafe impl Ioctl for Call {
+    type Output = i32;
+
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.request
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.arg
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _arg: *mut c_void) -> Result<i32> {
+        Ok(out)
+    }
+}
+
+/// Makes the ioctl `request` with the address of `arg`.
+///
+/// # Safety
+///
+/// The kernel reads and writes no more than `*arg` and what pointers in it point to; these are valid
+/// for as long as the kernel uses them, which may be longer than this call.
+pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Result<i32> {
+    let arg = std::ptr::from_mut(arg).cast();
+    // SAFETY: As the caller promises.
+    unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) }
+}
+
+/// Makes the ioctl `request` with a number.
+///
+/// # Safety
+///
+/// The kernel doesn't take the number for an address; unless it is 0, where no user memory is.
+pub(crate) unsafe fn ioctl_value(fd: impl AsFd, request: Opcode, value: usize) -> Result<i32> {
+    let arg = std::ptr::without_provenance_mut(value);
+    // SAFETY: As the caller promises.
+    unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) }
+}
+
+/// `VFIO_GROUP_GET_DEVICE_FD`
+pub(crate) fn open_device(group: BorrowedFd<'_>, name: &CStr) -> Result<File> {
+    let request = Call { request: GROUP_GET_DEVICE_FD, arg: name.as_ptr().cast_mut().cast() };
+    // SAFETY: The kernel reads a string that ends with a zero byte, and writes nothing.
+    let fd = unsafe { rustix::ioctl::ioctl(group, request) }?;
+    // SAFETY: The kernel just opened this file descriptor for us, nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}
