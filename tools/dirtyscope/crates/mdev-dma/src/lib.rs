@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! How to drive a `rust_mdev_dma` device: commands, what they write, and where such devices come
+//! from.
+//!
+//! Follows `include/uapi/linux/rust_mdev_dma.h`, from which [`uapi`] is made. Addresses and lengths
+//! are in bytes.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod device;
+mod error;
+pub mod pattern;
+pub mod sysfs;
+
+pub use device::{Limits, MdevDma, Op, Outcome, Width};
+pub use error::{Error, Result};
+
+pub mod uapi {
+    //! The constants of `include/uapi/linux/rust_mdev_dma.h`.
+    #![allow(missing_docs, non_camel_case_types)]
+
+    include!(concat!(env!("OUT_DIR"), "/uapi.rs"));
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the device writes, and the digest of what it reads: see the uapi header.
+//!
+//! The driver has an implementation of its own; scenarios hold one against the other.
+
+use crate::uapi::{
+    RUST_MDEV_DMA_DIGEST_INIT, RUST_MDEV_DMA_DIGEST_MUL, RUST_MDEV_DMA_PATTERN_BLOCK,
+    RUST_MDEV_DMA_PATTERN_MIX_1, RUST_MDEV_DMA_PATTERN_MIX_2, RUST_MDEV_DMA_PATTERN_STEP,
+    RUST_MDEV_DMA_PATTERN_WORD_STEP,
+};
+
+// bindgen takes constants for signed that don't fit an `i64`.
+const BLOCK: u64 = RUST_MDEV_DMA_PATTERN_BLOCK as u64;
+const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
+const MIX_1: u64 = RUST_MDEV_DMA_PATTERN_MIX_1 as u64;
+const MIX_2: u64 = RUST_MDEV_DMA_PATTERN_MIX_2 as u64;
+const WORD_STEP: u64 = RUST_MDEV_DMA_PATTERN_WORD_STEP as u64;
+const DIGEST_INIT: u64 = RUST_MDEV_DMA_DIGEST_INIT as u64;
+const DIGEST_MUL: u64 = RUST_MDEV_DMA_DIGEST_MUL;
+
+const WORD: u64 = u64::BITS as u64 / 8;
+
+/// The word that `seed` puts at `iova`, a multiple of 8.
+pub fn word(seed: u64, iova: u64) -> u64 {
+    let z = seed.wrapping_add((iova / BLOCK).wrapping_mul(STEP));
+    let z = (z ^ (z >> 30)).wrapping_mul(MIX_1);
+    let z = (z ^ (z >> 27)).wrapping_mul(MIX_2);
+    (z ^ (z >> 31)).wrapping_add((iova % BLOCK / WORD).wrapping_mul(WORD_STEP))
+}
+
+/// Puts into `bytes` what `seed` puts at `iova` and behind it.
+pub fn fill(bytes: &mut [u8], seed: u64, iova: u64) {
+    let (mut at, mut rest) = (iova, bytes);
+    while !rest.is_empty() {
+        let in_word = (at % WORD) as usize;
+        let (part, next) = rest.split_at_mut(rest.len().min(WORD as usize - in_word));
+        let word = word(seed, at - at % WORD).to_le_bytes();
+        part.copy_from_slice(&word[in_word..in_word + part.len()]);
+        (at, rest) = (at.wrapping_add(part.len() as u64), next);
+    }
+}
+
+/// The digest of `bytes`, which are at `iova`.
+pub fn digest(bytes: &[u8], iova: u64) -> u64 {
+    let (mut digest, mut at, mut rest) = (DIGEST_INIT, iova, bytes);
+    while !rest.is_empty() {
+        let in_word = (at % WORD) as usize;
+        let (part, next) = rest.split_at(rest.len().min(WORD as usize - in_word));
+        let mut word = [0; WORD as usize];
+        word[in_word..in_word + part.len()].copy_from_slice(part);
+        digest = (digest.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(DIGEST_MUL);
+        (at, rest) = (at.wrapping_add(part.len() as u64), next);
+    }
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Computed from the header's text by other means than this code.
+    const WORDS: &[(u64, u64, u64)] = &[
+        (0x0, 0x0, 0x0),
+        (0x0, 0x8, 0xd1b5_4a32_d192_ed03),
+        (0x1, 0x1000, 0x910a_2dec_8902_5cc1),
+        (0x1234_5678_9abc_def0, 0xfff8, 0xa76f_961a_2d8d_ce5f),
+        (0xffff_ffff_ffff_ffff, 0x7fff_ffff_f000, 0x85a1_8ab1_3b66_38a3),
+        (0x7, 0xffff_ffff_ffff_fff8, 0xeab3_c5bc_1da8_b038),
+    ];
+    const DIGEST: u64 = 0x495c_e2ef_9fd4_cb57;
+
+    #[test]
+    fn words_are_what_the_header_says() {
+        for &(seed, iova, expected) in WORDS {
+            assert_eq!(word(seed, iova), expected, "seed {seed:#x}, IOVA {iova:#x}");
+        }
+    }
+
+    #[test]
+    fn parts_agree_with_the_whole() {
+        let mut whole = [0; 64];
+        fill(&mut whole, 42, 0xfe0);
+        for start in 0..17 {
+            for end in start..64 {
+                let mut part = vec![0; end - start];
+                fill(&mut part, 42, 0xfe0 + start as u64);
+                assert_eq!(part, whole[start..end], "{start}..{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_address_space() {
+        let mut bytes = [0; 3];
+        fill(&mut bytes, 1, u64::MAX - 2);
+        assert_eq!(bytes, word(1, u64::MAX - 7).to_le_bytes()[5..]);
+    }
+
+    #[test]
+    fn digests_are_what_the_header_says() {
+        assert_eq!(digest(&[], 0), DIGEST_INIT);
+        let bytes: Vec<u8> = (0..20).collect();
+        assert_eq!(digest(&bytes, 0x1003), DIGEST);
+        // Zeroes outside of the range don't make it the same range.
+        assert_ne!(digest(&[0; 8], 0), digest(&[0; 16], 0));
+    }
+}

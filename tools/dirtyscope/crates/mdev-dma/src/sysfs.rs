@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Where mediated devices come from, and go: `Documentation/driver-api/vfio-mediated-device.rst`.
+
+use crate::{Error, Result, uapi};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+use uuid::Uuid;
+use vfio_client::DeviceNode;
+
+const PARENTS: &str = "/sys/class/mdev_bus";
+const DEVICES: &str = "/sys/bus/mdev/devices";
+
+/// A type of mediated device: a folder `mdev_supported_types/TYPE` of a parent.
+#[derive(Clone, Debug)]
+pub struct MdevType {
+    path: PathBuf,
+}
+
+impl MdevType {
+    /// Finds the type that the driver offers: the first one of any parent that begins with
+    /// `rust_mdev_dma-`.
+    pub fn find() -> Result<Self> {
+        let prefix = format!("{}-", str_of(uapi::RUST_MDEV_DMA_NAME));
+        let types = entries(Path::new(PARENTS))
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|parent| entries(&parent.join("mdev_supported_types")).ok())
+            .flatten();
+        for path in types {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) {
+                return Ok(Self { path });
+            }
+        }
+        Err(Error::NoDriver(prefix))
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many more devices can be created.
+    pub fn available_instances(&self) -> Result<u32> {
+        let text = self.attribute("available_instances")?;
+        text.parse().map_err(|_| Error::Unknown(format!("available_instances is {text:?}")))
+    }
+
+    /// The API of its devices, e.g. `vfio-pci`.
+    pub fn device_api(&self) -> Result<String> {
+        self.attribute("device_api")
+    }
+
+    /// Creates a device. Fails with `EEXIST` if there is one of this UUID, `EUSERS` if
+    /// `available_instances` is 0.
+    pub fn create(&self, uuid: Uuid) -> Result<Mdev> {
+        let path = self.path.join("create");
+        fs::write(&path, uuid.to_string()).map_err(|e| while_doing(e, "write", &path))?;
+        Ok(Mdev { uuid })
+    }
+
+    fn attribute(&self, name: &str) -> Result<String> {
+        let path = self.path.join(name);
+        let text = fs::read_to_string(&path).map_err(|e| while_doing(e, "read", &path))?;
+        Ok(text.trim_end().to_owned())
+    }
+}
+
+/// A mediated device, by its UUID. That it exists isn't promised: others may remove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mdev {
+    /// Its name.
+    pub uuid: Uuid,
+}
+
+impl Mdev {
+    /// Its folder.
+    pub fn path(&self) -> PathBuf {
+        Path::new(DEVICES).join(self.uuid.to_string())
+    }
+
+    /// Whether it exists.
+    pub fn exists(&self) -> bool {
+        self.path().exists()
+    }
+
+    /// How VFIO calls it.
+    pub fn node(&self) -> Result<DeviceNode> {
+        Ok(DeviceNode::from_sysfs(&self.path())?)
+    }
+
+    /// Removes it. Blocks while it is open.
+    pub fn remove(&self) -> Result<()> {
+        let path = self.path().join("remove");
+        fs::write(&path, "1").map_err(|e| while_doing(e, "write", &path))
+    }
+}
+
+/// A string constant of the header, without its zero byte.
+fn str_of(constant: &[u8]) -> &str {
+    std::str::from_utf8(constant).unwrap_or_default().trim_end_matches('\0')
+}
+
+/// The entries of a folder, sorted.
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut paths = entries.collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn while_doing(source: io::Error, verb: &str, path: &Path) -> Error {
+    Error::Sysfs { what: format!("{verb} {}", path.display()), source }
+}
