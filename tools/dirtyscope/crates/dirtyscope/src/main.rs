@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `dirtyscope`: holds what VFIO type1 says of dirty pages against what a device wrote.
+
+#![forbid(unsafe_code)]
+
+mod devices;
+mod hold;
+mod ktap;
+mod scenarios;
+mod testbed;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Holds what VFIO type1 says of dirty pages against what a device wrote.
+///
+/// A guest's memory can only be moved to another host if whoever writes to it says so. For devices
+/// that do their DMA by the CPU, VFIO's type1 driver keeps the account. This tool has such a device
+/// (rust_mdev_dma) pin and write memory, asks type1 which pages are dirty, and reports every page
+/// that is lost (written, but not reported: a migration would corrupt memory) or spurious (reported,
+/// but neither written nor pinned: a migration would waste time).
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "See \"dirtyscope help verify\" for what it needs and for examples."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Verify(verify::Arguments),
+    #[command(hide = true)]
+    Hold(hold::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Hold(arguments) => hold::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("dirtyscope: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Which pages are dirty, and for how long.
+
+use super::{Context, Scenario};
+use crate::testbed::{Op, PAGE, Testbed, at, command, pages};
+use anyhow::Result;
+use dirty_model::Errno;
+use mdev_dma::Op as Device;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "dirty/nothing-pinned",
+        about: "after START, nothing is dirty if nothing is pinned",
+        run: nothing_pinned,
+    },
+    Scenario {
+        name: "dirty/pinned-before-start",
+        about: "pages pinned before START are reported on every read until unpinned",
+        run: pinned_before_start,
+    },
+    Scenario {
+        name: "dirty/pinned-while-tracking",
+        about: "pages pinned after START are reported on every read until unpinned",
+        run: pinned_while_tracking,
+    },
+    Scenario {
+        name: "dirty/unpinned-between-reads",
+        about: "a page unpinned between two reads is reported once more, then not",
+        run: unpinned_between_reads,
+    },
+    Scenario {
+        name: "dirty/pinned-and-unpinned",
+        about: "a page pinned and unpinned between two reads is reported once",
+        run: pinned_and_unpinned,
+    },
+    Scenario {
+        name: "dirty/pins-count",
+        about: "a page pinned twice and unpinned once is still dirty",
+        run: pins_count,
+    },
+    Scenario {
+        name: "dirty/dma-write",
+        about: "a write through vfio_dma_rw() is reported once",
+        run: dma_write,
+    },
+    Scenario {
+        name: "dirty/dma-write-part-of-page",
+        about: "a write of part of a page makes that page dirty",
+        run: dma_write_part_of_page,
+    },
+    Scenario {
+        name: "dirty/dma-write-across-pages",
+        about: "a write across page boundaries makes both sides dirty",
+        run: dma_write_across_pages,
+    },
+    Scenario {
+        name: "dirty/dma-write-across-mappings",
+        about: "a write across two adjacent mappings makes pages of both dirty",
+        run: dma_write_across_mappings,
+    },
+    Scenario {
+        name: "dirty/dma-write-long",
+        about: "a write that takes many vfio_dma_rw() makes all its pages dirty",
+        run: dma_write_long,
+    },
+    Scenario {
+        name: "dirty/reads",
+        about: "reads, through pins and by vfio_dma_rw(), make nothing dirty",
+        run: reads,
+    },
+    Scenario {
+        name: "dirty/write-through-pins",
+        about: "pages stay dirty while pinned, written or not",
+        run: write_through_pins,
+    },
+    Scenario {
+        name: "dirty/stop-forgets",
+        about: "STOP forgets what was dirty, a new START begins clean",
+        run: stop_forgets,
+    },
+    Scenario {
+        name: "dirty/start-twice",
+        about: "a second START keeps the account",
+        run: start_twice,
+    },
+    Scenario {
+        name: "dirty/stop-twice",
+        about: "a second STOP, and one without START, succeed",
+        run: stop_twice,
+    },
+    Scenario {
+        name: "dirty/read-while-off",
+        about: "GET_BITMAP fails with EINVAL before START and after STOP",
+        run: read_while_off,
+    },
+    Scenario {
+        name: "dirty/two-devices",
+        about: "pins of two devices in one container are independent",
+        run: two_devices,
+    },
+];
+
+fn nothing_pinned(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 100)?;
+    bed.start()?;
+    bed.reports(&[])?;
+    bed.each_reports(&[])?;
+    bed.check()
+}
+
+fn pinned_before_start(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 100)?;
+    bed.pin(0..1)?;
+    bed.pin(60..70)?;
+    bed.pin(99..100)?;
+    bed.start()?;
+    for _ in 0..3 {
+        bed.reports(&[0..1, 60..70, 99..100])?;
+    }
+    bed.unpin(60..70)?;
+    bed.reports(&[0..1, 60..70, 99..100])?;
+    bed.reports(&[0..1, 99..100])?;
+    bed.check()
+}
+
+fn pinned_while_tracking(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 100)?;
+    bed.start()?;
+    bed.pin(0..1)?;
+    bed.pin(60..70)?;
+    bed.pin(99..100)?;
+    for _ in 0..3 {
+        bed.reports(&[0..1, 60..70, 99..100])?;
+    }
+    bed.unpin(0..1)?;
+    bed.unpin(60..70)?;
+    bed.unpin(99..100)?;
+    bed.reports(&[0..1, 60..70, 99..100])?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn unpinned_between_reads(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.start()?;
+    bed.pin(4..8)?;
+    bed.reports(&[4..8])?;
+    bed.unpin(5..6)?;
+    bed.reports(&[4..8])?;
+    bed.reports(&[4..5, 6..8])?;
+    bed.check()
+}
+
+fn pinned_and_unpinned(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.start()?;
+    bed.reports(&[])?;
+    bed.pin(4..8)?;
+    bed.transfer(Device::Write, at(5, 100)..at(5, 200))?;
+    bed.unpin(4..8)?;
+    bed.reports(&[4..8])?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn pins_count(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.start()?;
+    bed.pin(2..6)?;
+    bed.pin(4..8)?;
+    bed.has_pins(8)?;
+    bed.unpin(2..6)?;
+    bed.reports(&[2..8])?;
+    bed.reports(&[4..8])?;
+    bed.unpin(4..8)?;
+    bed.reports(&[4..8])?;
+    bed.reports(&[])?;
+    bed.has_pins(0)?;
+    bed.check()
+}
+
+fn dma_write(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 100)?;
+    bed.start()?;
+    bed.dma_write(pages(3..5))?;
+    bed.dma_write(pages(99..100))?;
+    bed.reports(&[3..5, 99..100])?;
+    bed.reports(&[])?;
+    bed.dma_write(pages(4..5))?;
+    bed.each_reports(&[4..5])?;
+    bed.each_reports(&[])?;
+    bed.check()
+}
+
+fn dma_write_part_of_page(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.start()?;
+    bed.dma_write(at(1, 0)..at(1, 1))?;
+    bed.dma_write(at(4, 1000)..at(4, 1003))?;
+    bed.dma_write(at(7, PAGE - 1)..at(8, 0))?;
+    bed.reports(&[1..2, 4..5, 7..8])?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn dma_write_across_pages(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 128)?;
+    bed.start()?;
+    bed.dma_write(at(1, PAGE - 1)..at(2, 1))?;
+    bed.dma_write(at(5, 8)..at(8, 8))?;
+    bed.dma_write(at(63, PAGE - 3)..at(64, 5))?;
+    bed.reports(&[1..3, 5..9, 63..65])?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn dma_write_across_mappings(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..64)?;
+    bed.map(64..128)?;
+    bed.start()?;
+    bed.dma_write(at(62, 100)..at(66, 100))?;
+    bed.each_reports(&[62..64, 64..67])?;
+    bed.dma_write(at(63, PAGE - 1)..at(64, 1))?;
+    bed.reports(&[63..65])?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn dma_write_long(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 300)?;
+    bed.start()?;
+    bed.dma_write(at(7, 9)..at(290, 1))?;
+    bed.reports(&[7..291])?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn reads(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.pin(10..20)?;
+    bed.start()?;
+    bed.unpin(16..20)?;
+    bed.reports(&[10..20])?;
+    bed.transfer(Device::DmaRead, pages(0..64))?;
+    bed.transfer(Device::DmaRead, at(30, 5)..at(31, 6))?;
+    bed.transfer(Device::Read, at(10, 1)..at(16, 0))?;
+    bed.reports(&[10..16])?;
+    bed.check()
+}
+
+fn write_through_pins(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.pin(2..6)?;
+    bed.start()?;
+    bed.transfer(Device::Write, at(3, 17)..at(4, 1))?;
+    bed.reports(&[2..6])?;
+    bed.check_memory()?;
+    bed.reports(&[2..6])?;
+    bed.transfer(Device::Write, pages(2..6))?;
+    bed.unpin(2..6)?;
+    bed.reports(&[2..6])?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn stop_forgets(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.start()?;
+    bed.dma_write(pages(1..2))?;
+    bed.pin(3..5)?;
+    bed.stop()?;
+    bed.dma_write(pages(6..7))?;
+    bed.unpin(3..4)?;
+    bed.start()?;
+    bed.reports(&[4..5])?;
+    bed.check()
+}
+
+fn start_twice(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.start()?;
+    bed.dma_write(pages(1..2))?;
+    bed.pin(3..4)?;
+    bed.unpin(3..4)?;
+    bed.start()?;
+    bed.reports(&[1..2, 3..4])?;
+    bed.start()?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn stop_twice(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.stop()?;
+    bed.start()?;
+    bed.stop()?;
+    bed.stop()?;
+    bed.pin(3..4)?;
+    bed.start()?;
+    bed.reports(&[3..4])?;
+    bed.check()
+}
+
+fn read_while_off(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.pin(3..4)?;
+    let read = Op::GetBitmap { iova: at(0, 0), size: 16 * PAGE };
+    bed.refused(Errno::EINVAL, read.clone())?;
+    bed.start()?;
+    bed.reports(&[3..4])?;
+    bed.stop()?;
+    bed.refused(Errno::EINVAL, read)?;
+    bed.check()
+}
+
+fn two_devices(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 32)?;
+    bed.add_device()?;
+    bed.pin(2..6)?;
+    bed.must(command(1, Device::Pin, pages(4..8)))?;
+    bed.start()?;
+    bed.reports(&[2..8])?;
+    bed.refused(Errno::ENXIO, command(1, Device::Write, pages(2..3)))?;
+    bed.must(command(1, Device::Write, pages(4..6)))?;
+    bed.must(command(1, Device::DmaWrite, pages(20..21)))?;
+    bed.unpin(2..6)?;
+    bed.reports(&[2..8, 20..21])?;
+    bed.reports(&[4..8])?;
+    bed.must(Op::Close { device: 1 })?;
+    bed.reports(&[4..8])?;
+    bed.reports(&[])?;
+    bed.check()
+}

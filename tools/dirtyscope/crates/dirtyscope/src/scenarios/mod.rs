@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The scenarios: named sequences of operations, with what must come of them.
+//!
+//! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
+//! and add it there.
+
+mod dirty;
+mod selftest;
+
+use crate::devices::Devices;
+use anyhow::{Result, anyhow};
+use mdev_dma::sysfs::Mdev;
+use std::{
+    fmt,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// A scenario.
+pub struct Scenario {
+    /// `family/name`, which stays as it is once people know it.
+    pub name: &'static str,
+    /// What it is about, in a line.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(&Context<'_>) -> Result<()>,
+}
+
+/// All scenarios.
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    [dirty::SCENARIOS, selftest::SCENARIOS].into_iter().flatten()
+}
+
+/// A reason why a scenario can't be run; an error that isn't a failure.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// What a scenario is given.
+pub struct Context<'a> {
+    devices: &'a Mutex<Devices>,
+    module: Option<&'a Path>,
+    log: Mutex<Vec<String>>,
+}
+
+impl<'a> Context<'a> {
+    /// With devices to take from, and the driver's file if it may be unloaded.
+    pub fn new(devices: &'a Mutex<Devices>, module: Option<&'a Path>) -> Self {
+        Self { devices, module, log: Mutex::default() }
+    }
+
+    /// A mediated device that nobody has open; the same one for the same `i`.
+    pub fn device(&self, i: usize) -> Result<Mdev> {
+        lock(self.devices).get(i)
+    }
+
+    /// The driver's file. Skips the scenario if the user did not give it.
+    pub fn module(&self) -> Result<&Path> {
+        self.module
+            .ok_or_else(|| anyhow!(Skip("give --module FILE.ko to unload the driver".into())))
+    }
+
+    /// Adds a line to what is shown of a failure: something that is done now.
+    pub fn note(&self, line: impl Into<String>) {
+        lock(&self.log).push(line.into());
+    }
+
+    /// Adds to the last line.
+    pub fn add_note(&self, text: impl AsRef<str>) {
+        if let Some(line) = lock(&self.log).last_mut() {
+            line.push_str(text.as_ref());
+        }
+    }
+
+    /// The last lines of the log, numbered.
+    pub fn log(&self, lines: usize) -> String {
+        let log = lock(&self.log);
+        let skipped = log.len().saturating_sub(lines);
+        let numbered = log.iter().enumerate().skip(skipped);
+        let mut text: String = numbered.map(|(i, line)| format!("{:4}  {line}\n", i + 1)).collect();
+        if skipped > 0 {
+            text.insert_str(0, &format!("      ({skipped} operations before)\n"));
+        }
+        text
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A scenario that panicked must not take the others down.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Drives the kernel and the model side by side.
+//!
+//! An [`Op`] is data, [`Testbed::apply`] does it on both sides and compares the answers. What a
+//! scenario, or a generator of sequences, says beyond that are questions: [`Testbed::check`].
+
+mod bed;
+mod failure;
+mod op;
+mod steps;
+
+pub use bed::{PAGE, Testbed};
+pub use failure::Failure;
+pub use op::{Answer, Op};
+pub use steps::{at, command, pages};
