@@ -5,10 +5,15 @@
 //! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
 //! and add it there.
 
+mod device;
 mod dirty;
+mod map;
+mod mdev;
+mod memory;
+mod module;
 mod selftest;
 
-use crate::devices::Devices;
+use crate::devices::{self, Devices};
 use anyhow::{Result, anyhow};
 use mdev_dma::sysfs::Mdev;
 use std::{
@@ -16,6 +21,7 @@ use std::{
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
+use uuid::Uuid;
 
 /// A scenario.
 pub struct Scenario {
@@ -29,7 +35,19 @@ pub struct Scenario {
 
 /// All scenarios.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    [dirty::SCENARIOS, selftest::SCENARIOS].into_iter().flatten()
+    [
+        selftest::SCENARIOS,
+        dirty::SCENARIOS,
+        map::SCENARIOS,
+        memory::SCENARIOS,
+        device::INTERFACE,
+        device::COMMANDS,
+        device::LIFETIME,
+        mdev::SCENARIOS,
+        module::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// A reason why a scenario can't be run; an error that isn't a failure.
@@ -68,6 +86,11 @@ impl<'a> Context<'a> {
             .ok_or_else(|| anyhow!(Skip("give --module FILE.ko to unload the driver".into())))
     }
 
+    /// A UUID that nothing has.
+    pub fn new_uuid(&self) -> Result<Uuid> {
+        devices::new_uuid()
+    }
+
     /// Adds a line to what is shown of a failure: something that is done now.
     pub fn note(&self, line: impl Into<String>) {
         lock(&self.log).push(line.into());
@@ -84,12 +107,12 @@ impl<'a> Context<'a> {
     pub fn log(&self, lines: usize) -> String {
         let log = lock(&self.log);
         let skipped = log.len().saturating_sub(lines);
-        let numbered = log.iter().enumerate().skip(skipped);
-        let mut text: String = numbered.map(|(i, line)| format!("{:4}  {line}\n", i + 1)).collect();
+        let mut lines: Vec<_> =
+            (1..).zip(&*log).skip(skipped).map(|(i, line)| format!("{i:4}  {line}")).collect();
         if skipped > 0 {
-            text.insert_str(0, &format!("      ({skipped} operations before)\n"));
+            lines.insert(0, format!("      ({skipped} before)"));
         }
-        text
+        lines.join("\n")
     }
 }
 

@@ -64,8 +64,10 @@ fn memory(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+type Runs = Vec<Range<u64>>;
+
 /// What a check reported as lost and as spurious.
-fn difference(checked: &Result<()>) -> Result<(Vec<Range<u64>>, Vec<Range<u64>>)> {
+fn difference(checked: &Result<()>) -> Result<(Runs, Runs)> {
     let Err(error) = checked else { bail!("not noticed") };
     let Some(failure) = error.downcast_ref::<Failure>() else { bail!("another error: {error:#}") };
     Ok((failure.lost.clone(), failure.spurious.clone()))

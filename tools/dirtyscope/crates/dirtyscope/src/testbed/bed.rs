@@ -54,7 +54,12 @@ struct Region {
 impl<'a> Testbed<'a> {
     /// A container with the first of the context's devices, which is open. Nothing is mapped.
     pub fn new(context: &'a Context<'a>) -> Result<Self> {
-        let mdev = context.device(0)?;
+        Self::on(context, 0)
+    }
+
+    /// As [`Self::new`], with another of the context's devices.
+    pub fn on(context: &'a Context<'a>, device: usize) -> Result<Self> {
+        let mdev = context.device(device)?;
         let container = Container::new(Group::open(&mdev.node()?)?)?;
         let limit = fs::read_to_string(DMA_ENTRY_LIMIT).context(DMA_ENTRY_LIMIT)?;
         let mut this = Self {
@@ -102,6 +107,15 @@ impl<'a> Testbed<'a> {
     pub fn falsify_memory(&mut self, iova: u64) {
         let (region, at, _) = find(&mut self.regions, iova, 1).expect("a mapped byte");
         region.shadow[at] ^= 1;
+    }
+
+    /// Writes to mapped memory as the process itself does.
+    pub fn user_write(&mut self, iova: u64, bytes: &[u8]) {
+        self.context.note(format!("the user writes {iova:#x}+{:#x}", bytes.len()));
+        let (region, at, len) =
+            find(&mut self.regions, iova, bytes.len() as u64).expect("mapped bytes");
+        region.memory.write(at, &bytes[..len]);
+        region.shadow[at..at + len].copy_from_slice(&bytes[..len]);
     }
 
     /// Does `op` in the kernel and in the model. Fails if the answers differ.
@@ -162,6 +176,9 @@ impl<'a> Testbed<'a> {
                 let offset = i * buffer.len();
                 let found = &mut buffer[..expected.len()];
                 region.memory.read(offset, found);
+                if found == expected {
+                    continue;
+                }
                 if let Some(at) = expected.iter().zip(&*found).position(|(e, f)| e != f) {
                     let iova = region.iova + (offset + at) as u64;
                     let what = format!(
@@ -470,6 +487,6 @@ fn compare(op: &Op, expected: &Answer, answer: &Answer) -> Result<()> {
 }
 
 /// Runs of pages of a bitmap whose first page is at `iova`, in bytes.
-fn to_iova(runs: Vec<Range<u64>>, iova: u64) -> Vec<Range<u64>> {
+pub fn to_iova(runs: Vec<Range<u64>>, iova: u64) -> Vec<Range<u64>> {
     runs.into_iter().map(|run| iova + run.start * PAGE..iova + run.end * PAGE).collect()
 }

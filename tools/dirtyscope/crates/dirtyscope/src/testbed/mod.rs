@@ -10,7 +10,7 @@ mod failure;
 mod op;
 mod steps;
 
-pub use bed::{PAGE, Testbed};
+pub use bed::{PAGE, Testbed, same, status};
 pub use failure::Failure;
 pub use op::{Answer, Op};
-pub use steps::{at, command, pages};
+pub use steps::{at, command, map, pages};

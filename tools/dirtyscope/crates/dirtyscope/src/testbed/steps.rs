@@ -7,7 +7,7 @@
 
 use super::{
     Failure, Op, PAGE, Testbed,
-    bed::{must, same},
+    bed::{must, same, to_iova},
 };
 use crate::scenarios::Context;
 use anyhow::Result;
@@ -104,6 +104,15 @@ impl<'a> Testbed<'a> {
     pub fn each_reports(&mut self, expected: &[Range<u64>]) -> Result<()> {
         let reported = self.read_each()?;
         stated(expected, &reported)
+    }
+
+    /// Unmaps `range` with the bitmap, which must be `expected` as in [`Self::reports`].
+    pub fn unmap_reports(&mut self, range: Range<u64>, expected: &[Range<u64>]) -> Result<()> {
+        let iova = at(range.start, 0);
+        let op = Op::UnmapDirty { iova, size: (range.end - range.start) * PAGE };
+        let answer = self.apply(op.clone())?;
+        let bitmap = must(&op, &answer)?.bitmap.as_ref();
+        stated(expected, &to_iova(bitmap.map(|b| b.runs()).unwrap_or_default(), iova))
     }
 
     /// Device 0 must hold so many pins.

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What VFIO's user sees: information, configuration space, registers.
+
+use super::super::{Context, Scenario};
+use crate::testbed::{Testbed, same, status};
+use anyhow::{Result, ensure};
+use dirty_model::Errno;
+use mdev_dma::{MdevDma, Op as Device, Width, uapi};
+use vfio_client::{
+    DeviceInfo, IrqInfo, RegionInfo,
+    uapi::{
+        VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK, VFIO_DEVICE_FEATURE_MIGRATION,
+        VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FLAGS_PCI,
+        VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
+        VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_FLAG_READ,
+        VFIO_REGION_INFO_FLAG_WRITE,
+    },
+};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "device/info",
+        about: "GET_INFO, GET_REGION_INFO and GET_IRQ_INFO describe a PCI function with one BAR",
+        run: info,
+    },
+    Scenario {
+        name: "device/bad-ioctl",
+        about: "short argsz and bad indices are EINVAL, unknown ioctls and features ENOTTY",
+        run: bad_ioctl,
+    },
+    Scenario {
+        name: "device/config-space",
+        about: "configuration space has ids and a BAR of 4 KiB, and is read at any length",
+        run: config_space,
+    },
+    Scenario {
+        name: "device/register-widths",
+        about: "registers are read and written with 1, 2, 4 and 8 bytes",
+        run: register_widths,
+    },
+    Scenario {
+        name: "device/read-only-registers",
+        about: "writes to read-only registers, and between registers, are ignored",
+        run: read_only_registers,
+    },
+    Scenario {
+        name: "device/bad-access",
+        about: "odd widths, unaligned accesses and those outside of a region are EINVAL",
+        run: bad_access,
+    },
+];
+
+/// Bytes of the configuration space.
+const CONFIG_SIZE: u64 = 256;
+
+fn info(context: &Context<'_>) -> Result<()> {
+    let bed = Testbed::new(context)?;
+    let device = bed.device(0).device();
+    let expected = DeviceInfo {
+        flags: VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET,
+        num_regions: VFIO_PCI_NUM_REGIONS,
+        num_irqs: VFIO_PCI_NUM_IRQS,
+    };
+    let info = device.info(None)?;
+    ensure!(info == expected, "GET_INFO: {info:x?}");
+
+    for index in 0..VFIO_PCI_NUM_REGIONS {
+        let size = match index {
+            VFIO_PCI_BAR0_REGION_INDEX => uapi::RUST_MDEV_DMA_BAR_SIZE.into(),
+            VFIO_PCI_CONFIG_REGION_INDEX => CONFIG_SIZE,
+            _ => 0,
+        };
+        let flags = match size {
+            0 => 0,
+            _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
+        };
+        let offset = u64::from(index) << uapi::RUST_MDEV_DMA_REGION_SHIFT;
+        let info = device.region_info(index, None)?;
+        ensure!(info == RegionInfo { flags, size, offset }, "region {index}: {info:x?}");
+    }
+    for index in 0..VFIO_PCI_NUM_IRQS {
+        let info = device.irq_info(index, None)?;
+        ensure!(info == IrqInfo { flags: 0, count: 0 }, "interrupt {index}: {info:x?}");
+    }
+    Ok(())
+}
+
+fn bad_ioctl(context: &Context<'_>) -> Result<()> {
+    let bed = Testbed::new(context)?;
+    let device = bed.device(0).device();
+    let check = |what: &str, expected: Errno, result| -> Result<()> {
+        let found = status(result)?;
+        ensure!(found == Err(expected), "{what}: {found:?}, not {expected}");
+        Ok(())
+    };
+    for argsz in [0, 15] {
+        let what = format!("argsz {argsz}");
+        check(&what, Errno::EINVAL, device.info(Some(argsz)).map(drop))?;
+        check(&what, Errno::EINVAL, device.region_info(0, Some(argsz)).map(drop))?;
+        check(&what, Errno::EINVAL, device.irq_info(0, Some(argsz)).map(drop))?;
+    }
+    for index in [VFIO_PCI_NUM_REGIONS, u32::MAX] {
+        let what = format!("index {index}");
+        check(&what, Errno::EINVAL, device.region_info(index, None).map(drop))?;
+        check(&what, Errno::EINVAL, device.irq_info(index, None).map(drop))?;
+    }
+    check("irq 5", Errno::EINVAL, device.irq_info(VFIO_PCI_NUM_IRQS, None).map(drop))?;
+    for nr in [10, 12, 99] {
+        check(&format!("ioctl {nr}"), Errno::ENOTTY, device.ioctl_null(nr))?;
+    }
+
+    let (get, set) = (VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_SET);
+    let probe = VFIO_DEVICE_FEATURE_PROBE;
+    let unknown = VFIO_DEVICE_FEATURE_MASK;
+    check("feature", Errno::ENOTTY, device.feature(get | unknown, None))?;
+    check("probing a feature", Errno::ENOTTY, device.feature(probe | get | unknown, None))?;
+    let migration = VFIO_DEVICE_FEATURE_MIGRATION;
+    check("migration", Errno::ENOTTY, device.feature(probe | get | migration, None))?;
+    check("GET and SET", Errno::EINVAL, device.feature(get | set | unknown, None))?;
+    check("argsz 7", Errno::EINVAL, device.feature(get | unknown, Some(7)))
+}
+
+/// Where the configuration space begins in the device's file.
+fn config_offset(device: &MdevDma) -> Result<u64> {
+    Ok(device.device().region_info(VFIO_PCI_CONFIG_REGION_INDEX, None)?.offset)
+}
+
+fn config_space(context: &Context<'_>) -> Result<()> {
+    let bed = Testbed::new(context)?;
+    let (device, config) = (bed.device(0).device(), config_offset(bed.device(0))?);
+
+    let mut all = [0xff; CONFIG_SIZE as usize + 16];
+    let n = device.read_at(config, &mut all)?;
+    same("bytes read of the configuration space", CONFIG_SIZE, n as u64)?;
+    let all = &all[..n];
+    let word = |at: usize| u64::from(u16::from_le_bytes([all[at], all[at + 1]]));
+    same("vendor id", uapi::RUST_MDEV_DMA_PCI_VENDOR_ID.into(), word(0))?;
+    same("device id", uapi::RUST_MDEV_DMA_PCI_DEVICE_ID.into(), word(2))?;
+    same("header type", 0, all[0x0e].into())?;
+
+    for (offset, len) in [(0, 1), (1, 3), (2, 2), (5, 11), (200, 56), (255, 1), (255, 9)] {
+        let mut part = vec![0; len];
+        let n = device.read_at(config + offset as u64, &mut part)?;
+        same("bytes read", len.min(all.len() - offset) as u64, n as u64)?;
+        ensure!(part[..n] == all[offset..offset + n], "{len} bytes at {offset}");
+    }
+
+    // What firmware does to find out how large a BAR is; and a register that is read-only.
+    for (offset, written, expected) in [
+        (0x10, u32::MAX, !(uapi::RUST_MDEV_DMA_BAR_SIZE - 1)),
+        (0x10, 0xfebf_1234, 0xfebf_1000),
+        (0x00, 0, u32::from_le_bytes([all[0], all[1], all[2], all[3]])),
+        (0x14, u32::MAX, 0),
+    ] {
+        device.write_at(config + offset, &written.to_le_bytes())?;
+        let mut found = [0; 4];
+        device.read_at(config + offset, &mut found)?;
+        let what = format!("configuration space at {offset:#x}, after writing {written:#x}");
+        same(&what, expected.into(), u32::from_le_bytes(found).into())?;
+    }
+    Ok(())
+}
+
+fn register_widths(context: &Context<'_>) -> Result<()> {
+    const VALUE: u64 = 0x8877_6655_4433_2211;
+    let bed = Testbed::new(context)?;
+    let device = bed.device(0);
+    let widths = [Width::Byte, Width::Word, Width::Long, Width::Quad];
+    let registers = [
+        uapi::RUST_MDEV_DMA_REG_IOVA,
+        uapi::RUST_MDEV_DMA_REG_LENGTH,
+        uapi::RUST_MDEV_DMA_REG_SEED,
+    ];
+    for register in registers {
+        for width in widths {
+            device.write(register, Width::Quad, 0)?;
+            let bits = 8 * width as u32;
+            for part in 0..8 / width as u32 {
+                device.write(register + part * width as u32, width, VALUE >> (part * bits))?;
+            }
+            same("register", VALUE, device.read(register, Width::Quad)?)?;
+            for part in 0..8 / width as u32 {
+                let expected = (VALUE >> (part * bits)) & (u64::MAX >> (64 - bits));
+                let found = device.read(register + part * width as u32, width)?;
+                same(&format!("part of a register of width {width:?}"), expected, found)?;
+            }
+        }
+    }
+    for width in widths {
+        let expected = u64::from(uapi::RUST_MDEV_DMA_MAGIC) & (u64::MAX >> (64 - 8 * width as u32));
+        let found = device.read(uapi::RUST_MDEV_DMA_REG_MAGIC, width)?;
+        same("MAGIC", expected, found & u64::from(u32::MAX))?;
+    }
+    let ops = Device::ALL.iter().fold(0, |ops, &op| ops | (1 << op as u32));
+    same("OPS", ops, device.read(uapi::RUST_MDEV_DMA_REG_OPS, Width::Long)?)
+}
+
+fn read_only_registers(context: &Context<'_>) -> Result<()> {
+    let bed = Testbed::new(context)?;
+    let device = bed.device(0);
+    let commands = uapi::RUST_MDEV_DMA_REG_IOVA..uapi::RUST_MDEV_DMA_REG_STATUS;
+    let others = (0..uapi::RUST_MDEV_DMA_BAR_SIZE).step_by(4).filter(|at| !commands.contains(at));
+    for register in others {
+        let before = device.read(register, Width::Long)?;
+        device.write(register, Width::Long, !before)?;
+        same(&format!("read-only {register:#x}"), before, device.read(register, Width::Long)?)?;
+        if register > uapi::RUST_MDEV_DMA_REG_DIGEST + 4 {
+            same(&format!("no register at {register:#x}, it"), 0, before)?;
+        }
+    }
+    same("PINS", 0, device.pins()?)
+}
+
+fn bad_access(context: &Context<'_>) -> Result<()> {
+    let bed = Testbed::new(context)?;
+    let (device, bar) = (bed.device(0).device(), bed.device(0).bar_offset());
+    let end = bar + u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE);
+    let config = config_offset(bed.device(0))?;
+    let mut bad = vec![
+        (bar, 3),
+        (bar, 5),
+        (bar, 16),
+        (bar, 4096),
+        (bar + 1, 2),
+        (bar + 2, 4),
+        (bar + 4, 8),
+        (end - 4, 8),
+        (end, 1),
+        (end, 4),
+        (end + 4096, 4),
+        (config + CONFIG_SIZE, 1),
+        (config + CONFIG_SIZE, 4),
+        ((1 << 63) - 4096, 4),
+    ];
+    for index in 1..VFIO_PCI_NUM_REGIONS {
+        if index != VFIO_PCI_CONFIG_REGION_INDEX {
+            bad.push((device.region_info(index, None)?.offset, 4));
+        }
+    }
+    for (offset, len) in bad {
+        let mut bytes = vec![0xff; len];
+        let read = status(device.read_at(offset, &mut bytes))?;
+        ensure!(read == Err(Errno::EINVAL), "read of {len} bytes at {offset:#x}: {read:?}");
+        let written = status(device.write_at(offset, &bytes))?;
+        ensure!(written == Err(Errno::EINVAL), "write of {len} bytes at {offset:#x}: {written:?}");
+    }
+    same("PINS", 0, bed.device(0).pins()?)
+}

@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Mappings: while tracking, side by side, with holes between them, unmapped while in use.
+//!
+//! The stock kernel shifts a mapping's own bitmap to where it belongs in the user's, and leaves
+//! part of it behind. Where a mapping is at no multiple of 64 pages of the range that is read, and
+//! its last pages are dirty, that read is therefore the last one of the scenario.
+
+use super::{Context, Scenario};
+use crate::testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
+use anyhow::{Result, ensure};
+use dirty_model::{Errno, Protection};
+use mdev_dma::Op as Device;
+use std::sync::Arc;
+use vfio_client::{
+    MapArgs, Memory, UnmapArgs,
+    uapi::{
+        VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
+        VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+    },
+};
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "map/while-tracking",
+        about: "a mapping added while tracking is clean, then tracked as others are",
+        run: while_tracking,
+    },
+    Scenario {
+        name: "map/adjacent",
+        about: "two adjacent mappings read as one range of 130 pages, no multiple of 64",
+        run: adjacent,
+    },
+    Scenario {
+        name: "map/adjacent-small",
+        about: "four adjacent mappings of odd sizes share words of the bitmap",
+        run: adjacent_small,
+    },
+    Scenario { name: "map/hole", about: "a hole between two mappings is not dirty", run: hole },
+    Scenario {
+        name: "map/hole-in-word",
+        about: "a hole between two mappings that share no word with it, at an odd place",
+        run: hole_in_word,
+    },
+    Scenario {
+        name: "map/range-around",
+        about: "a range may begin before the first mapping and end after the last",
+        run: range_around,
+    },
+    Scenario {
+        name: "map/bisecting-read",
+        about: "a range that bisects a mapping is refused, and nothing is forgotten",
+        run: bisecting_read,
+    },
+    Scenario {
+        name: "map/unmap-dirty",
+        about: "UNMAP with bitmap reports what vfio_dma_rw() wrote",
+        run: unmap_dirty,
+    },
+    Scenario {
+        name: "map/unmap-dirty-pinned",
+        about: "UNMAP with bitmap reports pinned pages, and revokes the pins",
+        run: unmap_dirty_pinned,
+    },
+    Scenario {
+        name: "map/unmap-dirty-clubbed",
+        about: "UNMAP with bitmap of two adjacent mappings of odd sizes at once",
+        run: unmap_dirty_clubbed,
+    },
+    Scenario {
+        name: "map/unmap-dirty-while-off",
+        about: "UNMAP with bitmap fails with EINVAL if nothing is tracked, and unmaps nothing",
+        run: unmap_dirty_while_off,
+    },
+    Scenario {
+        name: "map/unmap-pinned",
+        about: "UNMAP revokes all pins in the range, and none outside",
+        run: unmap_pinned,
+    },
+    Scenario {
+        name: "map/unmap-pinned-by-two",
+        about: "UNMAP revokes the pins of both devices",
+        run: unmap_pinned_by_two,
+    },
+    Scenario { name: "map/unmap-all", about: "UNMAP of everything, with pins", run: unmap_all },
+    Scenario {
+        name: "map/unmap-bisecting",
+        about: "UNMAP of part of a mapping is refused, of nothing it succeeds with 0 bytes",
+        run: unmap_bisecting,
+    },
+    Scenario {
+        name: "map/map-again",
+        about: "what is mapped where something dirty was unmapped is clean",
+        run: map_again,
+    },
+    Scenario {
+        name: "map/dma-avail",
+        about: "dma_avail counts mappings down, and up again",
+        run: dma_avail,
+    },
+    Scenario {
+        name: "map/bad-map",
+        about: "malformed MAP_DMA is refused and maps nothing",
+        run: bad_map,
+    },
+    Scenario {
+        name: "map/bad-unmap",
+        about: "malformed UNMAP_DMA is refused and unmaps nothing",
+        run: bad_unmap,
+    },
+];
+
+fn while_tracking(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.start()?;
+    bed.dma_write(pages(1..2))?;
+    bed.map(64..128)?;
+    bed.reports(&[1..2])?;
+    bed.dma_write(at(63, PAGE - 1)..at(64, 1))?;
+    bed.pin(127..128)?;
+    bed.reports(&[63..65, 127..128])?;
+    bed.reports(&[127..128])?;
+    bed.check()
+}
+
+fn adjacent(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..70)?;
+    bed.map(70..130)?;
+    bed.start()?;
+    bed.dma_write(pages(68..72))?;
+    bed.pin(100..101)?;
+    bed.reports(&[68..72, 100..101])?;
+    bed.reports(&[100..101])?;
+    bed.dma_write(at(69, PAGE - 1)..at(70, 1))?;
+    bed.each_reports(&[69..70, 70..71, 100..101])?;
+    bed.dma_write(pages(0..1))?;
+    bed.dma_write(pages(128..130))?;
+    bed.check_memory()?;
+    bed.reports(&[0..1, 100..101, 128..130])
+}
+
+fn adjacent_small(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    for range in [0..3, 3..10, 10..65, 65..66] {
+        bed.map(range)?;
+    }
+    bed.start()?;
+    for page in [0, 2, 3, 9, 10, 64, 65] {
+        bed.dma_write(at(page, 8)..at(page, 16))?;
+    }
+    bed.each_reports(&[0..1, 2..3, 3..4, 9..10, 10..11, 64..65, 65..66])?;
+    bed.dma_write(at(2, 100)..at(4, 100))?;
+    bed.dma_write(at(9, 0)..at(11, 0))?;
+    bed.dma_write(pages(63..66))?;
+    bed.check_memory()?;
+    bed.reports(&[2..5, 9..11, 63..66])
+}
+
+fn hole(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..10)?;
+    bed.map(128..138)?;
+    bed.start()?;
+    bed.pin(9..10)?;
+    bed.dma_write(pages(128..130))?;
+    bed.dma_write(pages(137..138))?;
+    bed.reports(&[9..10, 128..130, 137..138])?;
+    bed.reports(&[9..10])?;
+    bed.check()
+}
+
+fn hole_in_word(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..10)?;
+    bed.map(20..30)?;
+    bed.map(100..110)?;
+    bed.start()?;
+    bed.pin(9..10)?;
+    bed.dma_write(pages(20..21))?;
+    bed.each_reports(&[9..10, 20..21])?;
+    bed.dma_write(pages(25..30))?;
+    bed.dma_write(pages(100..101))?;
+    bed.dma_write(pages(109..110))?;
+    bed.check_memory()?;
+    bed.reports(&[9..10, 25..30, 100..101, 109..110])
+}
+
+fn range_around(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(64..80)?;
+    bed.start()?;
+    bed.pin(79..80)?;
+    bed.dma_write(pages(64..65))?;
+    for expected in [2, 1] {
+        let answer = bed.apply(Op::GetBitmap { iova: at(0, 0), size: 1000 * PAGE })?;
+        let runs = answer.bitmap.map(|bitmap| bitmap.runs()).unwrap_or_default();
+        ensure!(runs.len() == expected, "dirty: {runs:?}");
+    }
+    bed.must(Op::GetBitmap { iova: at(0, 0), size: 64 * PAGE })?;
+    bed.must(Op::GetBitmap { iova: at(80, 0), size: PAGE })?;
+    bed.check()
+}
+
+fn bisecting_read(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..64)?;
+    bed.map(64..128)?;
+    bed.start()?;
+    bed.dma_write(pages(0..2))?;
+    bed.dma_write(pages(63..65))?;
+    bed.dma_write(pages(127..128))?;
+    for (first, count) in [(1, 63), (0, 63), (0, 127), (1, 127), (63, 2), (64, 63), (10, 1)] {
+        let read = Op::GetBitmap { iova: at(first, 0), size: count * PAGE };
+        bed.refused(Errno::EINVAL, read)?;
+    }
+    bed.reports(&[0..2, 63..65, 127..128])?;
+    bed.check()
+}
+
+fn unmap_dirty(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..100)?;
+    bed.map(128..160)?;
+    bed.start()?;
+    bed.dma_write(at(3, 1)..at(4, 1))?;
+    bed.dma_write(pages(98..100))?;
+    bed.dma_write(pages(130..131))?;
+    bed.unmap_reports(0..100, &[3..5, 98..100])?;
+    bed.refused(Errno::EINVAL, command(0, Device::DmaWrite, pages(3..4)))?;
+    bed.reports(&[130..131])?;
+    bed.unmap_reports(128..160, &[])?;
+    bed.check()
+}
+
+fn unmap_dirty_pinned(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 100)?;
+    bed.start()?;
+    bed.pin(3..6)?;
+    bed.pin(4..5)?;
+    bed.pin(90..100)?;
+    bed.reports(&[3..6, 90..100])?;
+    bed.transfer(Device::Write, at(4, 0)..at(4, 16))?;
+    bed.dma_write(pages(50..51))?;
+    bed.unmap_reports(0..100, &[3..6, 50..51, 90..100])?;
+    bed.has_pins(0)?;
+    for op in [Device::Write, Device::Read, Device::Unpin] {
+        bed.refused(Errno::ENXIO, command(0, op, pages(4..5)))?;
+    }
+    bed.map(0..100)?;
+    bed.refused(Errno::ENXIO, command(0, Device::Write, pages(4..5)))?;
+    bed.reports(&[])?;
+    bed.check()
+}
+
+fn unmap_dirty_clubbed(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..70)?;
+    bed.map(70..130)?;
+    bed.start()?;
+    bed.pin(69..70)?;
+    bed.pin(129..130)?;
+    bed.dma_write(pages(0..1))?;
+    bed.dma_write(pages(70..72))?;
+    bed.unmap_reports(0..130, &[0..1, 69..72, 129..130])?;
+    bed.has_pins(0)?;
+    bed.check()
+}
+
+fn unmap_dirty_while_off(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.pin(3..4)?;
+    let unmap = Op::UnmapDirty { iova: at(0, 0), size: 16 * PAGE };
+    bed.refused(Errno::EINVAL, unmap)?;
+    bed.has_pins(1)?;
+    bed.transfer(Device::Write, pages(3..4))?;
+    bed.check()
+}
+
+fn unmap_pinned(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..64)?;
+    bed.map(64..128)?;
+    bed.map(128..192)?;
+    bed.pin(60..140)?;
+    bed.pin(70..80)?;
+    bed.pin(70..71)?;
+    bed.has_pins(91)?;
+    bed.unmap(64..128)?;
+    bed.has_pins(16)?;
+    bed.transfer(Device::Write, pages(60..64))?;
+    bed.transfer(Device::Write, pages(128..140))?;
+    bed.refused(Errno::ENXIO, command(0, Device::Write, at(63, 0)..at(64, 1)))?;
+    bed.refused(Errno::ENXIO, command(0, Device::Unpin, pages(64..65)))?;
+    bed.unmap(128..192)?;
+    bed.unmap(0..64)?;
+    bed.has_pins(0)?;
+    bed.check()
+}
+
+fn unmap_pinned_by_two(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.add_device()?;
+    bed.pin(0..10)?;
+    bed.must(command(1, Device::Pin, pages(5..15)))?;
+    bed.start()?;
+    bed.unmap_reports(0..64, &[0..15])?;
+    bed.has_pins(0)?;
+    bed.refused(Errno::ENXIO, command(1, Device::Write, pages(5..6)))?;
+    bed.check()
+}
+
+fn unmap_all(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..10)?;
+    bed.map(1000..1010)?;
+    bed.must(Op::Map { iova: 0, size: PAGE, protection: Protection::READ_WRITE })?;
+    bed.pin(5..10)?;
+    bed.pin(1000..1010)?;
+    let answer = bed.apply(Op::UnmapAll)?;
+    same("bytes unmapped", 21 * PAGE, answer.count)?;
+    bed.has_pins(0)?;
+    bed.check()
+}
+
+fn unmap_bisecting(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..64)?;
+    bed.map(64..128)?;
+    for (first, count) in [(1, 63), (0, 63), (0, 100), (10, 1), (63, 2)] {
+        bed.refused(Errno::EINVAL, Op::Unmap { iova: at(first, 0), size: count * PAGE })?;
+    }
+    let answer = bed.apply(Op::Unmap { iova: at(200, 0), size: 10 * PAGE })?;
+    same("bytes unmapped", 0, answer.count)?;
+    let answer = bed.apply(Op::Unmap { iova: at(0, 0), size: 1000 * PAGE })?;
+    same("bytes unmapped", 128 * PAGE, answer.count)?;
+    bed.check()
+}
+
+fn map_again(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.start()?;
+    bed.dma_write(pages(0..64))?;
+    bed.unmap(0..64)?;
+    bed.map(0..64)?;
+    bed.reports(&[])?;
+    bed.dma_write(pages(5..6))?;
+    bed.reports(&[5..6])?;
+    bed.check()
+}
+
+fn dma_avail(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    let avail = |bed: &Testbed<'_>| -> Result<u64> {
+        Ok(bed.container().info()?.dma_avail.unwrap_or(0).into())
+    };
+    let limit = avail(&bed)?;
+    for i in 0..4 {
+        bed.map(i * 10..i * 10 + 1)?;
+        same("dma_avail", limit - i - 1, avail(&bed)?)?;
+    }
+    bed.refused(Errno::EEXIST, map(10..20, Protection::READ_WRITE))?;
+    bed.unmap(10..11)?;
+    same("dma_avail", limit - 3, avail(&bed)?)?;
+    bed.must(Op::UnmapAll)?;
+    same("dma_avail", limit, avail(&bed)?)?;
+    bed.check()
+}
+
+fn bad_map(context: &Context<'_>) -> Result<()> {
+    const RW: Protection = Protection::READ_WRITE;
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.refused(Errno::EINVAL, Op::Map { iova: at(32, 0), size: 0, protection: RW })?;
+    bed.refused(Errno::EINVAL, Op::Map { iova: at(32, 8), size: PAGE, protection: RW })?;
+    bed.refused(Errno::EINVAL, Op::Map { iova: at(32, 0), size: PAGE - 1, protection: RW })?;
+    bed.refused(Errno::EINVAL, map(32..33, Protection::NONE))?;
+    bed.refused(Errno::EEXIST, map(0..16, RW))?;
+    bed.refused(Errno::EEXIST, map(15..17, RW))?;
+    bed.refused(
+        Errno::EOVERFLOW,
+        Op::Map { iova: PAGE.wrapping_neg(), size: 2 * PAGE, protection: RW },
+    )?;
+
+    let memory = Arc::new(Memory::new(2 * PAGE as usize)?);
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    let iova = at(32, 0);
+    let good = MapArgs { memory: &memory, offset: 0, iova, size: PAGE, flags, argsz: None };
+    for bad in [
+        MapArgs { offset: 8, ..good },
+        MapArgs { flags: flags | (1 << 31), ..good },
+        MapArgs { argsz: Some(0), ..good },
+        MapArgs { argsz: Some(31), ..good },
+    ] {
+        let refused = status(bed.container().map(&bad))?;
+        ensure!(refused == Err(Errno::EINVAL), "MAP_DMA of {bad:?}: {refused:?}");
+    }
+    bed.check()
+}
+
+fn bad_unmap(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.pin(3..4)?;
+    bed.start()?;
+    bed.refused(Errno::EINVAL, Op::Unmap { iova: at(0, 0), size: 0 })?;
+    bed.refused(Errno::EINVAL, Op::Unmap { iova: at(0, 8), size: PAGE })?;
+    bed.refused(Errno::EINVAL, Op::Unmap { iova: at(0, 0), size: 16 * PAGE + 1 })?;
+    let size = 0u64.wrapping_sub(PAGE);
+    bed.refused(Errno::EOVERFLOW, Op::Unmap { iova: at(0, 0), size })?;
+
+    let good = UnmapArgs { iova: at(0, 0), size: 16 * PAGE, ..Default::default() };
+    let all = VFIO_DMA_UNMAP_FLAG_ALL;
+    for bad in [
+        UnmapArgs { argsz: Some(0), ..good },
+        UnmapArgs { argsz: Some(23), ..good },
+        UnmapArgs { flags: 1 << 31, ..good },
+        UnmapArgs { flags: all, ..good },
+        UnmapArgs {
+            flags: all | VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+            iova: 0,
+            size: 0,
+            argsz: None,
+        },
+        UnmapArgs { flags: VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, argsz: Some(24), ..good },
+    ] {
+        let refused = status(bed.container().unmap(&bad))?;
+        ensure!(refused == Err(Errno::EINVAL), "UNMAP_DMA of {bad:?}: {refused:?}");
+    }
+    bed.has_pins(1)?;
+    bed.reports(&[3..4])?;
+    bed.check()
+}
