@@ -9,13 +9,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use vfio_bindings::bindings::vfio::{
-    VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_UNMAP_FLAG_ALL,
-    VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_DMA_UNMAP_FLAG_VADDR,
-    VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
-    VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
-    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU, vfio_bitmap,
-    vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get, vfio_iommu_type1_dma_map,
-    vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+    VFIO_API_VERSION, VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+    VFIO_DMA_UNMAP_FLAG_VADDR, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+    VFIO_IOMMU_DIRTY_PAGES_FLAG_START, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, VFIO_IOMMU_INFO_CAPS,
+    VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
+    vfio_bitmap, vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get,
+    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
 
 /// The largest bitmap that type1 takes, in words; see `DIRTY_BITMAP_SIZE_MAX` there.
@@ -90,15 +89,40 @@ pub struct MigrationInfo {
 ///
 /// # Invariants
 ///
-/// `mapped` has a share of all memory that the kernel may have mapped. It is dropped after `groups`
-/// and `file` were closed; the IOMMU driver, with all mappings, goes with the last group.
+/// `mapped` has a share of all memory that the kernel may have mapped: an entry is made after every
+/// mapping, and taken away after an unmapping that it was there before. It isn't locked while the
+/// kernel is at work, so that several threads can be; an entry may thus stay that is no mapping any
+/// more, but none is missing. It is dropped after `groups` and `file` were closed; the IOMMU driver,
+/// with all mappings, goes with the last group.
 #[derive(Debug)]
 pub struct Container {
     groups: Mutex<Vec<Group>>,
     file: File,
-    /// By IOVA. What the kernel let us map there is the only mapping there, so an older one of the
-    /// same IOVA is gone.
-    mapped: Mutex<BTreeMap<u64, (u64, Arc<Memory>)>>,
+    mapped: Mutex<Mapped>,
+}
+
+/// Memory that is mapped, with the bytes of its mapping, by IOVA and a number that no other has.
+#[derive(Debug, Default)]
+struct Mapped {
+    entries: BTreeMap<(u64, u64), (u64, Arc<Memory>)>,
+    next: u64,
+}
+
+impl Mapped {
+    fn add(&mut self, iova: u64, size: u64, memory: Arc<Memory>) {
+        self.entries.insert((iova, self.next), (size, memory));
+        self.next += 1;
+    }
+
+    /// The entries for mappings that lie in `size` bytes from `iova` on.
+    fn inside(&self, iova: u64, size: u64) -> Vec<(u64, u64)> {
+        let Some(last) = size.checked_sub(1) else { return Vec::new() };
+        let entries = self.entries.range((iova, 0)..=(iova.saturating_add(last), u64::MAX));
+        entries
+            .filter(|&(&(at, _), &(len, _))| len <= size && at - iova <= size - len)
+            .map(|(&key, _)| key)
+            .collect()
+    }
 }
 
 impl Container {
@@ -192,15 +216,13 @@ impl Container {
             iova,
             size,
         };
-        let mut mapped = lock(&self.mapped);
         // SAFETY: `vaddr` is in `memory`, and so are the `size` bytes there. The kernel uses them
-        // until they are unmapped; `mapped` has a share of `memory` until after that.
+        // until they are unmapped; `mapped` will have a share of `memory` until after that.
         unsafe { sys::ioctl(&self.file, sys::IOMMU_MAP_DMA, &mut map) }.map_err(|e| {
             Error::new(format!("VFIO_IOMMU_MAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
         })?;
-        // INVARIANT: What was mapped is entered, `VADDR` exchanges what is.
-        debug_assert!(flags & VFIO_DMA_MAP_FLAG_VADDR == 0 || mapped.contains_key(&iova));
-        mapped.insert(iova, (size, memory.clone()));
+        // INVARIANT: What was mapped is entered. `memory` is borrowed until after that.
+        lock(&self.mapped).add(iova, size, memory.clone());
         Ok(())
     }
 
@@ -229,19 +251,24 @@ impl Container {
             unmap.bitmap = raw_bitmap(bitmap, &mut words);
         }
 
-        let mut mapped = lock(&self.mapped);
+        let before = if flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0 {
+            Vec::new()
+        } else if flags & VFIO_DMA_UNMAP_FLAG_ALL != 0 {
+            lock(&self.mapped).inside(0, u64::MAX)
+        } else {
+            lock(&self.mapped).inside(iova, size)
+        };
         // SAFETY: The kernel writes no more than the structure, and the bitmap of `size` bytes of
         // IOVA, for which `words` has room; without a bitmap the pointer to it is null.
         unsafe { sys::ioctl(&self.file, sys::IOMMU_UNMAP_DMA, &mut unmap) }.map_err(|e| {
             Error::new(format!("VFIO_IOMMU_UNMAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
         })?;
 
-        // INVARIANT: Only what was unmapped is forgotten. If the call fails, nothing is; part of it
-        // may have been unmapped.
-        if flags & VFIO_DMA_UNMAP_FLAG_VADDR == 0 {
-            let all = flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
-            let inside = |at: u64, len: u64| at >= iova && at - iova <= size.saturating_sub(len);
-            mapped.retain(|&at, &mut (len, _)| !all && !inside(at, len));
+        // INVARIANT: What was there before the kernel unmapped all of the range is unmapped. If the
+        // call fails, part of it may be.
+        let mut mapped = lock(&self.mapped);
+        for key in before {
+            mapped.entries.remove(&key);
         }
         Ok((unmap.unmap.size, words))
     }
@@ -375,6 +402,24 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Unmap, bitmap), 24);
         assert_eq!(std::mem::offset_of!(Dirty, get), 8);
         assert_eq!(std::mem::offset_of!(InfoBuffer, caps), 24);
+    }
+
+    #[test]
+    fn only_whole_mappings_are_inside() {
+        let memory = Arc::new(Memory::new(4096).unwrap());
+        let mut mapped = Mapped::default();
+        for (iova, size) in [(0x1000, 0x1000), (0x2000, 0x2000), (u64::MAX - 0xfff, 0x1000)] {
+            mapped.add(iova, size, memory.clone());
+        }
+        let inside = |iova, size| {
+            mapped.inside(iova, size).into_iter().map(|(iova, _)| iova).collect::<Vec<_>>()
+        };
+        assert_eq!(inside(0x1000, 0x3000), [0x1000, 0x2000]);
+        assert_eq!(inside(0x1000, 0x2000), [0x1000]);
+        assert_eq!(inside(0x1001, 0x3000), [0x2000]);
+        assert_eq!(inside(0, 0), []);
+        assert_eq!(inside(u64::MAX - 0xfff, 0x1000), [u64::MAX - 0xfff]);
+        assert_eq!(inside(0, u64::MAX).len(), 2, "the last byte isn't in this range");
     }
 
     #[test]
