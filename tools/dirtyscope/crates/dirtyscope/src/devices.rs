@@ -2,7 +2,9 @@
 
 //! The mediated devices that scenarios use.
 
+use crate::scenarios::Skip;
 use anyhow::{Context as _, Result, bail};
+use dirty_model::Errno;
 use mdev_dma::sysfs::{Mdev, MdevType};
 use std::fs;
 use uuid::Uuid;
@@ -37,7 +39,12 @@ impl Devices {
         }
         let mdev = self.all[i];
         if !mdev.exists() {
-            MdevType::find()?.create(mdev.uuid).context("no device for the scenario")?;
+            MdevType::find()?.create(mdev.uuid).map_err(|error| match Errno(error.errno()) {
+                Errno::EUSERS => {
+                    Skip(format!("needs {} devices, and no more can be made", i + 1)).into()
+                }
+                _ => anyhow::Error::from(error),
+            })?;
         }
         Ok(mdev)
     }

@@ -3,10 +3,17 @@
 //! Which pages are dirty, and for how long.
 
 use super::{Context, Scenario};
-use crate::testbed::{Op, PAGE, Testbed, at, command, pages};
-use anyhow::Result;
+use crate::testbed::{Op, PAGE, Testbed, at, command, pages, status};
+use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use mdev_dma::Op as Device;
+use vfio_client::{
+    BitmapArgs,
+    uapi::{
+        VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
+        VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP,
+    },
+};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -93,6 +100,16 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "dirty/read-while-off",
         about: "GET_BITMAP fails with EINVAL before START and after STOP",
         run: read_while_off,
+    },
+    Scenario {
+        name: "dirty/bad-flags",
+        about: "malformed DIRTY_PAGES is refused, tracking stays as it was",
+        run: bad_flags,
+    },
+    Scenario {
+        name: "dirty/bad-read",
+        about: "malformed GET_BITMAP is refused, and nothing is forgotten",
+        run: bad_read,
     },
     Scenario {
         name: "dirty/two-devices",
@@ -312,6 +329,69 @@ fn read_while_off(context: &Context<'_>) -> Result<()> {
     bed.reports(&[3..4])?;
     bed.stop()?;
     bed.refused(Errno::EINVAL, read)?;
+    bed.check()
+}
+
+fn bad_flags(context: &Context<'_>) -> Result<()> {
+    let (start, stop, get) = (
+        VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
+        VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP,
+        VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+    );
+    let mut bed = Testbed::with_pages(context, 16)?;
+    let read = Op::GetBitmap { iova: at(0, 0), size: 16 * PAGE };
+    bed.pin(3..4)?;
+    for tracking in [false, true] {
+        for (flags, argsz) in [
+            (1 << 31, None),
+            (start | (1 << 3), None),
+            (start | stop, None),
+            (start | get, None),
+            (stop | get, None),
+            (start | stop | get, None),
+            (start, Some(0)),
+            (stop, Some(7)),
+            (get, Some(8)),
+            (get, Some(47)),
+            (get, None),
+        ] {
+            let refused = status(bed.container().dirty(flags, argsz))?;
+            ensure!(refused == Err(Errno::EINVAL), "flags {flags:#x} {argsz:?}: {refused:?}");
+        }
+        if !tracking {
+            bed.refused(Errno::EINVAL, read.clone())?;
+            bed.start()?;
+        }
+    }
+    bed.reports(&[3..4])?;
+    bed.check()
+}
+
+fn bad_read(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 100)?;
+    bed.start()?;
+    bed.dma_write(pages(3..4))?;
+    let (iova, size) = (at(0, 0), 100 * PAGE);
+    let good = BitmapArgs { pgsize: PAGE, size: 16 };
+    let wrap = 0u64.wrapping_sub(PAGE);
+    for (errno, iova, size, bitmap) in [
+        (Errno::EINVAL, iova, 0, good),
+        (Errno::EINVAL, iova + 8, size, good),
+        (Errno::EINVAL, iova, size + 8, good),
+        (Errno::EINVAL, iova, size - 8, good),
+        (Errno::EOVERFLOW, iova, wrap, good),
+        (Errno::EINVAL, iova, size, BitmapArgs { pgsize: 2 * PAGE, ..good }),
+        (Errno::EINVAL, iova, size, BitmapArgs { pgsize: 3 * PAGE, ..good }),
+        (Errno::EINVAL, iova, size, BitmapArgs { pgsize: PAGE / 2, ..good }),
+        (Errno::EINVAL, iova, size, BitmapArgs { size: 0, ..good }),
+        (Errno::EINVAL, iova, size, BitmapArgs { size: 8, ..good }),
+        (Errno::EINVAL, iova, size, BitmapArgs { size: 15, ..good }),
+        (Errno::EINVAL, iova, size, BitmapArgs { size: (1 << 28) + 8, ..good }),
+    ] {
+        let refused = status(bed.container().dirty_bitmap(iova, size, &bitmap))?;
+        ensure!(refused == Err(errno), "{iova:#x}+{size:#x} into {bitmap:?}: {refused:?}");
+    }
+    bed.reports(&[3..4])?;
     bed.check()
 }
 

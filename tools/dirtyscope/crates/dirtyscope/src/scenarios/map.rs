@@ -9,11 +9,11 @@
 use super::{Context, Scenario};
 use crate::testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
 use anyhow::{Result, ensure};
-use dirty_model::{Errno, Protection};
+use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
 use mdev_dma::Op as Device;
 use std::sync::Arc;
 use vfio_client::{
-    MapArgs, Memory, UnmapArgs,
+    MapArgs, Memory, MigrationInfo, UnmapArgs,
     uapi::{
         VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
         VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
@@ -21,6 +21,11 @@ use vfio_client::{
 };
 
 pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "map/info",
+        about: "VFIO_IOMMU_GET_INFO has the page sizes, those of bitmaps, and the largest bitmap",
+        run: info,
+    },
     Scenario {
         name: "map/while-tracking",
         about: "a mapping added while tracking is clean, then tracked as others are",
@@ -109,6 +114,21 @@ pub const SCENARIOS: &[Scenario] = &[
         run: bad_unmap,
     },
 ];
+
+fn info(context: &Context<'_>) -> Result<()> {
+    let bed = Testbed::new(context)?;
+    let info = bed.container().info()?;
+    ensure!(info.pgsizes & PAGE != 0, "no pages of {PAGE} bytes in {:#x}", info.pgsizes);
+    let max_dirty_bitmap_size = BITMAP_PAGES_MAX.div_ceil(64) * 8;
+    let migration = MigrationInfo { pgsize_bitmap: PAGE, max_dirty_bitmap_size };
+    ensure!(info.migration == Some(migration), "migration: {:x?}", info.migration);
+
+    let short = status(bed.container().info_of(15).map(drop))?;
+    ensure!(short == Err(Errno::EINVAL), "argsz 15: {short:?}");
+    let without_caps = bed.container().info_of(24)?;
+    ensure!(without_caps.migration.is_none(), "no room, and yet {without_caps:?}");
+    Ok(())
+}
 
 fn while_tracking(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 64)?;

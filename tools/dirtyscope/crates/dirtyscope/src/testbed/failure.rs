@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
+use super::PAGE;
 use std::{fmt, ops::Range};
 
 /// Runs of pages shown of a difference.
@@ -30,8 +31,8 @@ fn show(f: &mut fmt::Formatter<'_>, what: &str, runs: &[Range<u64>]) -> fmt::Res
     if runs.is_empty() {
         return Ok(());
     }
-    let bytes: u64 = runs.iter().map(|run| run.end - run.start).sum();
-    write!(f, "\n{what}: {} pages of {bytes:#x} bytes in all:", bytes >> 12)?;
+    let count: u64 = runs.iter().map(|run| (run.end - run.start) / PAGE).sum();
+    write!(f, "\n{what} pages: {count}, at")?;
     for run in runs.iter().take(RUNS) {
         write!(f, " {:#x}-{:#x}", run.start, run.end - 1)?;
     }
@@ -39,4 +40,24 @@ fn show(f: &mut fmt::Formatter<'_>, what: &str, runs: &[Range<u64>]) -> fmt::Res
         write!(f, " and {} more runs", runs.len() - RUNS)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_shown_in_short() {
+        let run = |page: u64| page * PAGE..(page + 1) * PAGE;
+        let failure = Failure {
+            what: "what".into(),
+            lost: vec![0x4000..0x6000],
+            spurious: (0..20).map(|i| run(2 * i)).collect(),
+        };
+        let text = failure.to_string();
+        assert!(
+            text.starts_with("what\nlost pages: 2, at 0x4000-0x5fff\nspurious pages: 20, at 0x0-")
+        );
+        assert!(text.ends_with("0x1e000-0x1efff and 4 more runs"), "{text}");
+    }
 }

@@ -75,7 +75,7 @@ impl fmt::Display for Op {
                 }
                 write!(f, "{iova:#x}+{length:#x}")?;
                 if *seed != 0 {
-                    write!(f, " seed {seed}")?;
+                    write!(f, " seed {seed:#x}")?;
                 }
                 Ok(())
             }
