@@ -42,7 +42,7 @@ impl fmt::Display for Error {
             write!(f, ": {}", io::Error::from(errno))?;
         }
         if !self.hint.is_empty() {
-            write!(f, " ({})", self.hint)?;
+            write!(f, "; {}", self.hint)?;
         }
         Ok(())
     }

@@ -10,11 +10,7 @@ use rustix::{
     io::Errno,
     system::{delete_module, finit_module},
 };
-use std::{
-    ffi::CStr,
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::{ffi::CStr, fs::File};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -25,7 +21,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "module/unload",
         about: "unloading takes away devices that nobody has open; loading begins anew, thrice",
-        run: unload,
+        run: unload_and_load,
     },
 ];
 
@@ -33,24 +29,31 @@ pub const SCENARIOS: &[Scenario] = &[
 const NONBLOCK: i32 = 0o4000;
 
 /// Unloads the driver.
-fn unload_driver() -> Result<(), Errno> {
+fn unload() -> Result<(), Errno> {
     // The header's name ends with a zero byte.
     let name = CStr::from_bytes_with_nul(uapi::RUST_MDEV_DMA_NAME).map_err(|_| Errno::INVAL)?;
     delete_module(name, NONBLOCK)
 }
 
-fn load_driver(file: &Path) -> Result<()> {
-    let opened = File::open(file).with_context(|| format!("open {}", file.display()))?;
-    finit_module(&opened, c"", 0).with_context(|| format!("load {}", file.display()))
+/// The driver's file, opened before the driver is unloaded. When this is dropped, the driver is
+/// loaded if it isn't there: other scenarios need it.
+struct Driver(File);
+
+impl Driver {
+    fn open(context: &Context<'_>) -> Result<Self> {
+        let path = context.module()?;
+        Ok(Self(File::open(path).with_context(|| format!("open {}", path.display()))?))
+    }
+
+    fn load(&self) -> Result<()> {
+        finit_module(&self.0, c"", 0).context("load the driver")
+    }
 }
 
-/// Loads the driver when dropped, if it isn't there: other scenarios need it.
-struct Reload(PathBuf);
-
-impl Drop for Reload {
+impl Drop for Driver {
     fn drop(&mut self) {
         if MdevType::find().is_err() {
-            if let Err(error) = load_driver(&self.0) {
+            if let Err(error) = self.load() {
                 eprintln!("dirtyscope: {error:#}");
             }
         }
@@ -58,26 +61,25 @@ impl Drop for Reload {
 }
 
 fn unload_while_open(context: &Context<'_>) -> Result<()> {
-    let _reload = Reload(context.module()?.to_owned());
+    let _driver = Driver::open(context)?;
     let mut bed = Testbed::with_pages(context, 16)?;
     bed.pin(0..16)?;
-    let unloaded = unload_driver();
+    let unloaded = unload();
     ensure!(unloaded == Err(Errno::AGAIN), "unloading while open: {unloaded:?}");
     bed.transfer(Device::Write, pages(0..16))?;
     bed.check()
 }
 
-fn unload(context: &Context<'_>) -> Result<()> {
-    let file = context.module()?;
-    let _reload = Reload(file.to_owned());
+fn unload_and_load(context: &Context<'_>) -> Result<()> {
+    let driver = Driver::open(context)?;
     for _ in 0..3 {
         let devices = [context.device(0)?, context.device(1)?];
-        unload_driver().context("unloading the driver")?;
+        unload().context("unload the driver")?;
         ensure!(MdevType::find().is_err(), "the driver's type is still there");
         for mdev in devices {
             ensure!(!mdev.exists(), "{} is still there", mdev.path().display());
         }
-        load_driver(file)?;
+        driver.load()?;
         let mut bed = Testbed::with_pages(context, 16)?;
         bed.pin(0..16)?;
         bed.check()?;

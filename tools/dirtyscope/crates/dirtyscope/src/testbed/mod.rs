@@ -6,11 +6,15 @@
 //! scenario, or a generator of sequences, says beyond that are questions: [`Testbed::check`].
 
 mod bed;
+mod expected;
 mod failure;
+mod kernel;
 mod op;
+mod regions;
 mod steps;
 
-pub use bed::{PAGE, Testbed, same, status};
+pub use bed::{PAGE, Testbed, same};
 pub use failure::Failure;
+pub use kernel::status;
 pub use op::{Answer, Op};
 pub use steps::{at, command, map, pages};
