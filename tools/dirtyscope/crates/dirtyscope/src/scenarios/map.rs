@@ -2,9 +2,10 @@
 
 //! Mappings: while tracking, side by side, with holes between them, unmapped while in use.
 //!
-//! The stock kernel shifts a mapping's own bitmap to where it belongs in the user's, and leaves
-//! part of it behind. Where a mapping is at no multiple of 64 pages of the range that is read, and
-//! its last pages are dirty, that read is therefore the last one of the scenario.
+//! The stock kernel shifts a mapping's own bitmap to where it belongs in the user's, and clears it
+//! afterwards as if it were where it was. So where a mapping lies `n` pages past a multiple of 64
+//! of the range that is read, and one of its last `n` pages was dirty, that is the last read of the
+//! scenario: the next one may have spurious pages behind the mapping.
 
 use super::{Context, Scenario};
 use crate::testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
