@@ -205,8 +205,8 @@ impl Container {
     /// `VFIO_IOMMU_MAP_DMA`. Panics if the memory isn't as large as it says.
     pub fn map(&self, args: &MapArgs<'_>) -> Result<()> {
         let &MapArgs { memory, offset, iova, size, flags, argsz } = args;
-        let inside = memory.len().checked_sub(offset).is_some_and(|rest| size <= rest as u64);
-        assert!(inside, "{size:#x} bytes at {offset:#x} of {:#x}", memory.len());
+        let inside = memory.span().checked_sub(offset).is_some_and(|rest| size <= rest as u64);
+        assert!(inside, "{size:#x} bytes at {offset:#x} of {:#x}", memory.span());
 
         const ARGSZ: u32 = size_of::<vfio_iommu_type1_dma_map>() as u32;
         let mut map = vfio_iommu_type1_dma_map {
@@ -216,7 +216,7 @@ impl Container {
             iova,
             size,
         };
-        // SAFETY: `vaddr` is in `memory`, and so are the `size` bytes there. The kernel uses them
+        // SAFETY: `vaddr` is in `memory`, and so are the `size` bytes there, or they are its guard. The kernel uses them
         // until they are unmapped; `mapped` will have a share of `memory` until after that.
         unsafe { sys::ioctl(&self.file, sys::IOMMU_MAP_DMA, &mut map) }.map_err(|e| {
             Error::new(format!("VFIO_IOMMU_MAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
@@ -239,17 +239,34 @@ impl Container {
         self.unmap_into(&UnmapArgs { flags, ..*args }, Some(bitmap))
     }
 
+    /// As [`Self::unmap_dirty`], into `memory` at `offset`. Panics if the bitmap, or what it says its
+    /// size is, goes beyond the guard.
+    pub fn unmap_dirty_into(
+        &self,
+        args: &UnmapArgs,
+        bitmap: &BitmapArgs,
+        memory: &Memory,
+        offset: usize,
+    ) -> Result<u64> {
+        let flags = args.flags | VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+        let raw = bitmap_in(args.size, bitmap, memory, offset);
+        self.unmap_raw(&UnmapArgs { flags, ..*args }, raw)
+    }
+
     fn unmap_into(&self, args: &UnmapArgs, bitmap: Option<&BitmapArgs>) -> Result<(u64, Vec<u64>)> {
+        let mut words = bitmap.map_or(Vec::new(), |bitmap| bitmap_buffer(args.size, bitmap));
+        let raw = bitmap.map_or(vfio_bitmap::default(), |bitmap| raw_bitmap(bitmap, &mut words));
+        Ok((self.unmap_raw(args, raw)?, words))
+    }
+
+    /// `bitmap` has room for the bitmap of `args`, or is null.
+    fn unmap_raw(&self, args: &UnmapArgs, bitmap: vfio_bitmap) -> Result<u64> {
         let &UnmapArgs { iova, size, flags, argsz } = args;
-        let mut words = bitmap.map_or(Vec::new(), |bitmap| bitmap_buffer(size, bitmap));
-        let mut unmap = Unmap::default();
+        let mut unmap = Unmap { bitmap, ..Default::default() };
         unmap.unmap.argsz = argsz.unwrap_or(size_of::<Unmap>() as u32);
         unmap.unmap.flags = flags;
         unmap.unmap.iova = iova;
         unmap.unmap.size = size;
-        if let Some(bitmap) = bitmap {
-            unmap.bitmap = raw_bitmap(bitmap, &mut words);
-        }
 
         let before = if flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0 {
             Vec::new()
@@ -259,7 +276,7 @@ impl Container {
             lock(&self.mapped).inside(iova, size)
         };
         // SAFETY: The kernel writes no more than the structure, and the bitmap of `size` bytes of
-        // IOVA, for which `words` has room; without a bitmap the pointer to it is null.
+        // IOVA, for which there is room; without a bitmap the pointer to it is null.
         unsafe { sys::ioctl(&self.file, sys::IOMMU_UNMAP_DMA, &mut unmap) }.map_err(|e| {
             Error::new(format!("VFIO_IOMMU_UNMAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
         })?;
@@ -270,7 +287,7 @@ impl Container {
         for key in before {
             mapped.entries.remove(&key);
         }
-        Ok((unmap.unmap.size, words))
+        Ok(unmap.unmap.size)
     }
 
     /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_START`
@@ -300,18 +317,37 @@ impl Container {
     /// that is more.
     pub fn dirty_bitmap(&self, iova: u64, size: u64, bitmap: &BitmapArgs) -> Result<Vec<u64>> {
         let mut words = bitmap_buffer(size, bitmap);
+        self.dirty_bitmap_raw(iova, size, raw_bitmap(bitmap, &mut words))?;
+        Ok(words)
+    }
+
+    /// As [`Self::dirty_bitmap`], into `memory` at `offset`. Panics if the bitmap, or what it says
+    /// its size is, goes beyond the guard.
+    pub fn dirty_bitmap_into(
+        &self,
+        iova: u64,
+        size: u64,
+        bitmap: &BitmapArgs,
+        memory: &Memory,
+        offset: usize,
+    ) -> Result<()> {
+        self.dirty_bitmap_raw(iova, size, bitmap_in(size, bitmap, memory, offset))
+    }
+
+    /// `bitmap` has room for the bitmap of `size` bytes of IOVA.
+    fn dirty_bitmap_raw(&self, iova: u64, size: u64, bitmap: vfio_bitmap) -> Result<()> {
         let mut dirty = Dirty::default();
         dirty.head.argsz = size_of::<Dirty>() as u32;
         dirty.head.flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
-        dirty.get.iova = iova;
-        dirty.get.size = size;
-        dirty.get.bitmap = raw_bitmap(bitmap, &mut words);
-        // SAFETY: The kernel writes no more than the bitmap of `size` bytes of IOVA, for which
-        // `words` has room.
-        unsafe { sys::ioctl(&self.file, sys::IOMMU_DIRTY_PAGES, &mut dirty) }.map_err(|e| {
-            Error::new(format!("VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP of {iova:#x}+{size:#x}"), e)
-        })?;
-        Ok(words)
+        dirty.get = vfio_iommu_type1_dirty_bitmap_get { iova, size, bitmap };
+        // SAFETY: The kernel writes no more than the bitmap of `size` bytes of IOVA, for which there
+        // is room.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_DIRTY_PAGES, &mut dirty) }
+            .map_err(|e| {
+                let what = "VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP";
+                Error::new(format!("{what} of {iova:#x}+{size:#x}"), e)
+            })
+            .map(drop)
     }
 }
 
@@ -320,13 +356,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A zeroed buffer for the bitmap of `size` bytes of IOVA: as large as the kernel is told, or as
-/// it must be, whatever is more; up to the largest that type1 accepts.
-fn bitmap_buffer(size: u64, args: &BitmapArgs) -> Vec<u64> {
+/// Words of the bitmap of `size` bytes of IOVA, as many as the kernel is told or as there must be,
+/// whatever is more; up to the largest that type1 accepts.
+fn bitmap_words(size: u64, args: &BitmapArgs) -> usize {
     // The smallest page there is: if the kernel takes `args.pgsize` for something it isn't, there is
     // room all the same.
     let words = (size / 4096).div_ceil(64).max(args.size.div_ceil(8));
-    vec![0; words.min(BITMAP_WORDS_MAX) as usize]
+    words.min(BITMAP_WORDS_MAX) as usize
+}
+
+/// A zeroed buffer for the bitmap of `size` bytes of IOVA.
+fn bitmap_buffer(size: u64, args: &BitmapArgs) -> Vec<u64> {
+    vec![0; bitmap_words(size, args)]
+}
+
+/// A buffer for the bitmap of `size` bytes of IOVA in `memory`, guard and all.
+fn bitmap_in(size: u64, args: &BitmapArgs, memory: &Memory, offset: usize) -> vfio_bitmap {
+    let bytes = bitmap_words(size, args) * size_of::<u64>();
+    let inside = memory.span().checked_sub(offset).is_some_and(|rest| bytes <= rest);
+    assert!(inside, "a bitmap of {bytes:#x} bytes at {offset:#x} of {:#x}", memory.span());
+    let data = std::ptr::with_exposed_provenance_mut(memory.address(offset) as usize);
+    vfio_bitmap { pgsize: args.pgsize, size: args.size, data }
 }
 
 fn raw_bitmap(args: &BitmapArgs, words: &mut [u64]) -> vfio_bitmap {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{Error, Result};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::{
     ptr::{NonNull, null_mut},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,11 +19,13 @@ const WORD: usize = size_of::<u64>();
 /// # Invariants
 ///
 /// `words` and `len` are a mapping of our own, readable and writable, whole pages, zeroed by the
-/// kernel when it was made. Rust accesses it by `AtomicU64` only.
+/// kernel when it was made. Rust accesses it by `AtomicU64` only. Behind it are `guard` bytes of our
+/// own that can't be accessed.
 #[derive(Debug)]
 pub struct Memory {
     words: NonNull<AtomicU64>,
     len: usize,
+    guard: usize,
 }
 
 // SAFETY: The mapping belongs to the process, not to a thread.
@@ -37,18 +39,33 @@ impl Memory {
     ///
     /// Fails with what `mmap()` says, `EINVAL` for no bytes.
     pub fn new(len: usize) -> Result<Self> {
-        let what = || format!("mmap of {len:#x} bytes");
-        let whole_pages = len % rustix::param::page_size() == 0;
-        assert!(whole_pages, "{len:#x} bytes are no whole pages");
+        Self::with_guard(len, 0)
+    }
 
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
+    /// As [`Self::new`], with `guard` bytes behind it, a multiple of the page size too, where the
+    /// process has no memory: who accesses them faults, the kernel with `EFAULT`.
+    pub fn with_guard(len: usize, guard: usize) -> Result<Self> {
+        let what = || format!("mmap of {len:#x} bytes and a guard of {guard:#x}");
+        let whole_pages = (len | guard) % rustix::param::page_size() == 0;
+        assert!(whole_pages, "{len:#x} and {guard:#x} bytes are no whole pages");
+
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: The kernel chooses an address where nothing is.
-        let ptr = unsafe { mmap_anonymous(null_mut(), len, prot, flags) }
+        let ptr = unsafe { mmap_anonymous(null_mut(), len + guard, ProtFlags::empty(), flags) }
             .map_err(|e| Error::new(what(), e))?;
-        // INVARIANT: The mapping was just made, it begins at a page.
+        // INVARIANT: The mapping was just made, it begins at a page, and its first `len` bytes are
+        // made accessible. If that fails, it is dropped.
         let words = NonNull::new(ptr.cast()).ok_or_else(|| Error::other(what()))?;
-        Ok(Self { words, len })
+        let this = Self { words, len, guard };
+        // SAFETY: This is our own mapping, to which no reference exists yet.
+        unsafe { mprotect(ptr, len, MprotectFlags::READ | MprotectFlags::WRITE) }
+            .map_err(|e| Error::new(what(), e))?;
+        Ok(this)
+    }
+
+    /// Bytes that can be mapped: its size, and that of its guard.
+    pub fn span(&self) -> usize {
+        self.len + self.guard
     }
 
     /// Its size in bytes.
@@ -114,7 +131,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: By the type invariant this is our own mapping, to which no reference remains.
         // Where a container has it mapped, the container has a share of `self`: see `Container`.
-        let unmapped = unsafe { munmap(self.words.as_ptr().cast(), self.len) };
+        let unmapped = unsafe { munmap(self.words.as_ptr().cast(), self.span()) };
         debug_assert!(unmapped.is_ok());
     }
 }
