@@ -83,9 +83,17 @@ pub struct DeviceId(u32);
 /// Part of a mapping's state; its IOVA is its key.
 struct Mapped {
     size: u64,
+    /// Bytes from its begin on for which the process has memory.
+    backed: u64,
     protection: Protection,
     /// One bit a page, while tracking is on.
     dirty: Option<Bitmap>,
+}
+
+/// Where a mapping ends, and where its memory does.
+struct Ends {
+    end: u64,
+    backed_end: u64,
 }
 
 /// A type1 v2 container, and the devices that are open in it.
@@ -131,6 +139,12 @@ impl Container {
 
     /// `VFIO_IOMMU_MAP_DMA`
     pub fn map(&mut self, new: &Mapping) -> Result<(), Errno> {
+        self.map_backed(new, new.size)
+    }
+
+    /// `VFIO_IOMMU_MAP_DMA` where the process has memory for the first `backed` bytes only: devices
+    /// fault on the others.
+    pub fn map_backed(&mut self, new: &Mapping, backed: u64) -> Result<(), Errno> {
         if new.size == 0 {
             return Err(Errno::EINVAL);
         }
@@ -151,7 +165,7 @@ impl Container {
 
         self.dma_avail -= 1;
         self.mappings
-            .insert(new.iova, Mapped { size: new.size, protection: new.protection, dirty });
+            .insert(new.iova, Mapped { size: new.size, backed, protection: new.protection, dirty });
         Ok(())
     }
 
@@ -310,7 +324,9 @@ impl Container {
             return Err(Errno::ENOSPC);
         }
         for page in pages(batch.clone(), page_size) {
-            self.mapping_at(page, Protection::READ_WRITE)?;
+            if page >= self.mapping_at(page, Protection::READ_WRITE)?.backed_end {
+                return Err(Errno::EFAULT);
+            }
         }
         for page in pages(batch, page_size) {
             self.device(id).pin(page);
@@ -335,12 +351,17 @@ impl Container {
         for chunk in cut(range.clone(), dma_chunk) {
             let mut next = chunk.start;
             while next < chunk.end {
-                let end = match self.mapping_at(next, wanted) {
-                    Ok(mapping) => mapping.end.min(chunk.end),
+                let mapping = match self.mapping_at(next, wanted) {
+                    Ok(mapping) => mapping,
                     Err(e) => return (Err(e), chunk.start - start, next - start),
                 };
-                if wanted.write {
-                    self.mark(next..end);
+                let end = mapping.end.min(chunk.end);
+                let written = end.min(mapping.backed_end).max(next);
+                if wanted.write && next < written {
+                    self.mark(next..written);
+                }
+                if written < end {
+                    return (Err(Errno::EFAULT), chunk.start - start, written - start);
                 }
                 next = end;
             }
@@ -361,12 +382,13 @@ impl Container {
     }
 
     /// The mapping that `iova` lies in, if it allows what is `wanted`.
-    fn mapping_at(&self, iova: u64, wanted: Protection) -> Result<Range<u64>, Errno> {
+    fn mapping_at(&self, iova: u64, wanted: Protection) -> Result<Ends, Errno> {
         let (&start, mapped) = self.overlapping(iova, iova).next().ok_or(Errno::EINVAL)?;
         if !mapped.protection.allows(wanted) {
             return Err(Errno::EPERM);
         }
-        Ok(start..start.saturating_add(mapped.size))
+        let end = |bytes| start.saturating_add(bytes);
+        Ok(Ends { end: end(mapped.size), backed_end: end(mapped.backed) })
     }
 
     /// The mappings that have bytes of `[iova, last]`.
