@@ -9,6 +9,8 @@ pub enum Verdict {
     Pass,
     /// With lines that say why.
     Fail(String),
+    /// Failed as is known: with the reason, and lines that say why.
+    Known(String, String),
     /// With the reason.
     Skip(String),
 }
@@ -18,7 +20,14 @@ pub enum Verdict {
 pub struct Totals {
     pub pass: usize,
     pub fail: usize,
+    pub known: usize,
     pub skip: usize,
+}
+
+impl Totals {
+    fn count(&self) -> usize {
+        self.pass + self.fail + self.known + self.skip
+    }
 }
 
 /// Prints results, each as soon as it is there.
@@ -44,8 +53,7 @@ impl<W: Write> Report<W> {
 
     /// Prints the result of the next test.
     pub fn result(&mut self, name: &str, verdict: &Verdict) -> io::Result<()> {
-        let Totals { pass, fail, skip } = self.totals;
-        let number = pass + fail + skip + 1;
+        let number = self.totals.count() + 1;
         match verdict {
             Verdict::Pass => {
                 self.totals.pass += 1;
@@ -53,10 +61,13 @@ impl<W: Write> Report<W> {
             }
             Verdict::Fail(why) => {
                 self.totals.fail += 1;
-                for line in why.lines() {
-                    writeln!(self.out, "# {line}")?;
-                }
+                self.explain(why)?;
                 writeln!(self.out, "not ok {number} {name}")?;
+            }
+            Verdict::Known(reason, why) => {
+                self.totals.known += 1;
+                self.explain(why)?;
+                writeln!(self.out, "not ok {number} {name} # TODO {reason}")?;
             }
             Verdict::Skip(why) => {
                 self.totals.skip += 1;
@@ -66,13 +77,17 @@ impl<W: Write> Report<W> {
         self.out.flush()
     }
 
+    fn explain(&mut self, why: &str) -> io::Result<()> {
+        why.lines().try_for_each(|line| writeln!(self.out, "# {line}"))
+    }
+
     /// Prints the totals. Tests that were planned and did not run are errors.
     pub fn end(mut self) -> io::Result<Totals> {
-        let Totals { pass, fail, skip } = self.totals;
-        let error = self.planned - pass - fail - skip;
+        let Totals { pass, fail, known, skip } = self.totals;
+        let error = self.planned - self.totals.count();
         writeln!(
             self.out,
-            "# Totals: pass:{pass} fail:{fail} xfail:0 xpass:0 skip:{skip} error:{error}"
+            "# Totals: pass:{pass} fail:{fail} xfail:{known} xpass:0 skip:{skip} error:{error}"
         )?;
         self.out.flush()?;
         Ok(self.totals)
@@ -86,14 +101,15 @@ mod tests {
     #[test]
     fn a_report() {
         let mut out = Vec::new();
-        let mut report = Report::begin(&mut out, 4).unwrap();
+        let mut report = Report::begin(&mut out, 5).unwrap();
         report.result("a/b", &Verdict::Pass).unwrap();
         report.result("c", &Verdict::Fail("one\ntwo".into())).unwrap();
         report.result("d", &Verdict::Skip("because".into())).unwrap();
+        report.result("e", &Verdict::Known("D0".into(), "three".into())).unwrap();
         report.end().unwrap();
-        let expected = "KTAP version 1\n1..4\nok 1 a/b\n# one\n# two\nnot ok 2 c\n\
-                        ok 3 d # SKIP because\n\
-                        # Totals: pass:1 fail:1 xfail:0 xpass:0 skip:1 error:1\n";
+        let expected = "KTAP version 1\n1..5\nok 1 a/b\n# one\n# two\nnot ok 2 c\n\
+                        ok 3 d # SKIP because\n# three\nnot ok 4 e # TODO D0\n\
+                        # Totals: pass:1 fail:1 xfail:1 xpass:0 skip:1 error:1\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

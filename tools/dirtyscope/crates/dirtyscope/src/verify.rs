@@ -61,6 +61,10 @@ pub struct Arguments {
     #[arg(long, value_name = "PATTERN")]
     filter: Vec<String>,
 
+    /// Take known defects of the kernel (the scenarios defect/...) for failures
+    #[arg(long)]
+    strict: bool,
+
     /// The driver's file, for the scenarios that unload and load it; all its devices go with it
     #[arg(long, value_name = "FILE.ko")]
     module: Option<PathBuf>,
@@ -80,7 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(EXIT_SKIP.into());
     }
     let devices = Mutex::new(Devices::new(arguments.device)?);
-    run_all(&selected, &devices, arguments.module.as_ref())
+    run_all(&selected, &devices, arguments)
 }
 
 /// The scenarios that any of the patterns selects.
@@ -102,13 +106,13 @@ fn select(patterns: &[String]) -> Result<Vec<&'static Scenario>> {
 fn run_all(
     selected: &[&Scenario],
     devices: &Mutex<Devices>,
-    module: Option<&PathBuf>,
+    arguments: &Arguments,
 ) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let panic = catch_panics();
     let mut report = Report::begin(io::stdout(), selected.len())?;
     for scenario in selected {
-        let context = Context::new(devices, module.map(PathBuf::as_path));
+        let context = Context::new(devices, arguments.module.as_deref());
         let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&context)));
         if stop.load(Relaxed) {
             eprintln!("dirtyscope: stopped in {}", scenario.name);
@@ -118,7 +122,7 @@ fn run_all(
             Ok(Ok(())) => Verdict::Pass,
             Ok(Err(error)) => match error.downcast_ref::<Skip>() {
                 Some(Skip(why)) => Verdict::Skip(why.clone()),
-                None => Verdict::Fail(explain(&error, &context)),
+                None => failed(scenario, &error, explain(&error, &context), arguments.strict),
             },
             Err(_) => {
                 let what = panic.lock().map_or_else(|_| String::new(), |what| what.clone());
@@ -134,6 +138,16 @@ fn run_all(
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// Only a difference to the contract is a known defect; that a scenario could not get so far isn't.
+fn failed(scenario: &Scenario, error: &anyhow::Error, why: String, strict: bool) -> Verdict {
+    match scenario.defect() {
+        Some(id) if !strict && error.is::<Failure>() => {
+            Verdict::Known(format!("known defect {id} of the kernel"), why)
+        }
+        _ => Verdict::Fail(why),
+    }
 }
 
 /// What went wrong, and what led there.

@@ -5,6 +5,7 @@
 //! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
 //! and add it there.
 
+mod defect;
 mod device;
 mod dirty;
 mod map;
@@ -14,10 +15,10 @@ mod module;
 mod selftest;
 
 use crate::devices::{self, Devices};
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use mdev_dma::sysfs::Mdev;
 use std::{
-    fmt,
+    fmt, fs,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -33,6 +34,13 @@ pub struct Scenario {
     pub run: fn(&Context<'_>) -> Result<()>,
 }
 
+impl Scenario {
+    /// The known defect of the kernel that it shows: `D5` of `defect/D5-pin-unwind`.
+    pub fn defect(&self) -> Option<&'static str> {
+        self.name.strip_prefix("defect/")?.split('-').next()
+    }
+}
+
 /// All scenarios.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
     [
@@ -44,6 +52,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         device::COMMANDS,
         device::LIFETIME,
         mdev::SCENARIOS,
+        defect::SCENARIOS,
         module::SCENARIOS,
     ]
     .into_iter()
@@ -101,6 +110,17 @@ impl<'a> Context<'a> {
         if let Some(line) = lock(&self.log).last_mut() {
             line.push_str(text.as_ref());
         }
+    }
+
+    /// Does what a defective kernel complains about in its log. The two lines that this puts there,
+    /// around it, tell `tools/vm/boot` to overlook the complaint: the scenario reports it.
+    pub fn expect_complaint(&self, f: impl FnOnce() -> Result<()>) -> Result<()> {
+        const PATH: &str = "/dev/kmsg";
+        let say = |what| fs::write(PATH, format!("dirtyscope: complaint expected: {what}"));
+        say("begin").context(PATH)?;
+        let result = f();
+        say("end").context(PATH)?;
+        result
     }
 
     /// The last lines of the log, numbered.

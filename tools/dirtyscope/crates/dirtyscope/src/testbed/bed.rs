@@ -3,7 +3,7 @@
 use super::{Answer, Failure, Op, expected::Expected, kernel::Kernel, regions::new_memory};
 use crate::scenarios::Context;
 use anyhow::{Context as _, Result, ensure};
-use dirty_model::Limits;
+use dirty_model::{Limits, Protection};
 use mdev_dma::{MdevDma, uapi};
 use std::{fs, ops::Range, sync::Arc};
 use vfio_client::Container;
@@ -77,13 +77,9 @@ impl<'a> Testbed<'a> {
     pub fn apply(&mut self, op: Op) -> Result<Answer> {
         self.context.note(op.to_string());
         let answer = match op {
-            Op::Map { iova, size, protection } => {
-                let memory = new_memory(iova, size)?;
-                let answer = self.kernel.map(&memory, iova, size, protection)?;
-                if answer.status.is_ok() {
-                    self.expected.regions.map(iova, memory);
-                }
-                answer
+            Op::Map { iova, size, protection } => self.map_new(iova, size, size, protection)?,
+            Op::MapPart { iova, size, backed } => {
+                self.map_new(iova, size, backed, Protection::READ_WRITE)?
             }
             _ => self.kernel.apply(&op)?,
         };
@@ -92,6 +88,22 @@ impl<'a> Testbed<'a> {
         }
         self.context.add_note(format!(" -> {answer}"));
         compare(&op, &self.expected.apply(&op), &answer)?;
+        Ok(answer)
+    }
+
+    /// Maps new memory of `backed` bytes and, up to `size`, nothing.
+    fn map_new(
+        &mut self,
+        iova: u64,
+        size: u64,
+        backed: u64,
+        protection: Protection,
+    ) -> Result<Answer> {
+        let memory = new_memory(iova, size, backed)?;
+        let answer = self.kernel.map(&memory, iova, size, protection)?;
+        if answer.status.is_ok() {
+            self.expected.regions.map(iova, memory);
+        }
         Ok(answer)
     }
 

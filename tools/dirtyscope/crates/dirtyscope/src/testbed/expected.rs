@@ -2,7 +2,7 @@
 
 use super::{Answer, Op, PAGE, regions::Regions};
 use dirty_model::{
-    Bitmap, BitmapBuffer, Command, Container as Model, DeviceId, Errno, Limits, Mapping,
+    Bitmap, BitmapBuffer, Command, Container as Model, DeviceId, Errno, Limits, Mapping, Protection,
 };
 use mdev_dma::{Op as Device, pattern};
 use std::collections::BTreeMap;
@@ -48,6 +48,11 @@ impl Expected {
                 // Where the memory is doesn't matter, as long as it is at a page.
                 let mapping = Mapping { iova, vaddr: PAGE, size, protection };
                 Answer::of(self.model.map(&mapping))
+            }
+            Op::MapPart { iova, size, backed } => {
+                let protection = Protection::READ_WRITE;
+                let mapping = Mapping { iova, vaddr: PAGE, size, protection };
+                Answer::of(self.model.map_backed(&mapping, backed))
             }
             Op::Unmap { iova, size } => {
                 let unmapped = self.model.unmap(iova, size);

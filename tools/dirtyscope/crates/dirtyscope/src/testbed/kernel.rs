@@ -50,7 +50,7 @@ impl Kernel {
     /// Does `op`. Fails only if there is no answer to speak of.
     pub fn apply(&mut self, op: &Op) -> Result<Answer> {
         match *op {
-            Op::Map { .. } => bail!("needs memory: see Kernel::map"),
+            Op::Map { .. } | Op::MapPart { .. } => bail!("needs memory: see Kernel::map"),
             Op::Unmap { iova, size } => self.unmap(&UnmapArgs { iova, size, ..Default::default() }),
             Op::UnmapAll => {
                 self.unmap(&UnmapArgs { flags: VFIO_DMA_UNMAP_FLAG_ALL, ..Default::default() })

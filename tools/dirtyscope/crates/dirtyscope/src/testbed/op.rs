@@ -8,6 +8,9 @@ use std::fmt;
 pub enum Op {
     /// Maps new memory, filled with a pattern.
     Map { iova: u64, size: u64, protection: Protection },
+    /// As `Map`, for reading and writing, where the process has memory for the first `backed` bytes
+    /// only.
+    MapPart { iova: u64, size: u64, backed: u64 },
     /// Unmaps.
     Unmap { iova: u64, size: u64 },
     /// Unmaps, and gets the bitmap.
@@ -57,6 +60,9 @@ impl fmt::Display for Op {
                 let read = if protection.read { "r" } else { "-" };
                 let write = if protection.write { "w" } else { "-" };
                 write!(f, "MAP {iova:#x}+{size:#x} {read}{write}")
+            }
+            Self::MapPart { iova, size, backed } => {
+                write!(f, "MAP {iova:#x}+{size:#x} rw, memory behind {backed:#x} bytes only")
             }
             Self::Unmap { iova, size } => write!(f, "UNMAP {iova:#x}+{size:#x}"),
             Self::UnmapDirty { iova, size } => write!(f, "UNMAP {iova:#x}+{size:#x} with bitmap"),

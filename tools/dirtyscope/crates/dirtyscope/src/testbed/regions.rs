@@ -24,9 +24,12 @@ struct Region {
     shadow: Vec<u8>,
 }
 
-/// New memory for `size` bytes, or a page if that is no size, filled with what belongs at `iova`.
-pub fn new_memory(iova: u64, size: u64) -> Result<Arc<Memory>> {
-    let memory = Memory::new(size.max(1).next_multiple_of(PAGE) as usize)?;
+/// New memory for `backed` bytes, or a page if that is no size, filled with what belongs at `iova`.
+/// Up to `size` bytes nothing is behind it.
+pub fn new_memory(iova: u64, size: u64, backed: u64) -> Result<Arc<Memory>> {
+    let len = backed.max(1).next_multiple_of(PAGE);
+    let guard = size.next_multiple_of(PAGE).saturating_sub(len);
+    let memory = Memory::with_guard(len as usize, guard as usize)?;
     memory.write(0, &background(iova, memory.len()));
     Ok(Arc::new(memory))
 }
@@ -132,7 +135,7 @@ mod tests {
     fn writes_go_where_they_belong() {
         let mut regions = Regions::default();
         for (iova, pages) in [(0x1000, 1), (0x2000, 2), (0x8000, 1)] {
-            regions.map(iova, new_memory(iova, pages * PAGE).unwrap());
+            regions.map(iova, new_memory(iova, pages * PAGE, pages * PAGE).unwrap());
         }
         regions.check().unwrap();
         regions.write(0x1ff8..0x2008, 7);
