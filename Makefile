@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR RUSTC BINDGEN
+export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
 .PHONY: help run test module tool shell boot-soak clean clean-cache
@@ -25,6 +25,8 @@ help:
 	@echo
 	@echo 'Variables:'
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
+	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
+	@echo '               PATCHES="Documentation/findings/*.patch"'
 	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module;'
 	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
 	@echo '  CACHE=...    where prepared things are kept (about 5 GB), default'
