@@ -79,7 +79,7 @@ enum rust_mdev_dma_op {
  *	EOVERFLOW	IOVA + LENGTH is 2^64 or more
  *	E2BIG		LENGTH is more than MAX_LENGTH
  *	EINVAL		PIN or UNPIN of parts of pages
- *	ENOSPC		PIN would take more pins than MAX_PINS, or than one page can have
+ *	ENOSPC		PIN would take more than MAX_PINS, or than PAGE_PINS of a page
  *	ENXIO		UNPIN, WRITE or READ of a page that isn't pinned
  *	EINTR		PIN, DMA_WRITE or DMA_READ met a signal between two batches
  *
@@ -94,6 +94,9 @@ enum rust_mdev_dma_op {
  * COUNT is LENGTH after success. After a failure it is 0, but for DMA_WRITE and
  * DMA_READ, which stop at the first vfio_dma_rw() that fails: bytes before it.
  */
+
+/* Pins that one page can have. */
+#define RUST_MDEV_DMA_PAGE_PINS		65535
 
 /*
  * How commands are cut. One vfio_pin_pages() or vfio_unpin_pages() stays inside

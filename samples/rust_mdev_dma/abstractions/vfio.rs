@@ -26,7 +26,7 @@ use kernel::{
 mod pins;
 
 use pins::PinTable;
-pub(crate) use pins::{PageMemory, BLOCK_PAGES};
+pub(crate) use pins::{PageMemory, BLOCK_PAGES, PAGE_PINS};
 
 /// What `VFIO_DEVICE_GET_INFO` tells of a device.
 pub(crate) struct DeviceInfo {
@@ -245,8 +245,8 @@ impl<T: Operations> Pins<'_, T> {
     /// of them. Pages that are pinned already are pinned once more.
     ///
     /// Fails with what `vfio_pin_pages()` returned, e.g. `EINVAL` if a page isn't mapped, `EPERM` if
-    /// it is read-only, `ENOMEM` over the user's `RLIMIT_MEMLOCK`; with `ENOSPC` if a page was pinned
-    /// too often, `EINTR` if a signal came in between two blocks of [`BLOCK_PAGES`].
+    /// it is read-only, `ENOMEM` over the user's `RLIMIT_MEMLOCK`; with `ENOSPC` if a page would have
+    /// more than [`PAGE_PINS`], `EINTR` if a signal came in between two blocks of [`BLOCK_PAGES`].
     pub(crate) fn pin(&mut self, range: Range<u64>) -> Result {
         let vdev = self.dev.as_raw();
         // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so as long as `self`.

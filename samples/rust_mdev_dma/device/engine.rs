@@ -7,7 +7,7 @@ use super::{
     MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PageMemory, BLOCK_PAGES},
+    abstractions::vfio::{OpenDevice, PageMemory, BLOCK_PAGES, PAGE_PINS},
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
@@ -15,7 +15,7 @@ use crate::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_READ as READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_UNPIN as UNPIN,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_WRITE as WRITE, RUST_MDEV_DMA_DMA_CHUNK,
-        RUST_MDEV_DMA_PATTERN_BLOCK, RUST_MDEV_DMA_PIN_BATCH,
+        RUST_MDEV_DMA_PAGE_PINS, RUST_MDEV_DMA_PATTERN_BLOCK, RUST_MDEV_DMA_PIN_BATCH,
     },
 };
 use core::ops::Range;
@@ -23,6 +23,7 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 
 const CHUNK: usize = RUST_MDEV_DMA_DMA_CHUNK as usize;
 
+const _: () = assert!(PAGE_PINS as u32 == RUST_MDEV_DMA_PAGE_PINS);
 const _: () = assert!(BLOCK_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
 // What is said of a block of the pattern is used for pages, and the other way round.
 const _: () = assert!(PAGE_SIZE == RUST_MDEV_DMA_PATTERN_BLOCK as usize);

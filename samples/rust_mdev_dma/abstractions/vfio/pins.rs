@@ -21,6 +21,9 @@ use kernel::{
 /// 700 bytes) when only one of its pages is pinned.
 pub(crate) const BLOCK_PAGES: usize = 64;
 
+/// Pins that a device can have of one page.
+pub(crate) const PAGE_PINS: u16 = u16::MAX;
+
 const BLOCK_SIZE: u64 = (BLOCK_PAGES * PAGE_SIZE) as u64;
 
 /// The memory of a pinned page.
@@ -114,7 +117,7 @@ impl PinnedPages {
     ///
     /// `vdev` is open, and stays so until the last of these pins is given back.
     unsafe fn pin(&mut self, pages: Range<usize>) -> Result {
-        if self.counts[pages.clone()].contains(&u16::MAX) {
+        if self.counts[pages.clone()].contains(&PAGE_PINS) {
             return Err(ENOSPC);
         }
 

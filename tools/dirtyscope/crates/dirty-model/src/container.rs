@@ -491,8 +491,13 @@ mod tests {
     use super::*;
 
     const PAGE: u64 = 4096;
-    const LIMITS: Limits =
-        Limits { max_pins: 256, max_length: 1 << 20, pin_batch: 64 * PAGE, dma_chunk: 16 * PAGE };
+    const LIMITS: Limits = Limits {
+        max_pins: 256,
+        page_pins: 3,
+        max_length: 1 << 20,
+        pin_batch: 64 * PAGE,
+        dma_chunk: 16 * PAGE,
+    };
 
     fn mapping(iova: u64, pages: u64) -> Mapping {
         Mapping { iova, vaddr: 0x7000_0000, size: pages * PAGE, protection: Protection::READ_WRITE }

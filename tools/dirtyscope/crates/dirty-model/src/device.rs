@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, ops::Range};
 pub struct Limits {
     /// Pins held at once.
     pub max_pins: u64,
+    /// Pins of one page.
+    pub page_pins: u32,
     /// Bytes of one command.
     pub max_length: u64,
     /// One `vfio_pin_pages()` stays inside an aligned block of so many bytes.
@@ -65,9 +67,6 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Pins that one page can have: the driver counts them in 16 bits.
-    const MAX_PINS_OF_PAGE: u32 = u16::MAX as u32;
-
     pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, pins: BTreeMap::new(), held: 0 }
     }
@@ -99,7 +98,7 @@ impl Device {
 
     /// Whether `page` can be pinned once more.
     pub(crate) fn has_room_for(&self, page: u64) -> bool {
-        self.pins.get(&page).is_none_or(|&count| count < Self::MAX_PINS_OF_PAGE)
+        self.pins.get(&page).is_none_or(|&count| count < self.limits.page_pins)
     }
 
     pub(crate) fn pin(&mut self, page: u64) {

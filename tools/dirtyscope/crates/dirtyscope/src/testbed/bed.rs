@@ -167,6 +167,7 @@ fn limits(device: &MdevDma) -> Limits {
     let mdev_dma::Limits { max_pins, max_length } = device.limits();
     Limits {
         max_pins,
+        page_pins: uapi::RUST_MDEV_DMA_PAGE_PINS,
         max_length,
         pin_batch: u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE,
         dma_chunk: u64::from(uapi::RUST_MDEV_DMA_DMA_CHUNK),
