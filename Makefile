@@ -29,7 +29,7 @@ help:
 	@echo '               PATCHES="Documentation/findings/*.patch"'
 	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module;'
 	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
-	@echo '  CACHE=...    where prepared things are kept (about 5 GB), default'
+	@echo '  CACHE=...    where prepared things are kept (about 4 GB), default'
 	@echo '               $${XDG_CACHE_HOME:-~/.cache}/rust-mdev-dma'
 	@echo '  MIRROR=...   Debian mirror, default: the one this host uses'
 	@echo '  ACCEL=kvm    run the VM on KVM, default: tcg'
