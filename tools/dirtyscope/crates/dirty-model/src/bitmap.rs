@@ -70,11 +70,6 @@ impl Bitmap {
         self.words[word_of(page)] ^= 1 << (page % WORD_BITS);
     }
 
-    /// Clears all pages.
-    pub fn clear(&mut self) {
-        self.words.fill(0);
-    }
-
     /// Sets, from page `at` on, what is set in `other`; which must fit.
     pub fn merge(&mut self, other: &Self, at: u64) {
         assert!(at + other.pages <= self.pages);

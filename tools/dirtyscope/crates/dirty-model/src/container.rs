@@ -1,108 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{
-    Bitmap, Errno,
-    device::{Command, Device, Limits, Op, Outcome, cut, pages},
+    BITMAP_PAGES_MAX, Bitmap, BitmapBuffer, Errno, Mapping, Protection,
+    device::{Device, Limits},
+    mapping::Mapped,
 };
 use std::{collections::BTreeMap, ops::Range};
 
-/// The most pages of which type1 keeps account in one mapping, or in one bitmap.
-pub const BITMAP_PAGES_MAX: u64 = i32::MAX as u64;
+mod commands;
+#[cfg(test)]
+mod tests;
 
-/// What a device may do to a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Protection {
-    /// `VFIO_DMA_MAP_FLAG_READ`
-    pub read: bool,
-    /// `VFIO_DMA_MAP_FLAG_WRITE`
-    pub write: bool,
-}
-
-impl Protection {
-    /// Nothing: no mapping may have this.
-    pub const NONE: Self = Self { read: false, write: false };
-    /// Read only.
-    pub const READ: Self = Self { read: true, write: false };
-    /// Write only.
-    pub const WRITE: Self = Self { read: false, write: true };
-    /// Read and write.
-    pub const READ_WRITE: Self = Self { read: true, write: true };
-
-    fn allows(self, wanted: Self) -> bool {
-        self.read >= wanted.read && self.write >= wanted.write
-    }
-}
-
-/// The arguments of `VFIO_IOMMU_MAP_DMA`, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// Where the device sees it.
-    pub iova: u64,
-    /// Where the process has it.
-    pub vaddr: u64,
-    /// How much it is.
-    pub size: u64,
-    /// What the device may do to it.
-    pub protection: Protection,
-}
-
-/// What a user says of the buffer for a bitmap: `struct vfio_bitmap` without the pointer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BitmapBuffer {
-    /// Bytes of a page, one bit each.
-    pub pgsize: u64,
-    /// Bytes of the buffer.
-    pub size: u64,
-}
-
-impl BitmapBuffer {
-    /// The smallest buffer for `size` bytes of IOVA.
-    pub fn covering(size: u64, page_size: u64) -> Self {
-        Self { pgsize: page_size, size: bitmap_bytes(size / page_size) }
-    }
-
-    /// Whether it is good for `size` bytes of IOVA.
-    fn check(&self, size: u64) -> Result<(), Errno> {
-        let pages = size.checked_div(self.pgsize).ok_or(Errno::EINVAL)?;
-        let big_enough = pages > 0 && self.size >= bitmap_bytes(pages);
-        (big_enough && self.size <= bitmap_bytes(BITMAP_PAGES_MAX))
-            .then_some(())
-            .ok_or(Errno::EINVAL)
-    }
-}
-
-/// Bytes of a bitmap of `pages` pages: whole words of 64 bits.
-fn bitmap_bytes(pages: u64) -> u64 {
-    pages.div_ceil(64) * 8
-}
+pub use commands::PinFailure;
 
 /// Names an open device of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeviceId(u32);
 
-/// Part of a mapping's state; its IOVA is its key.
-struct Mapped {
-    size: u64,
-    /// Bytes from its begin on for which the process has memory.
-    backed: u64,
-    protection: Protection,
-    /// One bit a page, while tracking is on.
-    dirty: Option<Bitmap>,
-}
-
-/// Where a mapping ends, and where its memory does.
-struct Ends {
-    end: u64,
-    backed_end: u64,
+/// A mapping as others may see it.
+#[derive(Clone, Copy, Debug)]
+pub struct MappingView<'a> {
+    /// First byte.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Its dirty pages, while they are being tracked.
+    pub dirty: Option<&'a Bitmap>,
 }
 
 /// A type1 v2 container, and the devices that are open in it.
 ///
 /// Invariant: mappings don't overlap, and all of them have a bitmap or none, as `tracking` says.
+#[derive(Clone, Debug)]
 pub struct Container {
     page_size: u64,
     mappings: BTreeMap<u64, Mapped>,
     dma_avail: u32,
+    lock_limit: Option<u64>,
     tracking: bool,
     devices: BTreeMap<DeviceId, Device>,
     next_device: u32,
@@ -116,6 +50,7 @@ impl Container {
             page_size,
             mappings: BTreeMap::new(),
             dma_avail: dma_entry_limit,
+            lock_limit: None,
             tracking: false,
             devices: BTreeMap::new(),
             next_device: 0,
@@ -132,9 +67,44 @@ impl Container {
         self.tracking
     }
 
-    /// IOVA and size of all mappings, ascending.
-    pub fn mappings(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.mappings.iter().map(|(&iova, mapped)| (iova, mapped.size))
+    /// All mappings, by ascending IOVA.
+    pub fn mappings(&self) -> impl DoubleEndedIterator<Item = MappingView<'_>> {
+        self.mappings.values().map(|mapped| {
+            let &Mapped { iova, size, ref dirty, .. } = mapped;
+            MappingView { iova, size, dirty: dirty.as_ref() }
+        })
+    }
+
+    /// The mappings that lie in the range of a bitmap, ascending, each with whether `buffer` can hold
+    /// its part of it: see [`Self::get_bitmap`].
+    pub fn mappings_in(
+        &self,
+        iova: u64,
+        size: u64,
+        buffer: &BitmapBuffer,
+    ) -> impl Iterator<Item = (MappingView<'_>, bool)> {
+        let (page_size, writable) = (self.page_size, buffer.writable);
+        let last = iova.saturating_add(size - 1);
+        self.mappings.range(iova..=last).map(move |(_, mapped)| {
+            let &Mapped { iova: start, size, ref dirty, .. } = mapped;
+            let fits = mapped.bitmap_end(iova, page_size) <= writable;
+            (MappingView { iova: start, size, dirty: dirty.as_ref() }, fits)
+        })
+    }
+
+    /// From now on the user has no CAP_IPC_LOCK, and an RLIMIT_MEMLOCK of so many pages; or has it.
+    /// Mappings that are made while the user has it are not limited.
+    pub fn limit_locked_pages(&mut self, limit: Option<u64>) {
+        self.lock_limit = limit;
+    }
+
+    /// Pages that count as locked memory of the process: each pinned page once, however many devices
+    /// have pinned it how often.
+    pub fn locked_pages(&self) -> u64 {
+        let mut pages: Vec<_> = self.devices.values().flat_map(|d| d.pinned(0..u64::MAX)).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages.len() as u64
     }
 
     /// `VFIO_IOMMU_MAP_DMA`
@@ -145,16 +115,7 @@ impl Container {
     /// `VFIO_IOMMU_MAP_DMA` where the process has memory for the first `backed` bytes only: devices
     /// fault on the others.
     pub fn map_backed(&mut self, new: &Mapping, backed: u64) -> Result<(), Errno> {
-        if new.size == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let last = last_of(new.iova, new.size)?;
-        last_of(new.vaddr, new.size)?;
-        if new.protection == Protection::NONE
-            || (new.iova | new.vaddr | new.size) % self.page_size != 0
-        {
-            return Err(Errno::EINVAL);
-        }
+        let last = self.check_map(new, new.protection != Protection::NONE)?;
         if self.overlapping(new.iova, last).next().is_some() {
             return Err(Errno::EEXIST);
         }
@@ -164,9 +125,19 @@ impl Container {
         let dirty = self.tracking.then(|| self.new_bitmap(new.size)).transpose()?;
 
         self.dma_avail -= 1;
-        self.mappings
-            .insert(new.iova, Mapped { size: new.size, backed, protection: new.protection, dirty });
+        let limited = self.lock_limit.is_some();
+        self.mappings.insert(new.iova, Mapped::new(new, backed, limited, dirty));
         Ok(())
+    }
+
+    /// `VFIO_IOMMU_MAP_DMA` with `VFIO_DMA_MAP_FLAG_VADDR`, which gives an address to a mapping whose
+    /// address is invalid. None is, see [`Self::invalidate_vaddr`], so it always fails.
+    pub fn update_vaddr(&self, new: &Mapping) -> Errno {
+        match self.check_map(new, new.protection == Protection::NONE) {
+            Err(errno) => errno,
+            Ok(last) if self.overlapping(new.iova, last).next().is_none() => Errno::ENOENT,
+            Ok(_) => Errno::EINVAL,
+        }
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA` without flags. Returns how many bytes were unmapped.
@@ -175,13 +146,23 @@ impl Container {
         Ok(self.remove(iova, last))
     }
 
-    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_ALL`.
-    pub fn unmap_all(&mut self) -> u64 {
-        self.remove(0, u64::MAX)
+    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_ALL`, for which the range must be 0.
+    pub fn unmap_all(&mut self, iova: u64, size: u64) -> Result<u64, Errno> {
+        match (iova, size) {
+            (0, 0) => Ok(self.remove(0, u64::MAX)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_VADDR`, which containers refuse that have
+    /// groups without an IOMMU: their devices use addresses all the time.
+    pub fn invalidate_vaddr(&self) -> Errno {
+        Errno::EBUSY
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`. Returns how many bytes
-    /// were unmapped, and the bitmap, whose first page is at `iova`.
+    /// were unmapped, and the bitmap, whose first page is at `iova`. If the bitmap can't be written
+    /// to the buffer, nothing is unmapped; but pins in the range are revoked by then.
     pub fn unmap_dirty(
         &mut self,
         iova: u64,
@@ -193,7 +174,11 @@ impl Container {
         if !self.tracking || buffer.pgsize != self.page_size {
             return Err(Errno::EINVAL);
         }
-        let bitmap = self.collect(iova, size);
+        // Devices let go before the bitmap is written: afterwards they could make more pages dirty.
+        for device in self.devices.values_mut() {
+            device.revoke(iova..last.saturating_add(1));
+        }
+        let bitmap = self.collect(iova, size, buffer)?;
         Ok((self.remove(iova, last), bitmap))
     }
 
@@ -206,10 +191,8 @@ impl Container {
         if self.mappings.values().any(|m| m.size / self.page_size > BITMAP_PAGES_MAX) {
             return Err(Errno::EINVAL);
         }
-        for (&iova, mapped) in &mut self.mappings {
-            let mut dirty = Bitmap::new(mapped.size / self.page_size);
-            set_pinned(&mut dirty, &self.devices, iova, mapped.size, self.page_size);
-            mapped.dirty = Some(dirty);
+        for mapped in self.mappings.values_mut() {
+            mapped.dirty = Some(only_pinned(mapped, &self.devices, self.page_size));
         }
         self.tracking = true;
         Ok(())
@@ -225,7 +208,8 @@ impl Container {
 
     /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`. Returns the bitmap,
     /// whose first page is at `iova`; holes are 0. What was reported is forgotten, but for pages
-    /// that are pinned.
+    /// that are pinned. If the bitmap can't be written to the buffer, nothing is forgotten; where
+    /// nothing is mapped, nothing is written.
     pub fn get_bitmap(
         &mut self,
         iova: u64,
@@ -244,14 +228,24 @@ impl Container {
         {
             return Err(Errno::EINVAL);
         }
-        let bitmap = self.collect(iova, size);
-        for (&start, mapped) in self.mappings.range_mut(iova..=last) {
-            if let Some(dirty) = &mut mapped.dirty {
-                dirty.clear();
-                set_pinned(dirty, &self.devices, start, mapped.size, self.page_size);
-            }
+        let bitmap = self.collect(iova, size, buffer)?;
+        for (_, mapped) in self.mappings.range_mut(iova..=last) {
+            mapped.dirty = Some(only_pinned(mapped, &self.devices, self.page_size));
         }
         Ok(bitmap)
+    }
+
+    /// The process takes the memory under the pages of `range` away from itself (`hidden`), or gives
+    /// it back. Pins of it stay good.
+    pub fn set_hidden(&mut self, range: Range<u64>, hidden: bool) {
+        let page_size = self.page_size;
+        for page in crate::device::pages(range, page_size) {
+            if let Some((_, mapped)) = self.mappings.range_mut(..=page).next_back() {
+                if page <= mapped.last() {
+                    mapped.set_hidden(page, hidden);
+                }
+            }
+        }
     }
 
     /// Opens a device.
@@ -272,162 +266,25 @@ impl Container {
         self.device(id).revoke_all();
     }
 
+    /// The pages that a device has pinned, by IOVA.
+    pub fn pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
+        self.devices[&id].pinned(0..u64::MAX)
+    }
+
     /// The pins a device holds.
     pub fn pins(&self, id: DeviceId) -> u64 {
         self.devices[&id].held()
     }
 
-    /// Runs a command.
-    pub fn command(&mut self, id: DeviceId, command: &Command) -> Outcome {
-        let (status, count, transferred) = match self.try_command(id, command) {
-            Ok(done) => done,
-            Err(e) => (Err(e), 0, 0),
-        };
-        Outcome { status, count, transferred }
-    }
-
-    fn try_command(&mut self, id: DeviceId, command: &Command) -> Result<Done, Errno> {
-        let op = command.op.ok_or(Errno::EOPNOTSUPP)?;
-        let range = self.device(id).check_range(command)?;
-        let length = command.length;
-        match op {
-            Op::Pin => self.pin(id, range).map(|()| (Ok(()), length, 0)),
-            Op::Unpin => self.unpin(id, range).map(|()| (Ok(()), length, 0)),
-            Op::Write | Op::Read => self.check_pinned(id, range).map(|()| (Ok(()), length, length)),
-            Op::DmaWrite => Ok(self.dma(id, range, Protection::READ_WRITE)),
-            Op::DmaRead => Ok(self.dma(id, range, Protection::READ)),
+    /// What is wrong with a range to map, or its last byte.
+    fn check_map(&self, new: &Mapping, flags_good: bool) -> Result<u64, Errno> {
+        if new.size == 0 {
+            return Err(Errno::EINVAL);
         }
-    }
-
-    fn pin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
-        self.check_whole_pages(&range)?;
-        let Limits { max_pins, pin_batch, .. } = self.device(id).limits;
-        let count = (range.end - range.start) / self.page_size;
-        if count > max_pins.saturating_sub(self.device(id).held()) {
-            return Err(Errno::ENOSPC);
-        }
-        for batch in cut(range.clone(), pin_batch) {
-            if let Err(e) = self.pin_batch(id, batch.clone()) {
-                for page in pages(range.start..batch.start, self.page_size) {
-                    self.device(id).unpin(page);
-                }
-                return Err(e);
-            }
-        }
-        Ok(())
-    }
-
-    /// Pins one batch, or nothing of it: then none of its pages was ever pinned, none is dirty.
-    fn pin_batch(&mut self, id: DeviceId, batch: Range<u64>) -> Result<(), Errno> {
-        let page_size = self.page_size;
-        if pages(batch.clone(), page_size).any(|page| !self.device(id).has_room_for(page)) {
-            return Err(Errno::ENOSPC);
-        }
-        for page in pages(batch.clone(), page_size) {
-            if page >= self.mapping_at(page, Protection::READ_WRITE)?.backed_end {
-                return Err(Errno::EFAULT);
-            }
-        }
-        for page in pages(batch, page_size) {
-            self.device(id).pin(page);
-            self.mark(page..page + page_size);
-        }
-        Ok(())
-    }
-
-    fn unpin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
-        self.check_whole_pages(&range)?;
-        self.check_pinned(id, range.clone())?;
-        for page in pages(range, self.page_size) {
-            self.device(id).unpin(page);
-        }
-        Ok(())
-    }
-
-    /// `vfio_dma_rw()` in chunks, up to the first that fails. Within a chunk, mapping by mapping.
-    fn dma(&mut self, id: DeviceId, range: Range<u64>, wanted: Protection) -> Done {
-        let start = range.start;
-        let dma_chunk = self.device(id).limits.dma_chunk;
-        for chunk in cut(range.clone(), dma_chunk) {
-            let mut next = chunk.start;
-            while next < chunk.end {
-                let mapping = match self.mapping_at(next, wanted) {
-                    Ok(mapping) => mapping,
-                    Err(e) => return (Err(e), chunk.start - start, next - start),
-                };
-                let end = mapping.end.min(chunk.end);
-                let written = end.min(mapping.backed_end).max(next);
-                if wanted.write && next < written {
-                    self.mark(next..written);
-                }
-                if written < end {
-                    return (Err(Errno::EFAULT), chunk.start - start, written - start);
-                }
-                next = end;
-            }
-        }
-        let length = range.end - start;
-        (Ok(()), length, length)
-    }
-
-    /// Makes the pages that `range` touches dirty. It lies in one mapping.
-    fn mark(&mut self, range: Range<u64>) {
-        let page_size = self.page_size;
-        if let Some((&iova, mapped)) = self.mappings.range_mut(..=range.start).next_back() {
-            if let Some(dirty) = &mut mapped.dirty {
-                let first = (range.start - iova) / page_size;
-                dirty.set(first..(range.end - iova).div_ceil(page_size));
-            }
-        }
-    }
-
-    /// The mapping that `iova` lies in, if it allows what is `wanted`.
-    fn mapping_at(&self, iova: u64, wanted: Protection) -> Result<Ends, Errno> {
-        let (&start, mapped) = self.overlapping(iova, iova).next().ok_or(Errno::EINVAL)?;
-        if !mapped.protection.allows(wanted) {
-            return Err(Errno::EPERM);
-        }
-        let end = |bytes| start.saturating_add(bytes);
-        Ok(Ends { end: end(mapped.size), backed_end: end(mapped.backed) })
-    }
-
-    /// The mappings that have bytes of `[iova, last]`.
-    fn overlapping(&self, iova: u64, last: u64) -> impl Iterator<Item = (&u64, &Mapped)> {
-        let before = self.mappings.range(..iova).next_back();
-        before
-            .into_iter()
-            .filter(move |(start, mapped)| iova - **start < mapped.size)
-            .chain(self.mappings.range(iova..=last))
-    }
-
-    /// Whether `[iova, last]` contains part of a mapping only.
-    fn bisects(&self, iova: u64, last: u64) -> bool {
-        self.overlapping(iova, last)
-            .any(|(&start, mapped)| start < iova || start + (mapped.size - 1) > last)
-    }
-
-    /// What is dirty in `[iova, iova + size)`, a range that bisects no mapping.
-    fn collect(&self, iova: u64, size: u64) -> Bitmap {
-        let mut bitmap = Bitmap::new(size / self.page_size);
-        for (&start, mapped) in self.mappings.range(iova..=iova + (size - 1)) {
-            if let Some(dirty) = &mapped.dirty {
-                bitmap.merge(dirty, (start - iova) / self.page_size);
-            }
-        }
-        bitmap
-    }
-
-    /// Removes the mappings in `[iova, last]`, which revokes pins in them. Returns their bytes.
-    fn remove(&mut self, iova: u64, last: u64) -> u64 {
-        let found: Vec<_> = self.mappings.range(iova..=last).map(|(&at, m)| (at, m.size)).collect();
-        for &(start, size) in &found {
-            for device in self.devices.values_mut() {
-                device.revoke(start..start.saturating_add(size));
-            }
-            self.mappings.remove(&start);
-            self.dma_avail += 1;
-        }
-        found.iter().map(|(_, size)| size).sum()
+        let last = last_of(new.iova, new.size)?;
+        last_of(new.vaddr, new.size)?;
+        let whole_pages = (new.iova | new.vaddr | new.size) % self.page_size == 0;
+        (flags_good && whole_pages).then_some(last).ok_or(Errno::EINVAL)
     }
 
     fn check_unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
@@ -435,21 +292,48 @@ impl Container {
             return Err(Errno::EINVAL);
         }
         let last = last_of(iova, size)?;
-        if self.bisects(iova, last) {
-            return Err(Errno::EINVAL);
+        (!self.bisects(iova, last)).then_some(last).ok_or(Errno::EINVAL)
+    }
+
+    /// The mappings that have bytes of `[iova, last]`.
+    fn overlapping(&self, iova: u64, last: u64) -> impl Iterator<Item = &Mapped> {
+        let before = self.mappings.range(..iova).next_back();
+        let inside = self.mappings.range(iova..=last);
+        before.into_iter().chain(inside).map(|(_, m)| m).filter(move |m| m.last() >= iova)
+    }
+
+    /// Whether `[iova, last]` contains part of a mapping only.
+    fn bisects(&self, iova: u64, last: u64) -> bool {
+        self.overlapping(iova, last).any(|mapped| mapped.iova < iova || mapped.last() > last)
+    }
+
+    /// What is dirty in `[iova, iova + size)`, a range that bisects no mapping, if `buffer` can hold
+    /// it.
+    fn collect(&self, iova: u64, size: u64, buffer: &BitmapBuffer) -> Result<Bitmap, Errno> {
+        let mut bitmap = Bitmap::new(size / self.page_size);
+        for (mapping, fits) in self.mappings_in(iova, size, buffer) {
+            if !fits {
+                return Err(Errno::EFAULT);
+            }
+            if let Some(dirty) = mapping.dirty {
+                bitmap.merge(dirty, (mapping.iova - iova) / self.page_size);
+            }
         }
-        Ok(last)
+        Ok(bitmap)
     }
 
-    fn check_whole_pages(&self, range: &Range<u64>) -> Result<(), Errno> {
-        let whole = (range.start | range.end) % self.page_size == 0;
-        whole.then_some(()).ok_or(Errno::EINVAL)
-    }
-
-    fn check_pinned(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
-        let pages = pages(range, self.page_size);
-        let pinned = self.device(id).all_pinned(pages);
-        pinned.then_some(()).ok_or(Errno::ENXIO)
+    /// Removes the mappings in `[iova, last]`, which revokes pins in them. Returns their bytes.
+    fn remove(&mut self, iova: u64, last: u64) -> u64 {
+        let mut bytes = 0;
+        while let Some((&start, mapped)) = self.mappings.range(iova..=last).next() {
+            for device in self.devices.values_mut() {
+                device.revoke(start..mapped.end());
+            }
+            bytes += mapped.size;
+            self.mappings.remove(&start);
+            self.dma_avail += 1;
+        }
+        bytes
     }
 
     fn new_bitmap(&self, size: u64) -> Result<Bitmap, Errno> {
@@ -462,297 +346,19 @@ impl Container {
     }
 }
 
-/// Status, COUNT, and bytes transferred of a command.
-type Done = (Result<(), Errno>, u64, u64);
-
 /// The last byte of a range that has any.
 fn last_of(start: u64, size: u64) -> Result<u64, Errno> {
     start.checked_add(size - 1).ok_or(Errno::EOVERFLOW)
 }
 
-/// Sets the pages of a mapping that any device has pinned.
-fn set_pinned(
-    dirty: &mut Bitmap,
-    devices: &BTreeMap<DeviceId, Device>,
-    iova: u64,
-    size: u64,
-    page_size: u64,
-) {
+/// The pages of a mapping that any device has pinned.
+fn only_pinned(mapped: &Mapped, devices: &BTreeMap<DeviceId, Device>, page_size: u64) -> Bitmap {
+    let mut dirty = Bitmap::new(mapped.size / page_size);
     for device in devices.values() {
-        for page in device.pinned(iova..iova.saturating_add(size)) {
-            let page = (page - iova) / page_size;
+        for page in device.pinned(mapped.iova..mapped.end()) {
+            let page = (page - mapped.iova) / page_size;
             dirty.set(page..page + 1);
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PAGE: u64 = 4096;
-    const LIMITS: Limits = Limits {
-        max_pins: 256,
-        page_pins: 3,
-        max_length: 1 << 20,
-        pin_batch: 64 * PAGE,
-        dma_chunk: 16 * PAGE,
-    };
-
-    fn mapping(iova: u64, pages: u64) -> Mapping {
-        Mapping { iova, vaddr: 0x7000_0000, size: pages * PAGE, protection: Protection::READ_WRITE }
-    }
-
-    /// A container with `pages` pages at 0, and a device in it.
-    fn container(pages: u64) -> (Container, DeviceId) {
-        let mut container = Container::new(PAGE, 10);
-        container.map(&mapping(0, pages)).unwrap();
-        let id = container.open(LIMITS);
-        (container, id)
-    }
-
-    fn run(container: &mut Container, id: DeviceId, op: Op, iova: u64, length: u64) -> Outcome {
-        let op = Some(op);
-        container.command(id, &Command { op, iova, length })
-    }
-
-    fn ok(container: &mut Container, id: DeviceId, op: Op, iova: u64, length: u64) {
-        let outcome = run(container, id, op, iova, length);
-        assert_eq!((outcome.status, outcome.count), (Ok(()), length), "{op:?}");
-    }
-
-    fn fails(
-        container: &mut Container,
-        id: DeviceId,
-        op: Op,
-        iova: u64,
-        length: u64,
-        errno: Errno,
-    ) -> Outcome {
-        let outcome = run(container, id, op, iova, length);
-        assert_eq!(outcome.status, Err(errno), "{op:?} of {iova:#x}+{length:#x}");
-        outcome
-    }
-
-    /// Reads the bitmap of pages `[0, pages)`.
-    fn read(container: &mut Container, pages: u64) -> Vec<Range<u64>> {
-        let size = pages * PAGE;
-        let buffer = BitmapBuffer::covering(size, PAGE);
-        container.get_bitmap(0, size, &buffer).unwrap().runs()
-    }
-
-    #[test]
-    fn pinned_pages_are_dirty_until_the_read_after_unpinning() {
-        let (mut c, dev) = container(16);
-        ok(&mut c, dev, Op::Pin, 2 * PAGE, 3 * PAGE);
-        c.start().unwrap();
-        assert_eq!(read(&mut c, 16), [2..5]);
-        assert_eq!(read(&mut c, 16), [2..5]);
-        ok(&mut c, dev, Op::Unpin, 3 * PAGE, PAGE);
-        assert_eq!(read(&mut c, 16), [2..5]);
-        assert_eq!(read(&mut c, 16), [2..3, 4..5]);
-    }
-
-    #[test]
-    fn dma_writes_are_dirty_once() {
-        let (mut c, dev) = container(40);
-        c.start().unwrap();
-        ok(&mut c, dev, Op::DmaWrite, PAGE - 1, 2);
-        ok(&mut c, dev, Op::DmaWrite, 20 * PAGE + 5, 1);
-        ok(&mut c, dev, Op::DmaRead, 0, 40 * PAGE);
-        assert_eq!(read(&mut c, 40), [0..2, 20..21]);
-        assert_eq!(read(&mut c, 40), []);
-    }
-
-    #[test]
-    fn start_is_idempotent_and_stop_forgets() {
-        let (mut c, dev) = container(4);
-        c.start().unwrap();
-        ok(&mut c, dev, Op::DmaWrite, 0, 8);
-        c.start().unwrap();
-        assert_eq!(read(&mut c, 4), [0..1]);
-        ok(&mut c, dev, Op::DmaWrite, 0, 8);
-        c.stop();
-        c.stop();
-        let buffer = BitmapBuffer::covering(4 * PAGE, PAGE);
-        assert_eq!(c.get_bitmap(0, 4 * PAGE, &buffer), Err(Errno::EINVAL));
-        c.start().unwrap();
-        assert_eq!(read(&mut c, 4), []);
-    }
-
-    #[test]
-    fn start_fails_as_a_whole() {
-        let (mut c, _) = container(4);
-        c.map(&mapping(1 << 50, BITMAP_PAGES_MAX + 1)).unwrap();
-        assert_eq!(c.start(), Err(Errno::EINVAL));
-        assert!(!c.tracking());
-        c.unmap(1 << 50, (BITMAP_PAGES_MAX + 1) * PAGE).unwrap();
-        c.start().unwrap();
-        let too_big = mapping(1 << 50, BITMAP_PAGES_MAX + 1);
-        assert_eq!(c.map(&too_big), Err(Errno::EINVAL));
-    }
-
-    #[test]
-    fn ranges_may_club_but_not_bisect() {
-        let (mut c, dev) = container(10);
-        c.map(&mapping(10 * PAGE, 5)).unwrap();
-        c.map(&mapping(20 * PAGE, 5)).unwrap();
-        c.start().unwrap();
-        ok(&mut c, dev, Op::DmaWrite, 9 * PAGE, 2 * PAGE);
-        ok(&mut c, dev, Op::DmaWrite, 24 * PAGE, 1);
-        let get = |c: &mut Container, first: u64, pages: u64| {
-            let buffer = BitmapBuffer::covering(pages * PAGE, PAGE);
-            c.get_bitmap(first * PAGE, pages * PAGE, &buffer).map(|b| b.runs())
-        };
-        for (first, pages) in [(1, 9), (0, 9), (0, 14), (11, 20), (0, 24), (21, 1)] {
-            assert_eq!(get(&mut c, first, pages), Err(Errno::EINVAL), "{first}+{pages}");
-        }
-        assert_eq!(get(&mut c, 15, 5), Ok(vec![]));
-        assert_eq!(get(&mut c, 10, 20), Ok(vec![0..1, 14..15]));
-        assert_eq!(read(&mut c, 30), [9..10]);
-    }
-
-    #[test]
-    fn arguments_of_a_read() {
-        let (mut c, _) = container(100);
-        c.start().unwrap();
-        let size = 100 * PAGE;
-        let good = BitmapBuffer::covering(size, PAGE);
-        assert_eq!(good.size, 16);
-        let get = |c: &mut Container, iova, size, buffer| c.get_bitmap(iova, size, &buffer).err();
-        assert_eq!(get(&mut c, 0, size, good), None);
-        assert_eq!(get(&mut c, 0, 0, good), Some(Errno::EINVAL));
-        assert_eq!(get(&mut c, 1, size, good), Some(Errno::EINVAL));
-        assert_eq!(get(&mut c, 0, size + 1, good), Some(Errno::EINVAL));
-        assert_eq!(get(&mut c, PAGE, u64::MAX, good), Some(Errno::EOVERFLOW));
-        for (pgsize, size_of_buffer) in [(0, 16), (2 * PAGE, 16), (PAGE, 8), (PAGE, 1 << 29)] {
-            let bad = BitmapBuffer { pgsize, size: size_of_buffer };
-            assert_eq!(get(&mut c, 0, size, bad), Some(Errno::EINVAL), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn unmap_revokes_and_reports() {
-        let (mut c, dev) = container(8);
-        c.map(&mapping(8 * PAGE, 8)).unwrap();
-        assert_eq!(c.dma_avail(), 8);
-        ok(&mut c, dev, Op::Pin, 6 * PAGE, 4 * PAGE);
-        ok(&mut c, dev, Op::Pin, 6 * PAGE, PAGE);
-        assert_eq!(c.pins(dev), 5);
-        c.start().unwrap();
-        ok(&mut c, dev, Op::DmaWrite, PAGE, 1);
-
-        let buffer = BitmapBuffer::covering(8 * PAGE, PAGE);
-        let (bytes, bitmap) = c.unmap_dirty(0, 8 * PAGE, &buffer).unwrap();
-        assert_eq!(bytes, 8 * PAGE);
-        assert_eq!(bitmap.runs(), [1..2, 6..8]);
-        assert_eq!((c.pins(dev), c.dma_avail()), (2, 9));
-        fails(&mut c, dev, Op::Write, 6 * PAGE, PAGE, Errno::ENXIO);
-        ok(&mut c, dev, Op::Write, 8 * PAGE, 2 * PAGE);
-
-        assert_eq!(c.unmap(9 * PAGE, PAGE), Err(Errno::EINVAL));
-        assert_eq!(c.unmap(0, 8 * PAGE), Ok(0));
-        assert_eq!(c.unmap_all(), 8 * PAGE);
-        assert_eq!((c.pins(dev), c.dma_avail()), (0, 10));
-    }
-
-    #[test]
-    fn arguments_of_a_map() {
-        let (mut c, _) = container(4);
-        let good = mapping(8 * PAGE, 4);
-        let mut map = |m: Mapping| c.map(&m).err();
-        assert_eq!(map(Mapping { size: 0, ..good }), Some(Errno::EINVAL));
-        assert_eq!(map(Mapping { size: 1, ..good }), Some(Errno::EINVAL));
-        assert_eq!(map(Mapping { iova: 1, ..good }), Some(Errno::EINVAL));
-        assert_eq!(map(Mapping { vaddr: 1, ..good }), Some(Errno::EINVAL));
-        let nothing = Protection::NONE;
-        assert_eq!(map(Mapping { protection: nothing, ..good }), Some(Errno::EINVAL));
-        assert_eq!(map(Mapping { iova: 3 * PAGE, ..good }), Some(Errno::EEXIST));
-        assert_eq!(map(Mapping { iova: u64::MAX - PAGE + 1, ..good }), Some(Errno::EOVERFLOW));
-        for i in 0..9 {
-            assert_eq!(map(mapping((100 + i) * PAGE, 1)), None);
-        }
-        assert_eq!(map(mapping(200 * PAGE, 1)), Some(Errno::ENOSPC));
-    }
-
-    #[test]
-    fn errors_of_the_device_come_in_order() {
-        let (mut c, dev) = container(300);
-        let unknown = Command { op: None, iova: 0, length: 0 };
-        assert_eq!(c.command(dev, &unknown).status, Err(Errno::EOPNOTSUPP));
-        let f = &mut c;
-        fails(f, dev, Op::Pin, 1, 0, Errno::EINVAL);
-        fails(f, dev, Op::Pin, 1, u64::MAX, Errno::EOVERFLOW);
-        fails(f, dev, Op::Pin, 1, LIMITS.max_length + 1, Errno::E2BIG);
-        fails(f, dev, Op::Pin, 1, 257 * PAGE, Errno::E2BIG);
-        fails(f, dev, Op::Pin, 1, PAGE, Errno::EINVAL);
-        fails(f, dev, Op::Unpin, 0, PAGE, Errno::ENXIO);
-        ok(f, dev, Op::Pin, 0, PAGE);
-        fails(f, dev, Op::Pin, 0, 256 * PAGE, Errno::ENOSPC);
-        fails(f, dev, Op::Unpin, 0, 2 * PAGE, Errno::ENXIO);
-        fails(f, dev, Op::Write, PAGE - 1, 2, Errno::ENXIO);
-        fails(f, dev, Op::Pin, 300 * PAGE, PAGE, Errno::EINVAL);
-        assert_eq!(f.pins(dev), 1);
-    }
-
-    #[test]
-    fn pins_that_fail_in_a_later_batch_leave_nothing_but_what_was_pinned_for_a_moment() {
-        let (mut c, dev) = container(100);
-        c.start().unwrap();
-        fails(&mut c, dev, Op::Pin, 10 * PAGE, 100 * PAGE, Errno::EINVAL);
-        assert_eq!(c.pins(dev), 0);
-        assert_eq!(read(&mut c, 100), [10..64]);
-        assert_eq!(read(&mut c, 100), []);
-    }
-
-    #[test]
-    fn dma_stops_where_the_mapping_does() {
-        let (mut c, dev) = container(20);
-        c.start().unwrap();
-        let outcome = fails(&mut c, dev, Op::DmaWrite, PAGE, 30 * PAGE, Errno::EINVAL);
-        assert_eq!((outcome.count, outcome.transferred), (15 * PAGE, 19 * PAGE));
-        assert_eq!(read(&mut c, 20), [1..20]);
-    }
-
-    #[test]
-    fn protections() {
-        let (mut c, dev) = container(1);
-        for (i, protection) in [(1, Protection::READ), (2, Protection::WRITE)] {
-            let iova = i * PAGE;
-            c.map(&Mapping { protection, ..mapping(iova, 1) }).unwrap();
-            fails(&mut c, dev, Op::Pin, iova, PAGE, Errno::EPERM);
-            fails(&mut c, dev, Op::DmaWrite, iova, 1, Errno::EPERM);
-        }
-        ok(&mut c, dev, Op::DmaRead, PAGE, PAGE);
-        fails(&mut c, dev, Op::DmaRead, 2 * PAGE, PAGE, Errno::EPERM);
-    }
-
-    #[test]
-    fn a_page_is_pinned_while_any_device_pins_it() {
-        let (mut c, one) = container(4);
-        let two = c.open(LIMITS);
-        ok(&mut c, one, Op::Pin, 0, PAGE);
-        ok(&mut c, two, Op::Pin, 0, 2 * PAGE);
-        c.start().unwrap();
-        c.close(two);
-        assert_eq!(read(&mut c, 4), [0..2]);
-        assert_eq!(read(&mut c, 4), [0..1]);
-        c.reset(one);
-        assert_eq!(read(&mut c, 4), [0..1]);
-        assert_eq!(read(&mut c, 4), []);
-    }
-
-    #[test]
-    fn the_last_page_of_the_address_space() {
-        let mut c = Container::new(PAGE, 10);
-        c.map(&mapping(PAGE.wrapping_neg(), 1)).unwrap();
-        let dev = c.open(LIMITS);
-        c.start().unwrap();
-        ok(&mut c, dev, Op::DmaWrite, PAGE.wrapping_neg(), PAGE - 1);
-        fails(&mut c, dev, Op::Pin, PAGE.wrapping_neg(), PAGE, Errno::EOVERFLOW);
-        let buffer = BitmapBuffer::covering(PAGE, PAGE);
-        let bitmap = c.get_bitmap(PAGE.wrapping_neg(), PAGE, &buffer).unwrap();
-        assert_eq!(bitmap.runs(), [0..1]);
-        assert_eq!(c.unmap(PAGE.wrapping_neg(), PAGE), Ok(PAGE));
-    }
+    dirty
 }

@@ -60,6 +60,7 @@ pub struct Outcome {
 }
 
 /// A device's pins: how many of which page, by IOVA.
+#[derive(Clone, Debug)]
 pub(crate) struct Device {
     pub(crate) limits: Limits,
     pins: BTreeMap<u64, u32>,

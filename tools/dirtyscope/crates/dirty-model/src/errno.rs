@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// An error number, as `errno.h` has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Errno(pub i32);
 
 macro_rules! errnos {
@@ -24,11 +24,13 @@ macro_rules! errnos {
 
 errnos! {
     EPERM 1 "Operation not permitted"
+    ENOENT 2 "No such file or directory"
     EINTR 4 "Interrupted system call"
     ENXIO 6 "No such device or address"
     E2BIG 7 "Argument list too long"
     EAGAIN 11 "Resource temporarily unavailable"
     ENOMEM 12 "Cannot allocate memory"
+    EACCES 13 "Permission denied"
     EFAULT 14 "Bad address"
     EBUSY 16 "Device or resource busy"
     EEXIST 17 "File exists"

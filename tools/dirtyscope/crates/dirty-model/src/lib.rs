@@ -20,11 +20,15 @@
 #![deny(missing_docs)]
 
 mod bitmap;
+mod buffer;
 mod container;
 mod device;
 mod errno;
+mod mapping;
 
 pub use bitmap::{Bitmap, Difference};
-pub use container::{BITMAP_PAGES_MAX, BitmapBuffer, Container, DeviceId, Mapping, Protection};
+pub use buffer::{BITMAP_PAGES_MAX, BitmapBuffer};
+pub use container::{Container, DeviceId, MappingView, PinFailure};
 pub use device::{Command, Limits, Op, Outcome};
 pub use errno::Errno;
+pub use mapping::{Mapping, Protection};

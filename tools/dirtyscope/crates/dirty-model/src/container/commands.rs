@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What the devices of a container do.
+
+use super::{Container, DeviceId};
+use crate::{
+    Errno, Protection,
+    device::{Command, Limits, Op, Outcome, cut, pages},
+    mapping::Mapped,
+};
+use std::ops::Range;
+
+/// Status, COUNT, and bytes transferred of a command.
+type Done = (Result<(), Errno>, u64, u64);
+
+/// A batch of pins that fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinFailure {
+    /// The batch's pages, in bytes of IOVA.
+    pub batch: Range<u64>,
+    /// The first page of it that can't be pinned; the batch's first if that isn't why it fails.
+    pub page: u64,
+    /// Why.
+    pub errno: Errno,
+}
+
+impl Container {
+    /// Runs a command.
+    pub fn command(&mut self, id: DeviceId, command: &Command) -> Outcome {
+        let (status, count, transferred) = match self.try_command(id, command) {
+            Ok(done) => done,
+            Err(e) => (Err(e), 0, 0),
+        };
+        Outcome { status, count, transferred }
+    }
+
+    fn try_command(&mut self, id: DeviceId, command: &Command) -> Result<Done, Errno> {
+        let op = command.op.ok_or(Errno::EOPNOTSUPP)?;
+        let range = self.device(id).check_range(command)?;
+        let length = command.length;
+        match op {
+            Op::Pin => self.pin(id, range).map(|()| (Ok(()), length, 0)),
+            Op::Unpin => self.unpin(id, range).map(|()| (Ok(()), length, 0)),
+            Op::Write | Op::Read => self.check_pinned(id, range).map(|()| (Ok(()), length, length)),
+            Op::DmaWrite => Ok(self.dma(id, range, Protection::READ_WRITE)),
+            Op::DmaRead => Ok(self.dma(id, range, Protection::READ)),
+        }
+    }
+
+    fn pin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
+        self.check_whole_pages(&range)?;
+        let Limits { max_pins, pin_batch, .. } = self.device(id).limits;
+        let count = (range.end - range.start) / self.page_size;
+        if count > max_pins.saturating_sub(self.device(id).held()) {
+            return Err(Errno::ENOSPC);
+        }
+        for batch in cut(range.clone(), pin_batch) {
+            if let Some(failure) = self.pin_failure(id, batch.clone()) {
+                for page in pages(range.start..batch.start, self.page_size) {
+                    self.device(id).unpin(page);
+                }
+                return Err(failure.errno);
+            }
+            let page_size = self.page_size;
+            for page in pages(batch, page_size) {
+                self.device(id).pin(page);
+                self.mark(page..page + page_size);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why pinning a batch would fail, if it would. Then none of its pages was ever pinned, and none
+    /// is dirty.
+    ///
+    /// A page that is pinned already is pinned once more, whatever became of the process's memory.
+    pub fn pin_failure(&self, id: DeviceId, batch: Range<u64>) -> Option<PinFailure> {
+        let page_size = self.page_size;
+        let failure = |page, errno| Some(PinFailure { batch: batch.clone(), page, errno });
+        if pages(batch.clone(), page_size).any(|page| !self.devices[&id].has_room_for(page)) {
+            return failure(batch.start, Errno::ENOSPC);
+        }
+        let mut unlocked = self.lock_limit.map(|limit| limit.saturating_sub(self.locked_pages()));
+        for page in pages(batch.clone(), page_size) {
+            let mapping = match self.mapping_at(page, Protection::READ_WRITE) {
+                Ok(mapping) => mapping,
+                Err(errno) => return failure(page, errno),
+            };
+            if self.is_pinned(page) {
+                continue;
+            }
+            if mapping.accessible_until(page, page_size) == page {
+                return failure(page, Errno::EFAULT);
+            }
+            if let Some(pages) = unlocked.as_mut().filter(|_| mapping.limited) {
+                match pages.checked_sub(1) {
+                    Some(rest) => *pages = rest,
+                    None => return failure(page, Errno::ENOMEM),
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether any device has pinned `page`.
+    pub fn is_pinned(&self, page: u64) -> bool {
+        self.devices.values().any(|device| device.all_pinned([page].into_iter()))
+    }
+
+    fn unpin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
+        self.check_whole_pages(&range)?;
+        self.check_pinned(id, range.clone())?;
+        for page in pages(range, self.page_size) {
+            self.device(id).unpin(page);
+        }
+        Ok(())
+    }
+
+    /// `vfio_dma_rw()` in chunks, up to the first that fails. Within a chunk, mapping by mapping, up
+    /// to where there is no memory.
+    fn dma(&mut self, id: DeviceId, range: Range<u64>, wanted: Protection) -> Done {
+        let start = range.start;
+        let dma_chunk = self.device(id).limits.dma_chunk;
+        for chunk in cut(range.clone(), dma_chunk) {
+            let count = chunk.start - start;
+            let mut next = chunk.start;
+            while next < chunk.end {
+                let (end, accessible) = match self.mapping_at(next, wanted) {
+                    Ok(mapping) => (mapping.end(), mapping.accessible_until(next, self.page_size)),
+                    Err(e) => return (Err(e), count, next - start),
+                };
+                let end = end.min(chunk.end);
+                let done = end.min(accessible);
+                if wanted.write && next < done {
+                    self.mark(next..done);
+                }
+                if done < end {
+                    return (Err(Errno::EFAULT), count, done - start);
+                }
+                next = end;
+            }
+        }
+        let length = range.end - start;
+        (Ok(()), length, length)
+    }
+
+    /// Makes the pages that `range` touches dirty. It lies in one mapping.
+    fn mark(&mut self, range: Range<u64>) {
+        let page_size = self.page_size;
+        if let Some((&iova, mapped)) = self.mappings.range_mut(..=range.start).next_back() {
+            if let Some(dirty) = &mut mapped.dirty {
+                let first = (range.start - iova) / page_size;
+                dirty.set(first..(range.end - iova).div_ceil(page_size));
+            }
+        }
+    }
+
+    /// The mapping that `iova` lies in, if it allows what is `wanted`.
+    fn mapping_at(&self, iova: u64, wanted: Protection) -> Result<&Mapped, Errno> {
+        let mapped = self.overlapping(iova, iova).next().ok_or(Errno::EINVAL)?;
+        mapped.protection.allows(wanted).then_some(mapped).ok_or(Errno::EPERM)
+    }
+
+    fn check_whole_pages(&self, range: &Range<u64>) -> Result<(), Errno> {
+        let whole = (range.start | range.end) % self.page_size == 0;
+        whole.then_some(()).ok_or(Errno::EINVAL)
+    }
+
+    fn check_pinned(&self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
+        let pinned = self.devices[&id].all_pinned(pages(range, self.page_size));
+        pinned.then_some(()).ok_or(Errno::ENXIO)
+    }
+}
