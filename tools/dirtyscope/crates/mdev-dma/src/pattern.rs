@@ -21,21 +21,42 @@ const DIGEST_MUL: u64 = RUST_MDEV_DMA_DIGEST_MUL;
 
 const WORD: u64 = u64::BITS as u64 / 8;
 
-/// The word that `seed` puts at `iova`, a multiple of 8.
-pub fn word(seed: u64, iova: u64) -> u64 {
+/// The first word of the block that `iova` is in.
+fn block(seed: u64, iova: u64) -> u64 {
     let z = seed.wrapping_add((iova / BLOCK).wrapping_mul(STEP));
     let z = (z ^ (z >> 30)).wrapping_mul(MIX_1);
     let z = (z ^ (z >> 27)).wrapping_mul(MIX_2);
-    (z ^ (z >> 31)).wrapping_add((iova % BLOCK / WORD).wrapping_mul(WORD_STEP))
+    z ^ (z >> 31)
+}
+
+/// The word at `iova`, a multiple of 8, in a block that begins with `block`.
+fn word_of(block: u64, iova: u64) -> u64 {
+    block.wrapping_add((iova % BLOCK / WORD).wrapping_mul(WORD_STEP))
+}
+
+/// The word that `seed` puts at `iova`, a multiple of 8.
+pub fn word(seed: u64, iova: u64) -> u64 {
+    word_of(block(seed, iova), iova)
 }
 
 /// Puts into `bytes` what `seed` puts at `iova` and behind it.
 pub fn fill(bytes: &mut [u8], seed: u64, iova: u64) {
     let (mut at, mut rest) = (iova, bytes);
     while !rest.is_empty() {
+        let in_block = (BLOCK - at % BLOCK).min(rest.len() as u64);
+        let (part, next) = rest.split_at_mut(in_block as usize);
+        fill_block(part, block(seed, at), at);
+        (at, rest) = (at.wrapping_add(in_block), next);
+    }
+}
+
+/// As [`fill`], for bytes of one block.
+fn fill_block(bytes: &mut [u8], block: u64, iova: u64) {
+    let (mut at, mut rest) = (iova, bytes);
+    while !rest.is_empty() {
         let in_word = (at % WORD) as usize;
         let (part, next) = rest.split_at_mut(rest.len().min(WORD as usize - in_word));
-        let word = word(seed, at - at % WORD).to_le_bytes();
+        let word = word_of(block, at - in_word as u64).to_le_bytes();
         part.copy_from_slice(&word[in_word..in_word + part.len()]);
         (at, rest) = (at.wrapping_add(part.len() as u64), next);
     }

@@ -83,7 +83,7 @@ pub struct MigrationInfo {
     pub max_dirty_bitmap_size: u64,
 }
 
-/// A container with at least one group, and type1 v2 as its IOMMU driver.
+/// A container with at least one group, and type1 as its IOMMU driver.
 ///
 /// Shared by its devices; it ends with the last of them.
 ///
@@ -128,6 +128,11 @@ impl Mapped {
 impl Container {
     /// Opens `/dev/vfio/vfio`, puts `group` in, and makes type1 v2 its IOMMU driver.
     pub fn new(group: Group) -> Result<Arc<Self>> {
+        Self::with_iommu(group, VFIO_TYPE1v2_IOMMU)
+    }
+
+    /// As [`Self::new`], with another version of type1: `VFIO_TYPE1_IOMMU`.
+    pub fn with_iommu(group: Group, iommu: u32) -> Result<Arc<Self>> {
         const PATH: &str = "/dev/vfio/vfio";
         let file = group::open(PATH).map_err(|errno| {
             let hint = match errno {
@@ -138,12 +143,12 @@ impl Container {
             Error::new(format!("open {PATH}"), errno).hint(hint)
         })?;
         let this = Self { groups: Mutex::default(), file, mapped: Mutex::default() };
-        this.check_type1()?;
+        this.check_type1(iommu)?;
         this.attach(group)?;
 
         // SAFETY: The argument is a number.
-        unsafe { sys::ioctl_value(&this.file, sys::SET_IOMMU, VFIO_TYPE1v2_IOMMU as usize) }
-            .map_err(|e| Error::new("VFIO_SET_IOMMU to VFIO_TYPE1v2_IOMMU", e))?;
+        unsafe { sys::ioctl_value(&this.file, sys::SET_IOMMU, iommu as usize) }
+            .map_err(|e| Error::new(format!("VFIO_SET_IOMMU to {iommu}"), e))?;
         Ok(Arc::new(this))
     }
 
@@ -163,15 +168,15 @@ impl Container {
             .device(&node.name)
     }
 
-    fn check_type1(&self) -> Result<()> {
+    fn check_type1(&self, iommu: u32) -> Result<()> {
         // SAFETY: There is no argument.
         let version = unsafe { sys::ioctl_value(&self.file, sys::GET_API_VERSION, 0) }
             .map_err(|e| Error::new("VFIO_GET_API_VERSION", e))?;
         if version != VFIO_API_VERSION as i32 {
             return Err(Error::other(format!("VFIO's API has version {version}, not 0")));
         }
-        if self.check_extension(VFIO_TYPE1v2_IOMMU)? == 0 {
-            return Err(Error::other("VFIO_CHECK_EXTENSION: no VFIO_TYPE1v2_IOMMU")
+        if self.check_extension(iommu)? == 0 {
+            return Err(Error::other(format!("VFIO_CHECK_EXTENSION: no IOMMU driver {iommu}"))
                 .hint("modprobe vfio_iommu_type1"));
         }
         Ok(())
@@ -332,6 +337,12 @@ impl Container {
         offset: usize,
     ) -> Result<()> {
         self.dirty_bitmap_raw(iova, size, bitmap_in(size, bitmap, memory, offset))
+    }
+
+    /// Bytes that a buffer must have for the bitmap of `size` bytes of IOVA, whatever the kernel makes
+    /// of the arguments.
+    pub fn bitmap_bytes(size: u64, bitmap: &BitmapArgs) -> u64 {
+        8 * bitmap_words(size, bitmap) as u64
     }
 
     /// `bitmap` has room for the bitmap of `size` bytes of IOVA.

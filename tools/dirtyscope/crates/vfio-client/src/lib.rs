@@ -24,6 +24,7 @@
 mod container;
 mod device;
 mod error;
+mod fork;
 mod group;
 mod memory;
 mod sys;
@@ -31,7 +32,8 @@ mod sys;
 pub use container::{BitmapArgs, Container, IommuInfo, MapArgs, MigrationInfo, UnmapArgs};
 pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};
 pub use error::{Error, Result};
+pub use fork::Fork;
 pub use group::{DeviceNode, Group};
-pub use memory::Memory;
+pub use memory::{Access, Memory};
 /// Constants and structures of `include/uapi/linux/vfio.h`.
 pub use vfio_bindings::bindings::vfio as uapi;

@@ -3,11 +3,30 @@
 use crate::{Error, Result};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::{
+    collections::BTreeMap,
+    ops::Range,
     ptr::{NonNull, null_mut},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 const WORD: usize = size_of::<u64>();
+
+/// Words that [`Memory::first_difference`] compares before it looks at the result.
+const COMPARED: usize = 8;
+
+/// What the process, and with it the kernel on its behalf, may do to a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: it faults.
+    None,
+    /// Read it.
+    Read,
+    /// Read and write it.
+    ReadWrite,
+}
 
 /// Anonymous memory for devices to read and write: what a VMM would call guest memory.
 ///
@@ -18,14 +37,17 @@ const WORD: usize = size_of::<u64>();
 ///
 /// # Invariants
 ///
-/// `words` and `len` are a mapping of our own, readable and writable, whole pages, zeroed by the
-/// kernel when it was made. Rust accesses it by `AtomicU64` only. Behind it are `guard` bytes of our
-/// own that can't be accessed.
+/// `words` and `len` are a mapping of our own, readable and writable but for the pages in
+/// `restricted`, whole pages, zeroed by the kernel when it was made. Rust accesses it by `AtomicU64`
+/// only, while it holds the lock of `restricted`. Behind it are `guard` bytes of our own that can't be
+/// accessed.
 #[derive(Debug)]
 pub struct Memory {
     words: NonNull<AtomicU64>,
     len: usize,
     guard: usize,
+    /// By the offset of a page.
+    restricted: RwLock<BTreeMap<usize, Access>>,
 }
 
 // SAFETY: The mapping belongs to the process, not to a thread.
@@ -37,13 +59,14 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// Zeroed memory of `len` bytes, a multiple of the page size.
     ///
-    /// Fails with what `mmap()` says, `EINVAL` for no bytes.
+    /// Fails with what `mmap()` says.
     pub fn new(len: usize) -> Result<Self> {
         Self::with_guard(len, 0)
     }
 
     /// As [`Self::new`], with `guard` bytes behind it, a multiple of the page size too, where the
-    /// process has no memory: who accesses them faults, the kernel with `EFAULT`.
+    /// process has no memory: who accesses them faults, the kernel with `EFAULT`. Without a guard, no
+    /// bytes are `EINVAL`.
     pub fn with_guard(len: usize, guard: usize) -> Result<Self> {
         let what = || format!("mmap of {len:#x} bytes and a guard of {guard:#x}");
         let whole_pages = (len | guard) % rustix::param::page_size() == 0;
@@ -56,7 +79,7 @@ impl Memory {
         // INVARIANT: The mapping was just made, it begins at a page, and its first `len` bytes are
         // made accessible. If that fails, it is dropped.
         let words = NonNull::new(ptr.cast()).ok_or_else(|| Error::other(what()))?;
-        let this = Self { words, len, guard };
+        let this = Self { words, len, guard, restricted: RwLock::default() };
         // SAFETY: This is our own mapping, to which no reference exists yet.
         unsafe { mprotect(ptr, len, MprotectFlags::READ | MprotectFlags::WRITE) }
             .map_err(|e| Error::new(what(), e))?;
@@ -73,7 +96,7 @@ impl Memory {
         self.len
     }
 
-    /// Whether it has no bytes, which never is.
+    /// Whether it has no bytes, but a guard.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -83,9 +106,36 @@ impl Memory {
         self.words.as_ptr().cast::<u8>().wrapping_add(offset) as u64
     }
 
-    /// Copies what is at `offset` to `to`. Panics if that isn't all inside.
+    /// Lets the process do no more than `access` to whole pages, or again all it wants. Their contents
+    /// stay, and so do pins that devices have of them. Panics if that aren't whole pages inside.
+    pub fn set_access(&self, bytes: Range<usize>, access: Access) -> Result<()> {
+        let page_size = rustix::param::page_size();
+        let whole = (bytes.start | bytes.end) % page_size == 0 && bytes.end <= self.len;
+        assert!(whole, "{bytes:#x?} of {:#x} are no whole pages inside", self.len);
+        let mut restricted = self.restricted.write().unwrap_or_else(PoisonError::into_inner);
+        let flags = match access {
+            Access::None => MprotectFlags::empty(),
+            Access::Read => MprotectFlags::READ,
+            Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+        };
+        let ptr = self.words.as_ptr().wrapping_byte_add(bytes.start);
+        // SAFETY: These are pages of our own mapping. Nobody accesses them now: it would take the lock
+        // of `restricted`, which is held.
+        unsafe { mprotect(ptr.cast(), bytes.len(), flags) }
+            .map_err(|e| Error::new(format!("mprotect of {bytes:#x?} to {access:?}"), e))?;
+        // INVARIANT: `restricted` says what the pages are now.
+        for page in bytes.step_by(page_size) {
+            match access {
+                Access::ReadWrite => restricted.remove(&page),
+                _ => restricted.insert(page, access),
+            };
+        }
+        Ok(())
+    }
+
+    /// Copies what is at `offset` to `to`. Panics if that isn't all inside, and readable.
     pub fn read(&self, offset: usize, to: &mut [u8]) {
-        self.check(offset, to.len());
+        let _lock = self.lock(offset, to.len(), Access::Read);
         let (mut at, mut rest) = (offset, to);
         while !rest.is_empty() {
             let in_word = at % WORD;
@@ -97,10 +147,10 @@ impl Memory {
         }
     }
 
-    /// Copies `from` to `offset`. Panics if that isn't all inside. The other bytes of a word that is
-    /// written in part are written back as they were: don't race a device for them.
+    /// Copies `from` to `offset`. Panics if that isn't all inside, and writable. The other bytes of a
+    /// word that is written in part are written back as they were: don't race a device for them.
     pub fn write(&self, offset: usize, from: &[u8]) {
-        self.check(offset, from.len());
+        let _lock = self.lock(offset, from.len(), Access::ReadWrite);
         let (mut at, mut rest) = (offset, from);
         while !rest.is_empty() {
             let in_word = at % WORD;
@@ -113,17 +163,59 @@ impl Memory {
         }
     }
 
-    fn check(&self, offset: usize, len: usize) {
+    /// Compares what is at `offset` with `expected`; both are whole words. Returns where in `expected`
+    /// the first word begins that differs. Panics as [`Self::read`] does.
+    pub fn first_difference(&self, offset: usize, expected: &[u8]) -> Option<usize> {
+        let whole_words = (offset | expected.len()) % WORD == 0;
+        assert!(whole_words, "{:#x} bytes at {offset:#x} are no whole words", expected.len());
+        let _lock = self.lock(offset, expected.len(), Access::Read);
+        let words = self.words_at(offset / WORD, expected.len() / WORD);
+        let blocks = words.chunks(COMPARED).zip(expected.chunks(COMPARED * WORD));
+        for (i, (found, expected)) in blocks.enumerate() {
+            let differences = || {
+                let expected = expected.chunks_exact(WORD);
+                found.iter().zip(expected).map(|(found, expected)| {
+                    let expected = expected.try_into().map_or(0, u64::from_ne_bytes);
+                    found.load(Relaxed) ^ expected
+                })
+            };
+            if differences().fold(0, |all, word| all | word) != 0 {
+                // Devices may write meanwhile: what differed may not do so any more.
+                let first = differences().position(|word| word != 0).unwrap_or(0);
+                return Some((i * COMPARED + first) * WORD);
+            }
+        }
+        None
+    }
+
+    /// Locks the access to bytes. Panics if they aren't all inside, or may not be accessed.
+    fn lock(
+        &self,
+        offset: usize,
+        len: usize,
+        wanted: Access,
+    ) -> RwLockReadGuard<'_, BTreeMap<usize, Access>> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(inside, "{len:#x} bytes at {offset:#x} of {:#x}", self.len);
+        let restricted = self.restricted.read().unwrap_or_else(PoisonError::into_inner);
+        let first = offset - offset % rustix::param::page_size();
+        let mut pages = restricted.range(first..offset + len);
+        let refused = pages.find(|&(_, &access)| access == Access::None || access != wanted);
+        assert!(refused.is_none(), "{wanted:?} of {len:#x} bytes at {offset:#x}: {refused:x?}");
+        restricted
     }
 
     fn word(&self, i: usize) -> &AtomicU64 {
-        assert!(i < self.len / WORD);
+        &self.words_at(i, 1)[0]
+    }
+
+    /// `count` words from number `i` on.
+    fn words_at(&self, i: usize, count: usize) -> &[AtomicU64] {
+        assert!(i <= self.len / WORD && count <= self.len / WORD - i);
         // SAFETY: By the type invariant there are `len / WORD` words, valid as long as `self`, which
-        // are only accessed as `AtomicU64`; and `i` is less. The kernel, as any other process that
-        // shares memory, is no part of this program.
-        unsafe { self.words.add(i).as_ref() }
+        // are only accessed as `AtomicU64`; and these are among them. The kernel, as any other process
+        // that shares memory, is no part of this program.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().add(i), count) }
     }
 }
 
@@ -159,6 +251,52 @@ mod tests {
                 assert_eq!(some, bytes[..len]);
             }
         }
+    }
+
+    #[test]
+    fn the_first_difference() {
+        let memory = Memory::new(4096).unwrap();
+        let mut expected = vec![0; 4096];
+        for at in [0, 9, 63, 64, 800, 4095] {
+            assert_eq!(memory.first_difference(0, &expected), None);
+            memory.write(at, &[1]);
+            let word = at - at % 8;
+            assert_eq!(memory.first_difference(0, &expected), Some(word));
+            assert_eq!(memory.first_difference(word, &expected[word..word + 8]), Some(0));
+            expected[at] = 1;
+        }
+        memory.write(8, &[0xff; 8]);
+        assert_eq!(memory.first_difference(16, &expected[16..]), None);
+    }
+
+    #[test]
+    fn access_is_restricted_page_by_page() {
+        let memory = Memory::new(3 * 4096).unwrap();
+        memory.write(5000, &[7]);
+        memory.set_access(4096..8192, Access::Read).unwrap();
+        let mut byte = [0];
+        memory.read(5000, &mut byte);
+        memory.write(4095, &byte);
+        memory.write(8192, &byte);
+        assert_eq!(byte, [7]);
+        memory.set_access(4096..8192, Access::ReadWrite).unwrap();
+        memory.write(5000, &[8]);
+    }
+
+    #[test]
+    #[should_panic(expected = "ReadWrite of 0x2 bytes at 0xfff: Some((1000, Read))")]
+    fn no_write_to_what_is_read_only() {
+        let memory = Memory::new(3 * 4096).unwrap();
+        memory.set_access(4096..8192, Access::Read).unwrap();
+        memory.write(4095, &[0; 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "Read of 0x1 bytes at 0x1fff: Some((1000, None))")]
+    fn no_read_of_what_is_not_there() {
+        let memory = Memory::new(3 * 4096).unwrap();
+        memory.set_access(4096..8192, Access::None).unwrap();
+        memory.read(8191, &mut [0]);
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! The calls that the compiler can't check.
 
 use rustix::{
-    io::Result,
+    io::{Errno, Result},
     ioctl::{Ioctl, IoctlOutput, Opcode, opcode},
+    process::Pid,
 };
 use std::{
     ffi::{CStr, c_void},
@@ -92,4 +93,21 @@ pub(crate) fn open_device(group: BorrowedFd<'_>, name: &CStr) -> Result<File> {
     let fd = unsafe { rustix::ioctl::ioctl(group, request) }?;
     // SAFETY: The kernel just opened this file descriptor for us, nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}
+
+/// `fork()`. The child does nothing until it is killed, or its parent ends.
+pub(crate) fn fork_and_pause() -> Result<Pid> {
+    // SAFETY: The child, which may have been forked while other threads held locks, only makes system
+    // calls: it neither allocates nor returns.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: The arguments are numbers, and there is nothing that this could take away.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        loop {
+            // SAFETY: It takes no arguments.
+            unsafe { libc::pause() };
+        }
+    }
+    // No process has a negative number: that is how `fork()` fails.
+    Pid::from_raw(pid.max(0)).ok_or(Errno::AGAIN)
 }
