@@ -2,9 +2,11 @@
 
 //! Test results as the kernel's tests print them: `Documentation/dev-tools/ktap.rst`, version 1.
 
+use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 
 /// How a test ended.
+#[derive(Serialize, Deserialize)]
 pub enum Verdict {
     Pass,
     /// With lines that say why.
@@ -49,6 +51,12 @@ impl<W: Write> Report<W> {
     pub fn skip_all(mut out: W, reason: &str) -> io::Result<()> {
         writeln!(out, "KTAP version 1\n1..0 # SKIP {reason}")?;
         out.flush()
+    }
+
+    /// Prints what is worth to be said meanwhile.
+    pub fn comment(&mut self, text: &str) -> io::Result<()> {
+        self.explain(text)?;
+        self.out.flush()
     }
 
     /// Prints the result of the next test.

@@ -5,11 +5,14 @@
 #![forbid(unsafe_code)]
 
 mod devices;
+mod fuzz;
 mod hold;
 mod ktap;
 mod scenarios;
+mod signals;
 mod testbed;
 mod verify;
+mod worker;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "See \"dirtyscope help verify\" for what it needs and for examples."
+    after_help = "See \"dirtyscope help verify\" and \"dirtyscope help fuzz\" for what they need, and examples."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -34,6 +37,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Verify(verify::Arguments),
+    Fuzz(fuzz::Arguments),
     #[command(hide = true)]
     Hold(hold::Arguments),
 }
@@ -41,6 +45,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Hold(arguments) => hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -6,28 +6,24 @@ use crate::{
     devices::Devices,
     ktap::{Report, Verdict},
     scenarios::{self, Context, Scenario, Skip},
+    signals,
     testbed::Failure,
+    worker::{self, Event, Worker},
 };
 use anyhow::Result;
 use mdev_dma::sysfs::MdevType;
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    flag,
-};
 use std::{
+    ffi::OsString,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     process::ExitCode,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
 };
 use uuid::Uuid;
 
 /// What kselftest takes for skipped.
-const EXIT_SKIP: u8 = 4;
+pub const EXIT_SKIP: u8 = 4;
 
 /// Operations shown of what led to a failure.
 const LOG_LINES: usize = 40;
@@ -68,6 +64,39 @@ pub struct Arguments {
     /// The driver's file, for the scenarios that unload and load it; all its devices go with it
     #[arg(long, value_name = "FILE.ko")]
     module: Option<PathBuf>,
+
+    /// Also run scenarios that, on a kernel with the defect they show, leave processes behind that
+    /// can't be killed and devices that can't be removed until the machine is booted again
+    #[arg(long)]
+    may_hang: bool,
+
+    /// Run the selected scenarios from this number on, and send messages about it
+    #[arg(long, hide = true, value_name = "NUMBER")]
+    worker: Option<usize>,
+}
+
+impl Arguments {
+    /// The arguments of a worker that runs scenarios from number `next` on. A device that another
+    /// worker has hung with isn't for it.
+    fn for_worker(&self, next: usize, device: Option<Uuid>) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["verify".into()];
+        let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        add("--worker", next.to_string().into());
+        if let Some(device) = device {
+            add("--device", device.to_string().into());
+        }
+        self.filter.iter().for_each(|pattern| add("--filter", pattern.into()));
+        if let Some(module) = &self.module {
+            add("--module", module.into());
+        }
+        if self.strict {
+            arguments.push("--strict".into());
+        }
+        if self.may_hang {
+            arguments.push("--may-hang".into());
+        }
+        arguments
+    }
 }
 
 /// Runs the command.
@@ -83,8 +112,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Report::skip_all(io::stdout(), &error.to_string())?;
         return Ok(EXIT_SKIP.into());
     }
-    let devices = Mutex::new(Devices::new(arguments.device)?);
-    run_all(&selected, &devices, arguments)
+    match arguments.worker {
+        Some(next) => work(&selected[next..], arguments),
+        None => watch(&selected, arguments),
+    }
 }
 
 /// The scenarios that any of the patterns selects.
@@ -103,45 +134,89 @@ fn select(patterns: &[String]) -> Result<Vec<&'static Scenario>> {
     Ok(selected)
 }
 
-fn run_all(
-    selected: &[&Scenario],
-    devices: &Mutex<Devices>,
-    arguments: &Arguments,
-) -> Result<ExitCode> {
-    let stop = stop_on_signals()?;
-    let panic = catch_panics();
+/// Has workers run the scenarios, and reports. One that hangs, or takes its worker with it, is followed
+/// by the next one in another worker.
+fn watch(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
+    let stop = signals::stop_on_signals()?;
+    // What is wrong with the arguments is said by one.
+    drop(Devices::new(arguments.device)?);
     let mut report = Report::begin(io::stdout(), selected.len())?;
-    for scenario in selected {
-        let context = Context::new(devices, arguments.module.as_deref());
-        let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&context)));
-        if stop.load(Relaxed) {
-            eprintln!("dirtyscope: stopped in {}", scenario.name);
-            break;
-        }
-        let verdict = match result {
-            Ok(Ok(())) => Verdict::Pass,
-            Ok(Err(error)) => match error.downcast_ref::<Skip>() {
-                Some(Skip(why)) => Verdict::Skip(why.clone()),
-                None => failed(scenario, &error, explain(&error, &context), arguments.strict),
-            },
-            Err(_) => {
-                let what = panic.lock().map_or_else(|_| String::new(), |what| what.clone());
-                Verdict::Fail(format!("{what}\n{}", context.log(LOG_LINES)))
+    let mut device = arguments.device;
+    let mut next = 0;
+    while next < selected.len() && !stop.load(Relaxed) {
+        let mut worker = Worker::start(arguments.for_worker(next, device))?;
+        loop {
+            let scenario = selected.get(next);
+            let limit = scenario.map_or(scenarios::LIMIT, |scenario| scenario.limit());
+            let event = worker.next(limit)?;
+            let gone = !matches!(event, Event::Message(_));
+            let verdict = match (scenario, event) {
+                (Some(_), Event::Message(verdict)) => verdict,
+                (Some(scenario), Event::Hung(what)) => {
+                    device = None;
+                    judge(scenario, &Failure::new(what.clone()).into(), what, arguments.strict)
+                }
+                (Some(_), Event::Ended(_)) if stop.load(Relaxed) => break,
+                (Some(_), Event::Ended(status)) => {
+                    Verdict::Fail(format!("the process that ran it ended, {status}"))
+                }
+                (None, Event::Message(_) | Event::Ended(_)) => break,
+                (None, Event::Hung(what)) => {
+                    report.comment(&format!("cleaning up {what}"))?;
+                    break;
+                }
+            };
+            report.result(selected[next].name, &verdict)?;
+            next += 1;
+            if gone {
+                break;
             }
-        };
-        report.result(scenario.name, &verdict)?;
+        }
     }
     let totals = report.end()?;
     Ok(match totals.fail {
         0 if stop.load(Relaxed) => ExitCode::FAILURE,
-        0 if totals.pass == 0 => EXIT_SKIP.into(),
+        0 if totals.pass + totals.known == 0 => EXIT_SKIP.into(),
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
 }
 
+/// Runs scenarios, and sends a verdict on each.
+fn work(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
+    worker::begin()?;
+    let stop = signals::stop_on_signals()?;
+    let panic = catch_panics();
+    let devices = Mutex::new(Devices::new(arguments.device)?);
+    for scenario in selected {
+        let context = Context::new(&devices, arguments.module.as_deref());
+        let result = match scenario.may_hang() && !arguments.may_hang {
+            true => {
+                Ok(Err(Skip("give --may-hang for what may need a boot after it".into()).into()))
+            }
+            false => catch_unwind(AssertUnwindSafe(|| (scenario.run)(&context))),
+        };
+        if stop.load(Relaxed) {
+            eprintln!("dirtyscope: stopped in {}", scenario.name);
+            break;
+        }
+        worker::send(&match result {
+            Ok(Ok(())) => Verdict::Pass,
+            Ok(Err(error)) => match error.downcast_ref::<Skip>() {
+                Some(Skip(why)) => Verdict::Skip(why.clone()),
+                None => judge(scenario, &error, explain(&error, &context), arguments.strict),
+            },
+            Err(_) => {
+                let what = panic.lock().map_or_else(|_| String::new(), |what| what.clone());
+                Verdict::Fail(format!("{what}\n{}", context.log(LOG_LINES)))
+            }
+        })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Only a difference to the contract is a known defect; that a scenario could not get so far isn't.
-fn failed(scenario: &Scenario, error: &anyhow::Error, why: String, strict: bool) -> Verdict {
+fn judge(scenario: &Scenario, error: &anyhow::Error, why: String, strict: bool) -> Verdict {
     match scenario.defect() {
         Some(id) if !strict && error.is::<Failure>() => {
             Verdict::Known(format!("known defect {id} of the kernel"), why)
@@ -157,16 +232,6 @@ fn explain(error: &anyhow::Error, context: &Context<'_>) -> String {
         None => format!("{error:#}"),
     };
     format!("{what}\n{}", context.log(LOG_LINES))
-}
-
-/// A first signal ends the run after the present scenario, a second one at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
-        flag::register(signal, stop.clone())?;
-    }
-    Ok(stop)
 }
 
 /// Keeps what a panic says for the report, instead of printing it in the middle of it.

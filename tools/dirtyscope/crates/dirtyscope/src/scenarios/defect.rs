@@ -6,17 +6,29 @@
 //! said by their names: see [`Scenario::defect`].
 
 use super::{Context, Scenario};
-use crate::testbed::{Failure, Op, PAGE, Testbed, at, command, map, pages, status};
-use anyhow::{Result, ensure};
-use dirty_model::{Errno, Protection};
-use mdev_dma::Op as Device;
+use crate::testbed::{Failure, Op, PAGE, Testbed, at, program, status};
+use anyhow::{Result, anyhow, ensure};
+use dirty_model::Errno;
+use mdev_dma::MdevDma;
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
     os::unix::fs::OpenOptionsExt,
+    sync::{Arc, Barrier},
+    thread,
     time::{Duration, Instant},
 };
-use vfio_client::{BitmapArgs, Memory, UnmapArgs};
+use vfio_client::{
+    BitmapArgs, Container, Group, MapArgs, Memory, UnmapArgs,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
+};
+
+/// A program that the fuzzer found and shrank.
+macro_rules! found {
+    ($file:literal) => {
+        |context| replay(context, include_str!(concat!("defects/", $file, ".ops")))
+    };
+}
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -32,34 +44,82 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "defect/D5-pin-unwind",
         about: "a batch of pins that fails in the middle leaves nothing dirty",
-        run: pin_unwind,
+        run: found!("D5-pin-unwind"),
     },
     Scenario {
         name: "defect/D6-shift-stale",
         about: "a mapping that was read at an odd place of a bitmap has no pages after its end",
-        run: shift_stale,
+        run: found!("D6-shift-stale"),
     },
     Scenario {
         name: "defect/D6-shift-fault",
         about: "a read at an odd place that faults leaves the mapping's dirty pages where they are",
-        run: shift_fault,
+        run: found!("D6-shift-fault"),
+    },
+    Scenario {
+        name: "defect/D6-shift-merge",
+        about: "a mapping that was read behind another one in a word has no pages of that one",
+        run: found!("D6-shift-merge"),
     },
     Scenario {
         name: "defect/D7-read-consumes",
         about: "a read of two mappings that faults in the second forgets nothing of the first",
-        run: read_consumes,
+        run: found!("D7-read-consumes"),
     },
     Scenario {
         name: "defect/D8-unmap-partial",
         about: "an unmap with bitmap that faults in the second mapping unmaps nothing",
-        run: unmap_partial,
+        run: found!("D8-unmap-partial"),
     },
     Scenario {
         name: "defect/D9-dma-rw-partial",
         about: "what a vfio_dma_rw() wrote before it faulted is dirty",
-        run: dma_rw_partial,
+        run: found!("D9-dma-rw-partial"),
     },
 ];
+
+/// Scenarios that leave tasks behind that can't be killed, if the kernel has the defect.
+pub const HANGS: &[Scenario] = &[Scenario {
+    name: "defect/D2-unmap-deadlock",
+    about: "two threads that unmap pinned ranges of one container don't block one another",
+    run: unmap_deadlock,
+}];
+
+/// After so long one of these hangs.
+pub const HANG_LIMIT: Duration = Duration::from_secs(7);
+
+fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
+    const ROUNDS: usize = 50;
+    // So many that others get a turn while they are unpinned.
+    const SIZE: u64 = 4096 * PAGE;
+    let nodes = [context.device(0)?.node()?, context.device(1)?.node()?];
+    let container = Container::new(Group::open(&nodes[0])?)?;
+    container.attach(Group::open(&nodes[1])?)?;
+    let memory = Arc::new(Memory::new(SIZE as usize)?);
+    let pinned = Barrier::new(2);
+    let work = |device: MdevDma, iova: u64| -> Result<()> {
+        let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+        let map = MapArgs { memory: &memory, offset: 0, iova, size: SIZE, flags, argsz: None };
+        for _ in 0..ROUNDS {
+            container.map(&map)?;
+            ensure!(device.pin(iova, SIZE)?.status == 0, "pages can't be pinned");
+            pinned.wait();
+            container.unmap(&UnmapArgs { iova, size: SIZE, ..Default::default() })?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (node, iova) in nodes.iter().zip([at(0, 0), at(1 << 20, 0)]) {
+            let device = MdevDma::open(&container, node)?;
+            threads.push(scope.spawn(move || work(device, iova)));
+        }
+        for thread in threads {
+            thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+        }
+        Ok(())
+    })
+}
 
 fn pgsize_0(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 1)?;
@@ -113,7 +173,7 @@ fn read_cost(context: &Context<'_>) -> Result<()> {
     let mut time = |page: u64| -> Result<Duration> {
         let start = Instant::now();
         for _ in 0..READS {
-            bed.must(Op::GetBitmap { iova: at(page, 0), size: PAGE })?;
+            bed.must(Op::get_bitmap(at(page, 0), PAGE))?;
         }
         Ok(start.elapsed())
     };
@@ -130,79 +190,6 @@ fn read_cost(context: &Context<'_>) -> Result<()> {
     }))
 }
 
-fn pin_unwind(context: &Context<'_>) -> Result<()> {
-    let mut bed = Testbed::with_pages(context, 4)?;
-    bed.start()?;
-    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(0..5)))?;
-    bed.check()
-}
-
-fn shift_stale(context: &Context<'_>) -> Result<()> {
-    let mut bed = Testbed::new(context)?;
-    bed.map(1..61)?;
-    bed.start()?;
-    bed.dma_write(pages(60..61))?;
-    bed.must(Op::GetBitmap { iova: at(0, 0), size: 64 * PAGE })?;
-    bed.must(Op::GetBitmap { iova: at(1, 0), size: 60 * PAGE })?;
-    bed.check()
-}
-
-fn shift_fault(context: &Context<'_>) -> Result<()> {
-    let mut bed = Testbed::new(context)?;
-    bed.map(1..61)?;
-    bed.start()?;
-    bed.dma_write(pages(5..6))?;
-    let nowhere = Memory::with_guard(PAGE as usize, PAGE as usize)?;
-    let bitmap = BitmapArgs { pgsize: PAGE, size: 8 };
-    context.note("GET_BITMAP of pages 0..64 into memory that isn't there");
-    let container = bed.container();
-    let read = container.dirty_bitmap_into(at(0, 0), 64 * PAGE, &bitmap, &nowhere, PAGE as usize);
-    let refused = status(read)?;
-    ensure!(refused == Err(Errno::EFAULT), "a read that faults: {refused:?}");
-    bed.read_each()?;
-    bed.check()
-}
-
-/// Two mappings of 64 pages, a word of bitmap each, and memory for the first word only.
-fn two_mappings<'a>(context: &'a Context<'a>) -> Result<(Testbed<'a>, Memory)> {
-    let mut bed = Testbed::new(context)?;
-    bed.must(map(0..64, Protection::READ_WRITE))?;
-    bed.must(map(64..128, Protection::READ_WRITE))?;
-    bed.start()?;
-    bed.dma_write(pages(3..4))?;
-    Ok((bed, Memory::with_guard(PAGE as usize, PAGE as usize)?))
-}
-
-/// A bitmap of two words.
-const TWO_WORDS: BitmapArgs = BitmapArgs { pgsize: PAGE, size: 16 };
-
-/// Where in a page it begins so that its second word is in the next one.
-const LAST_WORD: usize = PAGE as usize - 8;
-
-fn read_consumes(context: &Context<'_>) -> Result<()> {
-    let (mut bed, memory) = two_mappings(context)?;
-    context.note("GET_BITMAP of pages 0..128 into memory that ends after a word");
-    let container = bed.container();
-    let read = container.dirty_bitmap_into(at(0, 0), 128 * PAGE, &TWO_WORDS, &memory, LAST_WORD);
-    let refused = status(read)?;
-    ensure!(refused == Err(Errno::EFAULT), "a read that faults: {refused:?}");
-    bed.check()
-}
-
-fn unmap_partial(context: &Context<'_>) -> Result<()> {
-    let (mut bed, memory) = two_mappings(context)?;
-    context.note("UNMAP of pages 0..128 with bitmap into memory that ends after a word");
-    let args = UnmapArgs { iova: at(0, 0), size: 128 * PAGE, ..Default::default() };
-    let container = bed.container();
-    let refused = status(container.unmap_dirty_into(&args, &TWO_WORDS, &memory, LAST_WORD))?;
-    ensure!(refused == Err(Errno::EFAULT), "an unmap that faults: {refused:?}");
-    bed.check()
-}
-
-fn dma_rw_partial(context: &Context<'_>) -> Result<()> {
-    let mut bed = Testbed::new(context)?;
-    bed.must(Op::MapPart { iova: at(0, 0), size: 2 * PAGE, backed: PAGE })?;
-    bed.start()?;
-    bed.refused(Errno::EFAULT, command(0, Device::DmaWrite, pages(0..2)))?;
-    bed.check()
+fn replay(context: &Context<'_>, text: &str) -> Result<()> {
+    program::run(context, &program::parse(text)?)?.map_err(|failed| failed.error)
 }

@@ -3,15 +3,15 @@
 //! Which pages are dirty, and for how long.
 
 use super::{Context, Scenario};
-use crate::testbed::{Op, PAGE, Testbed, at, command, pages, status};
+use crate::testbed::{Buffer, BufferMemory, Op, PAGE, Testbed, at, command, pages, status};
 use anyhow::{Result, ensure};
-use dirty_model::Errno;
+use dirty_model::{BITMAP_PAGES_MAX, Errno};
 use mdev_dma::Op as Device;
 use vfio_client::{
     BitmapArgs,
     uapi::{
-        VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
-        VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP,
+        VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+        VFIO_IOMMU_DIRTY_PAGES_FLAG_START, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP,
     },
 };
 
@@ -110,6 +110,31 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "dirty/bad-read",
         about: "malformed GET_BITMAP is refused, and nothing is forgotten",
         run: bad_read,
+    },
+    Scenario {
+        name: "dirty/start-too-large",
+        about: "START with a mapping beyond the largest bitmap fails, and nothing is tracked",
+        run: start_too_large,
+    },
+    Scenario {
+        name: "dirty/largest-bitmap",
+        about: "a mapping of 2^31 - 1 pages is tracked and read, into the largest buffer",
+        run: largest_bitmap,
+    },
+    Scenario {
+        name: "dirty/read-faults",
+        about: "GET_BITMAP and UNMAP fail with EFAULT where they can't write, and lose nothing",
+        run: read_faults,
+    },
+    Scenario {
+        name: "dirty/pin-across-mappings",
+        about: "a batch of pins over the border of two mappings makes pages of both dirty",
+        run: pin_across_mappings,
+    },
+    Scenario {
+        name: "dirty/two-containers",
+        about: "tracking, mappings and dirty pages of two containers are independent",
+        run: two_containers,
     },
     Scenario {
         name: "dirty/two-devices",
@@ -323,7 +348,7 @@ fn stop_twice(context: &Context<'_>) -> Result<()> {
 fn read_while_off(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 16)?;
     bed.pin(3..4)?;
-    let read = Op::GetBitmap { iova: at(0, 0), size: 16 * PAGE };
+    let read = Op::get_bitmap(at(0, 0), 16 * PAGE);
     bed.refused(Errno::EINVAL, read.clone())?;
     bed.start()?;
     bed.reports(&[3..4])?;
@@ -339,7 +364,7 @@ fn bad_flags(context: &Context<'_>) -> Result<()> {
         VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
     );
     let mut bed = Testbed::with_pages(context, 16)?;
-    let read = Op::GetBitmap { iova: at(0, 0), size: 16 * PAGE };
+    let read = Op::get_bitmap(at(0, 0), 16 * PAGE);
     bed.pin(3..4)?;
     for tracking in [false, true] {
         for (flags, argsz) in [
@@ -393,6 +418,108 @@ fn bad_read(context: &Context<'_>) -> Result<()> {
     }
     bed.reports(&[3..4])?;
     bed.check()
+}
+
+/// A mapping of so many pages, of which the process has the first.
+fn large(pages: u64) -> Op {
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    Op::Map { iova: 1 << 45, size: pages * PAGE, backed: PAGE, flags }
+}
+
+fn start_too_large(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.pin(3..4)?;
+    bed.must(large(BITMAP_PAGES_MAX + 1))?;
+    let read = Op::get_bitmap(at(0, 0), 16 * PAGE);
+    for _ in 0..2 {
+        bed.refused(Errno::EINVAL, Op::Start)?;
+        bed.refused(Errno::EINVAL, read.clone())?;
+        bed.dma_write(pages(5..6))?;
+    }
+    bed.must(Op::unmap(1 << 45, (BITMAP_PAGES_MAX + 1) * PAGE))?;
+    bed.start()?;
+    bed.reports(&[3..4])?;
+    bed.refused(Errno::EINVAL, large(BITMAP_PAGES_MAX + 1))?;
+    bed.check()
+}
+
+fn largest_bitmap(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    let (iova, size) = (1 << 45, BITMAP_PAGES_MAX * PAGE);
+    bed.must(large(BITMAP_PAGES_MAX))?;
+    bed.start()?;
+    bed.must(command(0, Device::DmaWrite, iova + 1..iova + 2))?;
+    let answer = bed.apply(Op::get_bitmap(iova, size))?;
+    let dirty = answer.bitmap.map(|bitmap| bitmap.runs());
+    ensure!(dirty == Some(vec![0..1]), "dirty: {dirty:?}");
+    bed.must(Op::unmap(iova, size))
+}
+
+fn read_faults(context: &Context<'_>) -> Result<()> {
+    // The bitmap has two pages.
+    const PAGES: u64 = 8 * PAGE + 640;
+    let mut bed = Testbed::new(context)?;
+    let (iova, size) = (at(0, 0), PAGES * PAGE);
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    bed.must(Op::Map { iova, size, backed: 16 * PAGE, flags })?;
+    bed.start()?;
+    bed.dma_write(pages(3..4))?;
+    bed.pin(5..6)?;
+    bed.unpin(5..6)?;
+    for memory in [
+        BufferMemory::Ends(0),
+        BufferMemory::Ends(8),
+        BufferMemory::Ends(PAGE),
+        BufferMemory::Ends(PAGES.div_ceil(64) * 8 - 8),
+        BufferMemory::ReadOnly,
+    ] {
+        let buffer = Buffer::covering(size).with_memory(memory);
+        bed.refused(Errno::EFAULT, Op::GetBitmap { iova, size, buffer })?;
+        bed.refused(Errno::EFAULT, Op::UnmapBitmap { iova, size, buffer })?;
+    }
+    // Where nothing is mapped, nothing is written.
+    let buffer = Buffer::covering(size).with_memory(BufferMemory::Ends(0));
+    bed.must(Op::GetBitmap { iova: iova + size, size, buffer })?;
+    bed.reports(&[3..4, 5..6])?;
+    bed.check()
+}
+
+fn pin_across_mappings(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..10)?;
+    bed.map(10..64)?;
+    bed.start()?;
+    bed.pin(8..13)?;
+    bed.transfer(Device::Write, at(9, 5)..at(11, 5))?;
+    for _ in 0..2 {
+        bed.each_reports(&[8..10, 10..13])?;
+    }
+    bed.unpin(9..11)?;
+    bed.each_reports(&[8..10, 10..13])?;
+    bed.each_reports(&[8..9, 11..13])?;
+    bed.check_memory()
+}
+
+fn two_containers(context: &Context<'_>) -> Result<()> {
+    let mut one = Testbed::with_pages(context, 32)?;
+    let mut two = Testbed::on(context, 1)?;
+    two.map(16..64)?;
+    one.start()?;
+    for bed in [&mut one, &mut two] {
+        bed.pin(20..22)?;
+        bed.dma_write(pages(25..26))?;
+    }
+    two.refused(Errno::EINVAL, Op::get_bitmap(at(16, 0), 48 * PAGE))?;
+    two.start()?;
+    two.reports(&[20..22])?;
+    one.reports(&[20..22, 25..26])?;
+    one.stop()?;
+    two.dma_write(pages(60..64))?;
+    two.unpin(20..22)?;
+    two.reports(&[20..22, 60..64])?;
+    one.must(Op::unmap_all())?;
+    one.check()?;
+    two.check()
 }
 
 fn two_devices(context: &Context<'_>) -> Result<()> {

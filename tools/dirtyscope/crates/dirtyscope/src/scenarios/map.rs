@@ -11,13 +11,13 @@ use super::{Context, Scenario};
 use crate::testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
-use mdev_dma::Op as Device;
+use mdev_dma::{MdevDma, Op as Device};
 use std::sync::Arc;
 use vfio_client::{
-    MapArgs, Memory, MigrationInfo, UnmapArgs,
+    BitmapArgs, Container, Group, MapArgs, Memory, MigrationInfo, UnmapArgs,
     uapi::{
         VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
-        VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+        VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_TYPE1_IOMMU,
     },
 };
 
@@ -103,6 +103,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "map/dma-avail",
         about: "dma_avail counts mappings down, and up again",
         run: dma_avail,
+    },
+    Scenario {
+        name: "map/v1-container",
+        about: "a type1 v1 container refuses to track dirty pages, and pins",
+        run: v1_container,
     },
     Scenario {
         name: "map/bad-map",
@@ -214,12 +219,12 @@ fn range_around(context: &Context<'_>) -> Result<()> {
     bed.pin(79..80)?;
     bed.dma_write(pages(64..65))?;
     for expected in [2, 1] {
-        let answer = bed.apply(Op::GetBitmap { iova: at(0, 0), size: 1000 * PAGE })?;
+        let answer = bed.apply(Op::get_bitmap(at(0, 0), 1000 * PAGE))?;
         let runs = answer.bitmap.map(|bitmap| bitmap.runs()).unwrap_or_default();
         ensure!(runs.len() == expected, "dirty: {runs:?}");
     }
-    bed.must(Op::GetBitmap { iova: at(0, 0), size: 64 * PAGE })?;
-    bed.must(Op::GetBitmap { iova: at(80, 0), size: PAGE })?;
+    bed.must(Op::get_bitmap(at(0, 0), 64 * PAGE))?;
+    bed.must(Op::get_bitmap(at(80, 0), PAGE))?;
     bed.check()
 }
 
@@ -232,7 +237,7 @@ fn bisecting_read(context: &Context<'_>) -> Result<()> {
     bed.dma_write(pages(63..65))?;
     bed.dma_write(pages(127..128))?;
     for (first, count) in [(1, 63), (0, 63), (0, 127), (1, 127), (63, 2), (64, 63), (10, 1)] {
-        let read = Op::GetBitmap { iova: at(first, 0), size: count * PAGE };
+        let read = Op::get_bitmap(at(first, 0), count * PAGE);
         bed.refused(Errno::EINVAL, read)?;
     }
     bed.reports(&[0..2, 63..65, 127..128])?;
@@ -291,7 +296,7 @@ fn unmap_dirty_clubbed(context: &Context<'_>) -> Result<()> {
 fn unmap_dirty_while_off(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 16)?;
     bed.pin(3..4)?;
-    let unmap = Op::UnmapDirty { iova: at(0, 0), size: 16 * PAGE };
+    let unmap = Op::unmap_bitmap(at(0, 0), 16 * PAGE);
     bed.refused(Errno::EINVAL, unmap)?;
     bed.has_pins(1)?;
     bed.transfer(Device::Write, pages(3..4))?;
@@ -335,10 +340,10 @@ fn unmap_all(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::new(context)?;
     bed.map(0..10)?;
     bed.map(1000..1010)?;
-    bed.must(Op::Map { iova: 0, size: PAGE, protection: Protection::READ_WRITE })?;
+    bed.must(Op::map(0, PAGE, Protection::READ_WRITE))?;
     bed.pin(5..10)?;
     bed.pin(1000..1010)?;
-    let answer = bed.apply(Op::UnmapAll)?;
+    let answer = bed.apply(Op::unmap_all())?;
     same("bytes unmapped", 21 * PAGE, answer.count)?;
     bed.has_pins(0)?;
     bed.check()
@@ -349,11 +354,11 @@ fn unmap_bisecting(context: &Context<'_>) -> Result<()> {
     bed.map(0..64)?;
     bed.map(64..128)?;
     for (first, count) in [(1, 63), (0, 63), (0, 100), (10, 1), (63, 2)] {
-        bed.refused(Errno::EINVAL, Op::Unmap { iova: at(first, 0), size: count * PAGE })?;
+        bed.refused(Errno::EINVAL, Op::unmap(at(first, 0), count * PAGE))?;
     }
-    let answer = bed.apply(Op::Unmap { iova: at(200, 0), size: 10 * PAGE })?;
+    let answer = bed.apply(Op::unmap(at(200, 0), 10 * PAGE))?;
     same("bytes unmapped", 0, answer.count)?;
-    let answer = bed.apply(Op::Unmap { iova: at(0, 0), size: 1000 * PAGE })?;
+    let answer = bed.apply(Op::unmap(at(0, 0), 1000 * PAGE))?;
     same("bytes unmapped", 128 * PAGE, answer.count)?;
     bed.check()
 }
@@ -383,24 +388,43 @@ fn dma_avail(context: &Context<'_>) -> Result<()> {
     bed.refused(Errno::EEXIST, map(10..20, Protection::READ_WRITE))?;
     bed.unmap(10..11)?;
     same("dma_avail", limit - 3, avail(&bed)?)?;
-    bed.must(Op::UnmapAll)?;
+    bed.must(Op::unmap_all())?;
     same("dma_avail", limit, avail(&bed)?)?;
     bed.check()
+}
+
+fn v1_container(context: &Context<'_>) -> Result<()> {
+    let node = context.device(0)?.node()?;
+    let container = Container::with_iommu(Group::open(&node)?, VFIO_TYPE1_IOMMU)?;
+    let memory = Arc::new(Memory::new(PAGE as usize)?);
+    let (iova, size) = (at(0, 0), PAGE);
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    container.map(&MapArgs { memory: &memory, offset: 0, iova, size, flags, argsz: None })?;
+    let bitmap = BitmapArgs { pgsize: PAGE, size: 8 };
+    for (what, refused) in [
+        ("START", status(container.dirty_start())?),
+        ("STOP", status(container.dirty_stop())?),
+        ("GET_BITMAP", status(container.dirty_bitmap(iova, size, &bitmap).map(drop))?),
+    ] {
+        ensure!(refused == Err(Errno::EACCES), "{what}: {refused:?}");
+    }
+    let device = MdevDma::open(&container, &node)?;
+    same("STATUS of PIN", Errno::EACCES.0 as u64, device.pin(iova, size)?.status.into())?;
+    same("STATUS of DMA_WRITE", 0, device.dma_write(iova, size, 1)?.status.into())?;
+    let unmapped = container.unmap(&UnmapArgs { iova, size, ..Default::default() })?;
+    same("bytes unmapped", size, unmapped)
 }
 
 fn bad_map(context: &Context<'_>) -> Result<()> {
     const RW: Protection = Protection::READ_WRITE;
     let mut bed = Testbed::with_pages(context, 16)?;
-    bed.refused(Errno::EINVAL, Op::Map { iova: at(32, 0), size: 0, protection: RW })?;
-    bed.refused(Errno::EINVAL, Op::Map { iova: at(32, 8), size: PAGE, protection: RW })?;
-    bed.refused(Errno::EINVAL, Op::Map { iova: at(32, 0), size: PAGE - 1, protection: RW })?;
+    bed.refused(Errno::EINVAL, Op::map(at(32, 0), 0, RW))?;
+    bed.refused(Errno::EINVAL, Op::map(at(32, 8), PAGE, RW))?;
+    bed.refused(Errno::EINVAL, Op::map(at(32, 0), PAGE - 1, RW))?;
     bed.refused(Errno::EINVAL, map(32..33, Protection::NONE))?;
     bed.refused(Errno::EEXIST, map(0..16, RW))?;
     bed.refused(Errno::EEXIST, map(15..17, RW))?;
-    bed.refused(
-        Errno::EOVERFLOW,
-        Op::Map { iova: PAGE.wrapping_neg(), size: 2 * PAGE, protection: RW },
-    )?;
+    bed.refused(Errno::EOVERFLOW, Op::map(PAGE.wrapping_neg(), 2 * PAGE, RW))?;
 
     let memory = Arc::new(Memory::new(2 * PAGE as usize)?);
     let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
@@ -422,11 +446,11 @@ fn bad_unmap(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 16)?;
     bed.pin(3..4)?;
     bed.start()?;
-    bed.refused(Errno::EINVAL, Op::Unmap { iova: at(0, 0), size: 0 })?;
-    bed.refused(Errno::EINVAL, Op::Unmap { iova: at(0, 8), size: PAGE })?;
-    bed.refused(Errno::EINVAL, Op::Unmap { iova: at(0, 0), size: 16 * PAGE + 1 })?;
+    bed.refused(Errno::EINVAL, Op::unmap(at(0, 0), 0))?;
+    bed.refused(Errno::EINVAL, Op::unmap(at(0, 8), PAGE))?;
+    bed.refused(Errno::EINVAL, Op::unmap(at(0, 0), 16 * PAGE + 1))?;
     let size = 0u64.wrapping_sub(PAGE);
-    bed.refused(Errno::EOVERFLOW, Op::Unmap { iova: at(0, 0), size })?;
+    bed.refused(Errno::EOVERFLOW, Op::unmap(at(0, 0), size))?;
 
     let good = UnmapArgs { iova: at(0, 0), size: 16 * PAGE, ..Default::default() };
     let all = VFIO_DMA_UNMAP_FLAG_ALL;

@@ -67,6 +67,7 @@ fn ranges() -> Vec<Range<u64>> {
 
 /// Writes all of `ranges` by one operation and reads them by another.
 fn write_and_read(bed: &mut Testbed<'_>, write: Device, read: Device) -> Result<()> {
+    bed.user_write(pages(0..PAGES))?;
     for range in ranges() {
         bed.transfer(write, range.clone())?;
         bed.check_memory()?;
@@ -98,6 +99,7 @@ fn mixed(context: &Context<'_>) -> Result<()> {
 
 fn digest(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, PAGES)?;
+    bed.user_write(pages(0..PAGES))?;
     bed.pin(0..PAGES)?;
     for range in ranges() {
         bed.transfer(Device::DmaRead, range.clone())?;
@@ -109,6 +111,7 @@ fn digest(context: &Context<'_>) -> Result<()> {
 fn read_only(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::new(context)?;
     bed.must(map(0..PAGES, Protection::READ))?;
+    bed.user_write(pages(0..PAGES))?;
     for range in ranges() {
         bed.transfer(Device::DmaRead, range)?;
     }
@@ -119,7 +122,7 @@ fn user_writes(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 16)?;
     bed.pin(0..16)?;
     bed.transfer(Device::Write, pages(0..16))?;
-    bed.user_write(at(3, 5), &[0xa5; 300]);
+    bed.user_write(at(3, 5)..at(3, 305))?;
     bed.transfer(Device::Read, pages(0..16))?;
     bed.transfer(Device::DmaRead, pages(0..16))?;
     bed.dma_write(at(3, 0)..at(3, 6))?;

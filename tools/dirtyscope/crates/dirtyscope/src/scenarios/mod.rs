@@ -12,6 +12,7 @@ mod map;
 mod mdev;
 mod memory;
 mod module;
+mod process;
 mod selftest;
 
 use crate::devices::{self, Devices};
@@ -21,8 +22,12 @@ use std::{
     fmt, fs,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use uuid::Uuid;
+
+/// After so long without a result, a scenario hangs.
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// A scenario.
 pub struct Scenario {
@@ -35,6 +40,16 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// After so long it hangs.
+    pub fn limit(&self) -> Duration {
+        if self.may_hang() { defect::HANG_LIMIT } else { LIMIT }
+    }
+
+    /// Whether it leaves tasks behind that can't be killed, if the kernel has the defect it shows.
+    pub fn may_hang(&self) -> bool {
+        defect::HANGS.iter().any(|scenario| scenario.name == self.name)
+    }
+
     /// The known defect of the kernel that it shows: `D5` of `defect/D5-pin-unwind`.
     pub fn defect(&self) -> Option<&'static str> {
         self.name.strip_prefix("defect/")?.split('-').next()
@@ -48,12 +63,15 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         dirty::SCENARIOS,
         map::SCENARIOS,
         memory::SCENARIOS,
+        process::SCENARIOS,
         device::INTERFACE,
         device::COMMANDS,
         device::LIFETIME,
         mdev::SCENARIOS,
         defect::SCENARIOS,
         module::SCENARIOS,
+        // Whatever comes after one of these may meet locks that nobody gives back.
+        defect::HANGS,
     ]
     .into_iter()
     .flatten()
@@ -75,13 +93,19 @@ impl std::error::Error for Skip {}
 pub struct Context<'a> {
     devices: &'a Mutex<Devices>,
     module: Option<&'a Path>,
-    log: Mutex<Vec<String>>,
+    /// What was done, unless nobody wants to know.
+    log: Option<Mutex<Vec<String>>>,
 }
 
 impl<'a> Context<'a> {
     /// With devices to take from, and the driver's file if it may be unloaded.
     pub fn new(devices: &'a Mutex<Devices>, module: Option<&'a Path>) -> Self {
-        Self { devices, module, log: Mutex::default() }
+        Self { devices, module, log: Some(Mutex::default()) }
+    }
+
+    /// With devices to take from, for what is repeated if it is worth a log.
+    pub fn quiet(devices: &'a Mutex<Devices>) -> Self {
+        Self { devices, module: None, log: None }
     }
 
     /// A mediated device that nobody has open; the same one for the same `i`.
@@ -101,14 +125,16 @@ impl<'a> Context<'a> {
     }
 
     /// Adds a line to what is shown of a failure: something that is done now.
-    pub fn note(&self, line: impl Into<String>) {
-        lock(&self.log).push(line.into());
+    pub fn note(&self, line: impl fmt::Display) {
+        if let Some(log) = &self.log {
+            lock(log).push(line.to_string());
+        }
     }
 
     /// Adds to the last line.
-    pub fn add_note(&self, text: impl AsRef<str>) {
-        if let Some(line) = lock(&self.log).last_mut() {
-            line.push_str(text.as_ref());
+    pub fn add_note(&self, text: impl fmt::Display) {
+        if let Some(line) = self.log.as_ref().map(lock).as_mut().and_then(|log| log.last_mut()) {
+            line.push_str(&text.to_string());
         }
     }
 
@@ -125,7 +151,8 @@ impl<'a> Context<'a> {
 
     /// The last lines of the log, numbered.
     pub fn log(&self, lines: usize) -> String {
-        let log = lock(&self.log);
+        let Some(log) = &self.log else { return String::new() };
+        let log = lock(log);
         let skipped = log.len().saturating_sub(lines);
         let mut lines: Vec<_> =
             (1..).zip(&*log).skip(skipped).map(|(i, line)| format!("{i:4}  {line}")).collect();

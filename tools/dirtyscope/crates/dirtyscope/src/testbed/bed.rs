@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use super::{Answer, Failure, Op, expected::Expected, kernel::Kernel, regions::new_memory};
+use super::{
+    Answer, Contract, Failure, Op, expected::Expected, kernel::Kernel, regions::new_memory,
+};
 use crate::scenarios::Context;
 use anyhow::{Context as _, Result, ensure};
-use dirty_model::{Limits, Protection};
+use dirty_model::Limits;
 use mdev_dma::{MdevDma, uapi};
 use std::{fs, ops::Range, sync::Arc};
 use vfio_client::Container;
@@ -22,6 +24,8 @@ pub struct Testbed<'a> {
     context: &'a Context<'a>,
     kernel: Kernel,
     expected: Expected,
+    /// Bytes that this process has locked besides, if that is to be compared.
+    locked: Option<u64>,
 }
 
 impl<'a> Testbed<'a> {
@@ -32,18 +36,41 @@ impl<'a> Testbed<'a> {
 
     /// As [`Self::new`], with another of the context's devices.
     pub fn on(context: &'a Context<'a>, device: usize) -> Result<Self> {
-        let kernel = Kernel::new(context.device(device)?)?;
-        let limit = fs::read_to_string(DMA_ENTRY_LIMIT).context(DMA_ENTRY_LIMIT)?;
-        let expected = Expected::new(limit.trim().parse().context(DMA_ENTRY_LIMIT)?);
-        let mut this = Self { context, kernel, expected };
-        this.apply(Op::Open { device: 0 })?;
-        Ok(this)
+        let mut kernel = Kernel::new(context.device(device)?)?;
+        let open = Op::Open { device: 0 };
+        context.note(&open);
+        kernel.apply(&open)?;
+        let mut contract = Contract::new(dma_entry_limit()?, limits(kernel.device(0)));
+        contract.apply(&open);
+        Ok(Self { context, kernel, expected: Expected::new(contract), locked: None })
     }
 
     /// Puts the context's second device into the container, and opens it as device 1.
     pub fn add_device(&mut self) -> Result<()> {
-        let device = self.kernel.attach(self.context.device(1)?)?;
+        let device = self.attach_device()?;
         self.apply(Op::Open { device }).map(drop)
+    }
+
+    /// Puts the context's second device into the container. Returns its slot, 1.
+    pub fn attach_device(&mut self) -> Result<usize> {
+        self.kernel.attach(self.context.device(1)?)
+    }
+
+    /// What the kernel owes at the moment.
+    pub fn contract(&self) -> &Contract {
+        &self.expected.contract
+    }
+
+    /// From now on, locked memory of this process is compared too: nobody else must lock any.
+    pub fn count_locked_memory(&mut self) -> Result<()> {
+        self.locked = Some(locked_memory()? - self.contract().model.locked_pages() * PAGE);
+        Ok(())
+    }
+
+    /// From now on the user has no CAP_IPC_LOCK and a limit of so many pages, or has it again.
+    pub fn limit_locked_pages(&mut self, pages: Option<u64>) {
+        self.context.note(format_args!("the user may lock {pages:?} pages"));
+        self.expected.contract.model.limit_locked_pages(pages);
     }
 
     /// The container, for calls that are no [`Op`].
@@ -67,42 +94,25 @@ impl<'a> Testbed<'a> {
         self.expected.regions.falsify(iova);
     }
 
-    /// Writes to mapped memory as the process itself does.
-    pub fn user_write(&mut self, iova: u64, bytes: &[u8]) {
-        self.context.note(format!("the user writes {iova:#x}+{:#x}", bytes.len()));
-        self.expected.regions.user_write(iova, bytes);
-    }
-
     /// Does `op` in the kernel and in the model. Fails if the answers differ.
     pub fn apply(&mut self, op: Op) -> Result<Answer> {
-        self.context.note(op.to_string());
+        self.context.note(&op);
         let answer = match op {
-            Op::Map { iova, size, protection } => self.map_new(iova, size, size, protection)?,
-            Op::MapPart { iova, size, backed } => {
-                self.map_new(iova, size, backed, Protection::READ_WRITE)?
+            Op::Map { iova, size, backed, flags } => {
+                let memory = new_memory(size, backed)?;
+                let answer = self.kernel.map(&memory, iova, size, flags)?;
+                if answer.status.is_ok() {
+                    self.expected.regions.map(iova, memory);
+                }
+                answer
             }
             _ => self.kernel.apply(&op)?,
         };
-        if let Op::Open { device } = op {
-            self.expected.open(device, limits(self.kernel.device(device)));
-        }
-        self.context.add_note(format!(" -> {answer}"));
-        compare(&op, &self.expected.apply(&op), &answer)?;
-        Ok(answer)
-    }
-
-    /// Maps new memory of `backed` bytes and, up to `size`, nothing.
-    fn map_new(
-        &mut self,
-        iova: u64,
-        size: u64,
-        backed: u64,
-        protection: Protection,
-    ) -> Result<Answer> {
-        let memory = new_memory(iova, size, backed)?;
-        let answer = self.kernel.map(&memory, iova, size, protection)?;
-        if answer.status.is_ok() {
-            self.expected.regions.map(iova, memory);
+        self.context.add_note(format_args!(" -> {answer}"));
+        compare(&op, &self.expected.apply(&op)?, &answer)?;
+        if op == Op::Check {
+            self.check_memory()?;
+            self.check_counters()?;
         }
         Ok(answer)
     }
@@ -110,7 +120,7 @@ impl<'a> Testbed<'a> {
     /// Compares everything that can be asked for: dirty pages if they are being tracked (which
     /// forgets them), memory, counters.
     pub fn check(&mut self) -> Result<()> {
-        if self.expected.model.tracking() {
+        if self.contract().model.tracking() {
             self.read_whole()?;
             self.read_each()?;
         }
@@ -121,17 +131,32 @@ impl<'a> Testbed<'a> {
     /// Reads the bitmap of all mappings as one range, holes and all. Returns what is dirty, in bytes
     /// of IOVA.
     pub fn read_whole(&mut self) -> Result<Vec<Range<u64>>> {
-        let mut mappings = self.expected.model.mappings();
-        let Some((iova, size)) = mappings.next() else { return Ok(Vec::new()) };
-        let (last, last_size) = mappings.last().unwrap_or((iova, size));
-        let span = last - iova + last_size;
-        ensure!(span <= SPAN_MAX, "mappings too far apart to read them as one range");
-        self.read(iova, span)
+        let Some((iova, size)) = self.span() else { return Ok(Vec::new()) };
+        ensure!(size <= SPAN_MAX, "mappings too far apart to read them as one range");
+        self.read(iova, size)
+    }
+
+    /// Reads all that is dirty: as one range if the mappings are near enough to one another, else each
+    /// by itself.
+    pub fn read_all(&mut self) -> Result<Vec<Range<u64>>> {
+        match self.span() {
+            Some((_, size)) if size <= SPAN_MAX => self.read_whole(),
+            _ => self.read_each(),
+        }
+    }
+
+    /// The range that has all mappings.
+    fn span(&self) -> Option<(u64, u64)> {
+        let mut mappings = self.contract().model.mappings();
+        let first = mappings.next()?;
+        let last = mappings.next_back().unwrap_or(first);
+        Some((first.iova, (last.iova - first.iova).saturating_add(last.size)))
     }
 
     /// Reads the bitmap of each mapping by itself. Returns as [`Self::read_whole`] does.
     pub fn read_each(&mut self) -> Result<Vec<Range<u64>>> {
-        let mappings: Vec<_> = self.expected.model.mappings().collect();
+        let mappings = self.contract().model.mappings();
+        let mappings: Vec<_> = mappings.map(|mapping| (mapping.iova, mapping.size)).collect();
         let mut dirty = Vec::new();
         for (iova, size) in mappings {
             dirty.extend(self.read(iova, size)?);
@@ -141,7 +166,7 @@ impl<'a> Testbed<'a> {
 
     /// Reads the bitmap of a range, which must succeed.
     fn read(&mut self, iova: u64, size: u64) -> Result<Vec<Range<u64>>> {
-        let op = Op::GetBitmap { iova, size };
+        let op = Op::get_bitmap(iova, size);
         let answer = self.apply(op.clone())?;
         let bitmap = must(&op, &answer)?.bitmap.as_ref().context("no bitmap")?;
         Ok(to_iova(bitmap.runs(), iova))
@@ -152,15 +177,36 @@ impl<'a> Testbed<'a> {
         self.expected.regions.check()
     }
 
-    /// Compares how many pins each device has, and how many more mappings there may be.
+    /// Compares how many pins each device has, how many more mappings there may be and, if asked to,
+    /// how much memory is locked.
     pub fn check_counters(&self) -> Result<()> {
         for (i, device) in self.kernel.open_devices() {
             same(&format!("PINS of device {i}"), self.expected.pins(i), device.pins()?)?;
         }
         let avail = self.container().info()?.dma_avail;
         let avail = avail.context("no VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL")?;
-        same("dma_avail", self.expected.model.dma_avail().into(), avail.into())
+        let model = &self.contract().model;
+        same("dma_avail", model.dma_avail().into(), avail.into())?;
+        if let Some(besides) = self.locked {
+            same("VmLck", besides + model.locked_pages() * PAGE, locked_memory()?)?;
+        }
+        Ok(())
     }
+}
+
+/// Bytes that count against this process's RLIMIT_MEMLOCK: type1 counts there, privileged or not.
+pub fn locked_memory() -> Result<u64> {
+    const PATH: &str = "/proc/self/status";
+    let text = fs::read_to_string(PATH).context(PATH)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:")).context("no VmLck")?;
+    let kib = line.trim().trim_end_matches(" kB");
+    Ok(1024 * kib.parse::<u64>().with_context(|| format!("VmLck is {line:?}"))?)
+}
+
+/// The kernel's limit on mappings of a container.
+fn dma_entry_limit() -> Result<u32> {
+    let limit = fs::read_to_string(DMA_ENTRY_LIMIT).context(DMA_ENTRY_LIMIT)?;
+    limit.trim().parse().context(DMA_ENTRY_LIMIT)
 }
 
 fn limits(device: &MdevDma) -> Limits {
@@ -178,10 +224,7 @@ fn limits(device: &MdevDma) -> Limits {
 pub fn must<'a>(op: &Op, answer: &'a Answer) -> Result<&'a Answer> {
     match answer.status {
         Ok(()) => Ok(answer),
-        Err(errno) => {
-            let what = format!("{op}: {errno}, but the scenario says it succeeds");
-            Err(Failure { what, ..Default::default() }.into())
-        }
+        Err(errno) => Err(Failure::new(format!("{op}: {errno}, but it must succeed")).into()),
     }
 }
 
@@ -190,14 +233,13 @@ pub fn same(what: &str, expected: u64, found: u64) -> Result<()> {
     if expected == found {
         return Ok(());
     }
-    let what = format!("{what} is {found:#x}, not {expected:#x}");
-    Err(Failure { what, ..Default::default() }.into())
+    Err(Failure::new(format!("{what} is {found:#x}, not {expected:#x}")).into())
 }
 
 fn compare(op: &Op, expected: &Answer, answer: &Answer) -> Result<()> {
     if let (Some(expected), Some(reported)) = (&expected.bitmap, &answer.bitmap) {
         let iova = match op {
-            Op::GetBitmap { iova, .. } | Op::UnmapDirty { iova, .. } => *iova,
+            Op::GetBitmap { iova, .. } | Op::UnmapBitmap { iova, .. } => *iova,
             _ => 0,
         };
         let difference = expected.diff(reported);
@@ -206,18 +248,19 @@ fn compare(op: &Op, expected: &Answer, answer: &Answer) -> Result<()> {
                 what: format!("{op}: the bitmap is wrong"),
                 lost: to_iova(difference.lost, iova),
                 spurious: to_iova(difference.spurious, iova),
+                at: None,
             }
             .into());
         }
     }
     if expected != answer {
-        let what = format!("{op}: {answer}, but must be: {expected}");
-        return Err(Failure { what, ..Default::default() }.into());
+        return Err(Failure::new(format!("{op}: {answer}, but must be: {expected}")).into());
     }
     Ok(())
 }
 
 /// Runs of pages of a bitmap whose first page is at `iova`, in bytes.
 pub fn to_iova(runs: Vec<Range<u64>>, iova: u64) -> Vec<Range<u64>> {
-    runs.into_iter().map(|run| iova + run.start * PAGE..iova + run.end * PAGE).collect()
+    let at = |page: u64| iova.saturating_add(page * PAGE);
+    runs.into_iter().map(|run| at(run.start)..at(run.end)).collect()
 }

@@ -15,6 +15,21 @@ pub struct Failure {
     pub lost: Vec<Range<u64>>,
     /// Runs of IOVA: reported, but not dirty.
     pub spurious: Vec<Range<u64>>,
+    /// The IOVA of what else is wrong, where there is one.
+    pub at: Option<u64>,
+}
+
+impl Failure {
+    /// A difference that isn't about pages.
+    pub fn new(what: String) -> Self {
+        Self { what, ..Default::default() }
+    }
+
+    /// Where it is: the lowest IOVA that is wrong.
+    pub fn first(&self) -> Option<u64> {
+        let runs = self.lost.iter().chain(&self.spurious);
+        runs.map(|run| run.start).chain(self.at).min()
+    }
 }
 
 impl fmt::Display for Failure {
@@ -53,7 +68,9 @@ mod tests {
             what: "what".into(),
             lost: vec![0x4000..0x6000],
             spurious: (0..20).map(|i| run(2 * i)).collect(),
+            at: None,
         };
+        assert_eq!(failure.first(), Some(0));
         let text = failure.to_string();
         assert!(
             text.starts_with("what\nlost pages: 2, at 0x4000-0x5fff\nspurious pages: 20, at 0x0-")

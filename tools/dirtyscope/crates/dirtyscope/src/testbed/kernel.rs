@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use super::{Answer, Op, PAGE};
+use super::{Answer, Buffer, BufferMemory, Failure, Op, PAGE};
 use anyhow::{Result, bail};
-use dirty_model::{Bitmap, BitmapBuffer, Errno, Protection};
+use dirty_model::{Bitmap, Errno};
 use mdev_dma::{MdevDma, sysfs::Mdev};
 use std::sync::Arc;
-use vfio_client::{
-    BitmapArgs, Container, Error, Group, MapArgs, Memory, UnmapArgs,
-    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL},
-};
+use vfio_client::{Access, BitmapArgs, Container, Error, Group, MapArgs, Memory, UnmapArgs};
 
 /// The kernel's side: a container, and slots for devices that may be open in it.
 pub struct Kernel {
@@ -50,15 +47,19 @@ impl Kernel {
     /// Does `op`. Fails only if there is no answer to speak of.
     pub fn apply(&mut self, op: &Op) -> Result<Answer> {
         match *op {
-            Op::Map { .. } | Op::MapPart { .. } => bail!("needs memory: see Kernel::map"),
-            Op::Unmap { iova, size } => self.unmap(&UnmapArgs { iova, size, ..Default::default() }),
-            Op::UnmapAll => {
-                self.unmap(&UnmapArgs { flags: VFIO_DMA_UNMAP_FLAG_ALL, ..Default::default() })
+            Op::Map { .. } => bail!("needs memory: see Kernel::map"),
+            Op::Unmap { iova, size, flags } => {
+                self.unmap(&UnmapArgs { iova, size, flags, argsz: None })
             }
-            Op::UnmapDirty { iova, size } => self.unmap_dirty(iova, size),
+            Op::UnmapBitmap { iova, size, buffer } => self.unmap_bitmap(iova, size, &buffer),
             Op::Start => status(self.container.dirty_start()).map(Answer::of),
             Op::Stop => status(self.container.dirty_stop()).map(Answer::of),
-            Op::GetBitmap { iova, size } => self.get_bitmap(iova, size),
+            Op::DirtyPages { flags } => status(self.container.dirty(flags, None)).map(Answer::of),
+            Op::GetBitmap { iova, size, buffer } => self.get_bitmap(iova, size, &buffer),
+            // The process's own business.
+            Op::Hide { .. } | Op::Show { .. } | Op::UserWrite { .. } | Op::Check => {
+                Ok(Answer::of(Ok(())))
+            }
             Op::Open { device } => {
                 let slot = &mut self.slots[device];
                 slot.device = Some(MdevDma::open(&self.container, &slot.mdev.node()?)?);
@@ -82,20 +83,7 @@ impl Kernel {
     }
 
     /// Maps `memory`, which is at least as large.
-    pub fn map(
-        &self,
-        memory: &Arc<Memory>,
-        iova: u64,
-        size: u64,
-        protection: Protection,
-    ) -> Result<Answer> {
-        let mut flags = 0;
-        if protection.read {
-            flags |= VFIO_DMA_MAP_FLAG_READ;
-        }
-        if protection.write {
-            flags |= VFIO_DMA_MAP_FLAG_WRITE;
-        }
+    pub fn map(&self, memory: &Arc<Memory>, iova: u64, size: u64, flags: u32) -> Result<Answer> {
         let args = MapArgs { memory, offset: 0, iova, size, flags, argsz: None };
         status(self.container.map(&args)).map(Answer::of)
     }
@@ -103,36 +91,91 @@ impl Kernel {
     fn unmap(&self, args: &UnmapArgs) -> Result<Answer> {
         Ok(match status(self.container.unmap(args))? {
             Ok(count) => Answer { count, ..Answer::of(Ok(())) },
-            Err(errno) => Answer::of(Err(errno)),
+            Err(errno) => errno.into(),
         })
     }
 
-    fn unmap_dirty(&self, iova: u64, size: u64) -> Result<Answer> {
-        let args = UnmapArgs { iova, size, ..Default::default() };
-        Ok(match status(self.container.unmap_dirty(&args, &buffer_for(size)))? {
-            Ok((count, words)) => {
-                let bitmap = Some(Bitmap::from_words(words, size / PAGE));
-                Answer { count, bitmap, ..Answer::of(Ok(())) }
-            }
-            Err(errno) => Answer::of(Err(errno)),
-        })
+    fn unmap_bitmap(&self, iova: u64, size: u64, buffer: &Buffer) -> Result<Answer> {
+        let unmap = UnmapArgs { iova, size, ..Default::default() };
+        let args = &buffer.args();
+        let unmapped = match buffer.memory(size)? {
+            None => self.container.unmap_dirty(&unmap, args),
+            Some((memory, at)) => self
+                .container
+                .unmap_dirty_into(&unmap, args, &memory, at)
+                .map(|bytes| (bytes, words(&memory, at, size))),
+        };
+        with_bitmap(status(unmapped)?, size)
     }
 
-    fn get_bitmap(&self, iova: u64, size: u64) -> Result<Answer> {
-        Ok(match status(self.container.dirty_bitmap(iova, size, &buffer_for(size)))? {
-            Ok(words) => {
-                let bitmap = Some(Bitmap::from_words(words, size / PAGE));
-                Answer { bitmap, ..Answer::of(Ok(())) }
+    fn get_bitmap(&self, iova: u64, size: u64, buffer: &Buffer) -> Result<Answer> {
+        let args = &buffer.args();
+        let read = match buffer.memory(size)? {
+            None => self.container.dirty_bitmap(iova, size, args),
+            Some((memory, at)) => self
+                .container
+                .dirty_bitmap_into(iova, size, args, &memory, at)
+                .map(|()| words(&memory, at, size)),
+        };
+        with_bitmap(status(read)?.map(|words| (0, words)), size)
+    }
+}
+
+impl Buffer {
+    fn args(&self) -> BitmapArgs {
+        BitmapArgs { pgsize: self.pgsize, size: self.size }
+    }
+
+    /// Memory for the bitmap of `size` bytes of IOVA, and where in it the bitmap begins, if this isn't
+    /// a buffer like any other.
+    fn memory(&self, size: u64) -> Result<Option<(Memory, usize)>> {
+        let pages = |bytes: u64| bytes.next_multiple_of(PAGE) as usize;
+        let bytes = pages(Container::bitmap_bytes(size, &self.args()).max(1));
+        Ok(match self.memory {
+            BufferMemory::Whole => None,
+            BufferMemory::ReadOnly => {
+                let memory = Memory::new(bytes)?;
+                memory.set_access(0..bytes, Access::Read)?;
+                Some((memory, 0))
             }
-            Err(errno) => Answer::of(Err(errno)),
+            BufferMemory::Ends(writable) => {
+                let len = pages(writable.max(1));
+                Some((Memory::with_guard(len, bytes)?, len - writable as usize))
+            }
         })
     }
 }
 
-/// The smallest buffer for the bitmap of so many bytes of IOVA.
-fn buffer_for(size: u64) -> BitmapArgs {
-    let BitmapBuffer { pgsize, size } = BitmapBuffer::covering(size, PAGE);
-    BitmapArgs { pgsize, size }
+/// The words of the bitmap of `size` bytes of IOVA that `memory` has; those it hasn't are 0.
+fn words(memory: &Memory, at: usize, size: u64) -> Vec<u64> {
+    let mut words = vec![0; (size / PAGE).div_ceil(64) as usize];
+    for (at, word) in (at..memory.len()).step_by(8).zip(&mut words) {
+        let mut bytes = [0; 8];
+        memory.read(at, &mut bytes);
+        *word = u64::from_ne_bytes(bytes);
+    }
+    words
+}
+
+/// Words behind a bitmap that are looked at, whether they were left alone: a buffer may be large.
+const BEHIND: usize = 512;
+
+/// An answer with the bitmap of `size` bytes of IOVA.
+fn with_bitmap(result: Result<(u64, Vec<u64>), Errno>, size: u64) -> Result<Answer> {
+    let (count, mut words) = match result {
+        Ok(done) => done,
+        Err(errno) => return Ok(errno.into()),
+    };
+    let pages = size / PAGE;
+    let len = pages.div_ceil(64) as usize;
+    if words[len..].iter().take(BEHIND).any(|&word| word != 0) {
+        return Err(
+            Failure::new(format!("a bitmap of {pages} pages goes on behind its end")).into()
+        );
+    }
+    words.truncate(len);
+    let bitmap = Some(Bitmap::from_words(words, pages));
+    Ok(Answer { count, bitmap, ..Answer::of(Ok(())) })
 }
 
 /// Tells the errno that a call answered from an error of the tool.

@@ -6,15 +6,19 @@
 //! scenario, or a generator of sequences, says beyond that are questions: [`Testbed::check`].
 
 mod bed;
+mod contract;
 mod expected;
 mod failure;
 mod kernel;
 mod op;
+pub mod program;
 mod regions;
 mod steps;
+mod text;
 
-pub use bed::{PAGE, Testbed, same};
+pub use bed::{PAGE, Testbed, locked_memory, same};
+pub use contract::Contract;
 pub use failure::Failure;
 pub use kernel::status;
-pub use op::{Answer, Op};
+pub use op::{Answer, Buffer, BufferMemory, Op};
 pub use steps::{at, command, map, pages};

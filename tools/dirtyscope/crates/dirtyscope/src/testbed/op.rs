@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use dirty_model::{Bitmap, Errno, Protection};
-use std::fmt;
+use super::PAGE;
+use dirty_model::{Bitmap, BitmapBuffer, Errno, Protection};
+use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL};
 
-/// An operation on the container, or on the device in a slot.
+/// An operation on the container, on the device in a slot, or on the process's own memory.
+///
+/// It has a text form, see the module `text`. Addresses and sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Maps new memory, filled with a pattern.
-    Map { iova: u64, size: u64, protection: Protection },
-    /// As `Map`, for reading and writing, where the process has memory for the first `backed` bytes
-    /// only.
-    MapPart { iova: u64, size: u64, backed: u64 },
-    /// Unmaps.
-    Unmap { iova: u64, size: u64 },
+    /// Maps new memory. The process has the first `backed` bytes only of it. `flags` are
+    /// `VFIO_DMA_MAP_FLAG_*`, or what isn't one.
+    Map { iova: u64, size: u64, backed: u64, flags: u32 },
+    /// Unmaps. `flags` are `VFIO_DMA_UNMAP_FLAG_*` but that for the bitmap, or what isn't one.
+    Unmap { iova: u64, size: u64, flags: u32 },
     /// Unmaps, and gets the bitmap.
-    UnmapDirty { iova: u64, size: u64 },
-    /// Unmaps all.
-    UnmapAll,
+    UnmapBitmap { iova: u64, size: u64, buffer: Buffer },
     /// Begins to track dirty pages.
     Start,
     /// Ends it.
     Stop,
+    /// `VFIO_IOMMU_DIRTY_PAGES` with other flags than those for START, STOP or GET_BITMAP alone.
+    DirtyPages { flags: u32 },
     /// Gets the bitmap of a range, which forgets what it reported.
-    GetBitmap { iova: u64, size: u64 },
+    GetBitmap { iova: u64, size: u64, buffer: Buffer },
     /// Opens the device of a slot.
     Open { device: usize },
     /// Closes it.
@@ -31,6 +32,109 @@ pub enum Op {
     Reset { device: usize },
     /// Has it run a command. `op` is a number, so that one that is no operation can be tried.
     Command { device: usize, op: u32, iova: u64, length: u64, seed: u64 },
+    /// The process takes pages away from itself that are mapped: who accesses them faults.
+    Hide { iova: u64, size: u64 },
+    /// It gives them back to itself, as they were.
+    Show { iova: u64, size: u64 },
+    /// It writes the pattern of `seed` to as much of the range as is mapped and isn't hidden.
+    UserWrite { iova: u64, length: u64, seed: u64 },
+    /// Compares memory and counters.
+    Check,
+}
+
+impl Op {
+    /// Maps memory that is all there.
+    pub fn map(iova: u64, size: u64, protection: Protection) -> Self {
+        let mut flags = 0;
+        if protection.read {
+            flags |= VFIO_DMA_MAP_FLAG_READ;
+        }
+        if protection.write {
+            flags |= VFIO_DMA_MAP_FLAG_WRITE;
+        }
+        Self::Map { iova, size, backed: size, flags }
+    }
+
+    /// Unmaps.
+    pub fn unmap(iova: u64, size: u64) -> Self {
+        Self::Unmap { iova, size, flags: 0 }
+    }
+
+    /// Unmaps everything.
+    pub fn unmap_all() -> Self {
+        Self::Unmap { iova: 0, size: 0, flags: VFIO_DMA_UNMAP_FLAG_ALL }
+    }
+
+    /// Unmaps, and gets the bitmap into a buffer that is right for it.
+    pub fn unmap_bitmap(iova: u64, size: u64) -> Self {
+        Self::UnmapBitmap { iova, size, buffer: Buffer::covering(size) }
+    }
+
+    /// Gets the bitmap of a range into a buffer that is right for it.
+    pub fn get_bitmap(iova: u64, size: u64) -> Self {
+        Self::GetBitmap { iova, size, buffer: Buffer::covering(size) }
+    }
+
+    /// Whether it deals with the byte at `at`.
+    pub fn touches(&self, at: u64) -> bool {
+        let (iova, size) = match *self {
+            Self::Map { iova, size, .. }
+            | Self::Unmap { iova, size, .. }
+            | Self::UnmapBitmap { iova, size, .. }
+            | Self::GetBitmap { iova, size, .. }
+            | Self::Command { iova, length: size, .. }
+            | Self::Hide { iova, size }
+            | Self::Show { iova, size }
+            | Self::UserWrite { iova, length: size, .. } => (iova, size),
+            _ => return false,
+        };
+        at.checked_sub(iova).is_some_and(|offset| offset < size)
+    }
+}
+
+/// A buffer for a bitmap: what the kernel is told of it, and how it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Bytes of a page.
+    pub pgsize: u64,
+    /// Bytes of the buffer.
+    pub size: u64,
+    /// What is there.
+    pub memory: BufferMemory,
+}
+
+/// The memory of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferMemory {
+    /// All of it is there.
+    Whole,
+    /// It ends after so many bytes, a multiple of 8.
+    Ends(u64),
+    /// It can only be read.
+    ReadOnly,
+}
+
+impl Buffer {
+    /// The smallest buffer for the bitmap of `size` bytes of IOVA.
+    pub fn covering(size: u64) -> Self {
+        let BitmapBuffer { pgsize, size, .. } = BitmapBuffer::covering(size, PAGE);
+        Self { pgsize, size, memory: BufferMemory::Whole }
+    }
+
+    /// The same, whose memory isn't whole.
+    pub fn with_memory(self, memory: BufferMemory) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// As the model takes it.
+    pub fn to_model(self) -> BitmapBuffer {
+        let writable = match self.memory {
+            BufferMemory::Whole => u64::MAX,
+            BufferMemory::Ends(bytes) => bytes,
+            BufferMemory::ReadOnly => 0,
+        };
+        BitmapBuffer { pgsize: self.pgsize, size: self.size, writable }
+    }
 }
 
 /// What one side answers to an operation.
@@ -53,58 +157,8 @@ impl Answer {
     }
 }
 
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Map { iova, size, protection } => {
-                let read = if protection.read { "r" } else { "-" };
-                let write = if protection.write { "w" } else { "-" };
-                write!(f, "MAP {iova:#x}+{size:#x} {read}{write}")
-            }
-            Self::MapPart { iova, size, backed } => {
-                write!(f, "MAP {iova:#x}+{size:#x} rw, memory behind {backed:#x} bytes only")
-            }
-            Self::Unmap { iova, size } => write!(f, "UNMAP {iova:#x}+{size:#x}"),
-            Self::UnmapDirty { iova, size } => write!(f, "UNMAP {iova:#x}+{size:#x} with bitmap"),
-            Self::UnmapAll => write!(f, "UNMAP all"),
-            Self::Start => write!(f, "START"),
-            Self::Stop => write!(f, "STOP"),
-            Self::GetBitmap { iova, size } => write!(f, "GET_BITMAP {iova:#x}+{size:#x}"),
-            Self::Open { device } => write!(f, "device {device}: open"),
-            Self::Close { device } => write!(f, "device {device}: close"),
-            Self::Reset { device } => write!(f, "device {device}: RESET"),
-            Self::Command { device, op, iova, length, seed } => {
-                write!(f, "device {device}: ")?;
-                match mdev_dma::Op::from_number(*op) {
-                    Some(op) => write!(f, "{op} ")?,
-                    None => write!(f, "operation {op} ")?,
-                }
-                write!(f, "{iova:#x}+{length:#x}")?;
-                if *seed != 0 {
-                    write!(f, " seed {seed:#x}")?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.status {
-            Ok(()) => write!(f, "ok")?,
-            Err(errno) => write!(f, "{errno}")?,
-        }
-        if self.count != 0 {
-            write!(f, " {:#x} bytes", self.count)?;
-        }
-        if self.digest != 0 {
-            write!(f, " digest {:#x}", self.digest)?;
-        }
-        if let Some(bitmap) = &self.bitmap {
-            let runs = bitmap.runs();
-            write!(f, " {} dirty", runs.iter().map(|run| run.end - run.start).sum::<u64>())?;
-        }
-        Ok(())
+impl From<Errno> for Answer {
+    fn from(errno: Errno) -> Self {
+        Self::of(Err(errno))
     }
 }

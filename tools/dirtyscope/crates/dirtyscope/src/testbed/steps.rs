@@ -49,7 +49,7 @@ impl<'a> Testbed<'a> {
             return Ok(());
         }
         let what = format!("{op}: {answer}, but the scenario says {errno}");
-        Err(Failure { what, ..Default::default() }.into())
+        Err(Failure::new(what).into())
     }
 
     /// Maps `pages` for reading and writing.
@@ -60,7 +60,7 @@ impl<'a> Testbed<'a> {
     /// Unmaps `pages`.
     pub fn unmap(&mut self, pages: Range<u64>) -> Result<()> {
         let iova = at(pages.start, 0);
-        self.must(Op::Unmap { iova, size: (pages.end - pages.start) * PAGE })
+        self.must(Op::unmap(iova, (pages.end - pages.start) * PAGE))
     }
 
     /// Starts to track dirty pages.
@@ -109,10 +109,16 @@ impl<'a> Testbed<'a> {
     /// Unmaps `range` with the bitmap, which must be `expected` as in [`Self::reports`].
     pub fn unmap_reports(&mut self, range: Range<u64>, expected: &[Range<u64>]) -> Result<()> {
         let iova = at(range.start, 0);
-        let op = Op::UnmapDirty { iova, size: (range.end - range.start) * PAGE };
+        let op = Op::unmap_bitmap(iova, (range.end - range.start) * PAGE);
         let answer = self.apply(op.clone())?;
         let bitmap = must(&op, &answer)?.bitmap.as_ref();
         stated(expected, &to_iova(bitmap.map(|b| b.runs()).unwrap_or_default(), iova))
+    }
+
+    /// The process writes to `bytes`.
+    pub fn user_write(&mut self, bytes: Range<u64>) -> Result<()> {
+        let (iova, length) = (bytes.start, bytes.end - bytes.start);
+        self.must(Op::UserWrite { iova, length, seed: !iova })
     }
 
     /// Device 0 must hold so many pins.
@@ -123,7 +129,7 @@ impl<'a> Testbed<'a> {
 
 /// Maps `pages`.
 pub fn map(pages: Range<u64>, protection: Protection) -> Op {
-    Op::Map { iova: at(pages.start, 0), size: (pages.end - pages.start) * PAGE, protection }
+    Op::map(at(pages.start, 0), (pages.end - pages.start) * PAGE, protection)
 }
 
 /// A command of a device for `bytes`. What it writes is different from what any other such command
@@ -144,5 +150,5 @@ fn stated(expected: &[Range<u64>], reported: &[Range<u64>]) -> Result<()> {
     }
     // Kernel and model agree: it is the scenario that sees it otherwise.
     let what = format!("dirty is {reported:x?}, but the scenario says {expected:x?}");
-    Err(Failure { what, ..Default::default() }.into())
+    Err(Failure::new(what).into())
 }

@@ -3,12 +3,12 @@
 //! How a device's pins and registers end: by reset, by close, by the death of their process.
 
 use super::super::{Context, Scenario};
-use crate::testbed::{Op, PAGE, Testbed, at, command, pages, same, status};
+use crate::testbed::{self, Op, PAGE, Testbed, at, command, pages, same, status};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use mdev_dma::{Op as Device, Width, uapi};
 use std::{
-    env, fs,
+    env,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
 };
@@ -29,6 +29,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "device/locked-memory",
         about: "VmLck counts pinned pages once, and is what it was after unpin, unmap and close",
         run: locked_memory,
+    },
+    Scenario {
+        name: "device/container-closed",
+        about: "a container closed while tracking, with pins, leaves nothing behind",
+        run: container_closed,
     },
     Scenario {
         name: "device/group-busy",
@@ -84,21 +89,12 @@ fn close(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that count against this process's RLIMIT_MEMLOCK: type1 counts there, privileged or not.
-fn locked() -> Result<u64> {
-    const PATH: &str = "/proc/self/status";
-    let text = fs::read_to_string(PATH).context(PATH)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:")).context("no VmLck")?;
-    let kib = line.trim().trim_end_matches(" kB");
-    Ok(1024 * kib.parse::<u64>().with_context(|| format!("VmLck is {line:?}"))?)
-}
-
 fn locked_memory(context: &Context<'_>) -> Result<()> {
-    let before = locked()?;
+    let before = testbed::locked_memory()?;
     let mut bed = Testbed::new(context)?;
     bed.map(0..100)?;
     bed.map(100..200)?;
-    let holds = |what: &str, count| same(what, before + count * PAGE, locked()?);
+    let holds = |what: &str, count| same(what, before + count * PAGE, testbed::locked_memory()?);
     holds("VmLck before a pin", 0)?;
     bed.pin(10..150)?;
     holds("VmLck with 140 pages", 140)?;
@@ -121,6 +117,21 @@ fn locked_memory(context: &Context<'_>) -> Result<()> {
     bed.pin(0..7)?;
     drop(bed);
     holds("VmLck after everything was closed", 0)
+}
+
+fn container_closed(context: &Context<'_>) -> Result<()> {
+    for _ in 0..3 {
+        let mut bed = Testbed::with_pages(context, 64)?;
+        bed.count_locked_memory()?;
+        bed.refused(Errno::EINVAL, Op::get_bitmap(at(0, 0), 64 * PAGE))?;
+        bed.check()?;
+        bed.add_device()?;
+        bed.start()?;
+        bed.pin(0..64)?;
+        bed.must(command(1, Device::Pin, pages(32..64)))?;
+        bed.dma_write(pages(5..6))?;
+    }
+    Ok(())
 }
 
 fn group_busy(context: &Context<'_>) -> Result<()> {

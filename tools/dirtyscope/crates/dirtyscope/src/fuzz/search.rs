@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use super::{
+    generate,
+    known::{Known, shows_any},
+};
+use crate::{
+    devices::Devices,
+    scenarios::Context,
+    testbed::{
+        Contract, Op, Testbed,
+        program::{self, Failed},
+    },
+    worker,
+};
+use anyhow::Result;
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{Mutex, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+use uuid::Uuid;
+
+/// How often it is said how far a search got.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// The longest sequence of which pairs of operations are left out.
+const PAIRS_MAX: usize = 16;
+
+/// What a worker says.
+#[derive(Serialize, Deserialize)]
+pub enum Message {
+    /// It is about to do this program.
+    Sequence(String),
+    /// How far it got.
+    Note(String),
+    /// All of it passed.
+    Passed,
+    /// A program failed.
+    Failed { what: String, program: String },
+}
+
+/// Does sequences of operations, each on a container of its own.
+pub struct Search {
+    devices: Mutex<Devices>,
+    contract: Contract,
+    avoided: Vec<&'static Known>,
+    length: usize,
+    progress: Progress,
+}
+
+impl Search {
+    /// With the user's device, if there is one. Sequences have no more than `length` operations.
+    pub fn new(device: Option<Uuid>, avoided: Vec<&'static Known>, length: usize) -> Result<Self> {
+        let devices = Mutex::new(Devices::new(device)?);
+        let contract = Testbed::new(&Context::quiet(&devices))?.contract().clone();
+        Ok(Self { devices, contract, avoided, length, progress: Progress::new() })
+    }
+
+    /// Does so many operations, or goes on for so long. Returns the shortest program that fails, if
+    /// one does.
+    pub fn run(
+        &mut self,
+        seed: u64,
+        ops: u64,
+        seconds: Option<Duration>,
+    ) -> Result<Option<Message>> {
+        let strategy =
+            generate::sequences(self.contract.clone(), 1..self.length + 1, self.avoided.clone());
+        let mut runner = runner(seed);
+        let start = Instant::now();
+        while self.progress.ops < ops && seconds.is_none_or(|limit| start.elapsed() < limit) {
+            let mut tree = strategy.new_tree(&mut runner).map_err(|e| anyhow::anyhow!("{e}"))?;
+            let (_, program, seen) = tree.current();
+            let Err(failed) = self.attempt(&program)? else { continue };
+            if let Some(seen) = seen {
+                seen.store(failed.done.min(program.len()), Relaxed);
+            }
+            let program = self.shrink(&mut tree, program)?;
+            return self.explain(&program).map(Some);
+        }
+        worker::send(&Message::Note(self.progress.text()))?;
+        Ok(None)
+    }
+
+    /// Does a program once. Returns how it fails, if it does.
+    pub fn replay(&mut self, program: &[Op]) -> Result<Option<Message>> {
+        match self.attempt(program)? {
+            Ok(()) => Ok(None),
+            Err(_) => self.explain(program).map(Some),
+        }
+    }
+
+    /// Does a program, on a new container with two groups and the first of their devices open. At the
+    /// end all that is dirty is read, and everything is compared.
+    fn attempt(&mut self, program: &[Op]) -> Result<Result<(), Failed>> {
+        worker::send(&Message::Sequence(program::text(program)))?;
+        let context = Context::quiet(&self.devices);
+        let result = program::run(&context, program)?;
+        self.progress.add(program.len() as u64)?;
+        Ok(result)
+    }
+
+    /// The shortest program that fails, of those that are simpler than `program`.
+    fn shrink<T>(
+        &mut self,
+        tree: &mut impl ValueTree<Value = (Contract, Vec<Op>, T)>,
+        program: Vec<Op>,
+    ) -> Result<Vec<Op>> {
+        let count = program.len();
+        worker::send(&Message::Note(format!(
+            "a sequence of {count} operations fails, shrinking it"
+        )))?;
+        let mut best = program;
+        let mut more = tree.simplify();
+        while more {
+            let (_, program, _) = tree.current();
+            more = match self.attempt(&program)? {
+                Err(_) => {
+                    best = program;
+                    tree.simplify()
+                }
+                Ok(()) => tree.complicate(),
+            };
+        }
+        self.shorten(best)
+    }
+
+    /// Leaves out single operations, and pairs of them, as long as the rest fails.
+    fn shorten(&mut self, mut best: Vec<Op>) -> Result<Vec<Op>> {
+        'again: loop {
+            let singles = (0..best.len()).rev().map(|i| (i, i));
+            let pairs = (0..best.len()).rev().flat_map(|j| (0..j).rev().map(move |i| (i, j)));
+            let fewer = singles.chain(pairs.filter(|_| best.len() <= PAIRS_MAX));
+            for (i, j) in fewer.collect::<Vec<_>>() {
+                let kept = best.iter().enumerate().filter(|&(k, _)| k != i && k != j);
+                let program: Vec<_> = kept.map(|(_, op)| op.clone()).collect();
+                if self.possible(&program) && self.attempt(&program)?.is_err() {
+                    best = program;
+                    continue 'again;
+                }
+            }
+            return Ok(best);
+        }
+    }
+
+    /// Whether sequences may be like this.
+    fn possible(&self, program: &[Op]) -> bool {
+        let mut contract = self.contract.clone();
+        program.iter().all(|op| {
+            let good = contract.allows(op) && !shows_any(&self.avoided, &contract, op);
+            if good {
+                contract.apply(op);
+            }
+            good
+        })
+    }
+
+    /// Does a program that fails once more, to say how.
+    fn explain(&mut self, program: &[Op]) -> Result<Message> {
+        let context = Context::new(&self.devices, None);
+        let what = match program::run(&context, program)? {
+            Ok(()) => "it failed before, and doesn't any more".to_owned(),
+            Err(failed) => program::describe(&failed, program, &context.log(usize::MAX)),
+        };
+        Ok(Message::Failed { what, program: program::text(program) })
+    }
+}
+
+/// Where all random choices of a search come from.
+pub fn runner(seed: u64) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let config =
+        Config { max_local_rejects: u32::MAX, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, rng)
+}
+
+/// How far a search got.
+struct Progress {
+    ops: u64,
+    sequences: u64,
+    start: Instant,
+    said: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { ops: 0, sequences: 0, start: now, said: now }
+    }
+
+    fn add(&mut self, ops: u64) -> Result<()> {
+        self.ops += ops;
+        self.sequences += 1;
+        if self.said.elapsed() >= PROGRESS {
+            self.said = Instant::now();
+            worker::send(&Message::Note(self.text()))?;
+        }
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        let seconds = self.start.elapsed().as_secs_f64();
+        let Self { ops, sequences, .. } = self;
+        let rate = *ops as f64 / seconds.max(0.001);
+        format!("{ops} operations in {sequences} sequences, {seconds:.0} s, {rate:.0} operations/s")
+    }
+}
