@@ -5,15 +5,16 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES RUSTC BINDGEN
+export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
-.PHONY: help run test module tool shell boot-soak clean clean-cache
+.PHONY: help run fuzz test module tool shell boot-soak clean clean-cache
 
 help:
 	@echo 'Dirty pages of a mediated device, checked on a stock kernel in a VM.'
 	@echo
 	@echo '  make run          build all, boot the VM, run the scenarios'
+	@echo '  make fuzz         random sequences for a minute'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
 	@echo '  make module       build rust_mdev_dma.ko for the VM, or for KDIR'
@@ -27,6 +28,7 @@ help:
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
 	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
+	@echo '  REPLAY=...   files that make fuzz saved, to be replayed, and nothing else'
 	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module;'
 	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
 	@echo '  CACHE=...    where prepared things are kept (about 4 GB), default'
@@ -37,7 +39,10 @@ help:
 	@echo '  N=...        boots of make boot-soak, default: 100'
 
 run:
-	$(vm)/run
+	$(vm)/run verify
+
+fuzz:
+	$(vm)/run fuzz
 
 test:
 	$(vm)/check
