@@ -19,11 +19,15 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 use uuid::Uuid;
 
 /// What kselftest takes for skipped.
 pub const EXIT_SKIP: u8 = 4;
+
+/// After so long without an end, a worker that has nothing more to do hangs.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(3);
 
 /// Operations shown of what led to a failure.
 const LOG_LINES: usize = 40;
@@ -147,7 +151,7 @@ fn watch(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
         let mut worker = Worker::start(arguments.for_worker(next, device))?;
         loop {
             let scenario = selected.get(next);
-            let limit = scenario.map_or(scenarios::LIMIT, |scenario| scenario.limit());
+            let limit = scenario.map_or(CLEANUP_LIMIT, |scenario| scenario.limit());
             let event = worker.next(limit)?;
             let gone = !matches!(event, Event::Message(_));
             let verdict = match (scenario, event) {

@@ -7,14 +7,15 @@
 
 use super::{Context, Scenario};
 use crate::testbed::{Failure, Op, PAGE, Testbed, at, program, status};
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::Errno;
 use mdev_dma::MdevDma;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read, Seek, SeekFrom},
     os::unix::fs::OpenOptionsExt,
-    sync::{Arc, Barrier},
+    sync::{Arc, Barrier, mpsc::channel},
     thread,
     time::{Duration, Instant},
 };
@@ -79,17 +80,45 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Scenarios that leave tasks behind that can't be killed, if the kernel has the defect.
-pub const HANGS: &[Scenario] = &[Scenario {
-    name: "defect/D2-unmap-deadlock",
-    about: "two threads that unmap pinned ranges of one container don't block one another",
-    run: unmap_deadlock,
-}];
+pub const HANGS: &[Scenario] = &[
+    Scenario {
+        name: "defect/D2-unmap-deadlock",
+        about: "two threads that unmap pinned ranges of one container don't block one another",
+        run: unmap_deadlock,
+    },
+    Scenario {
+        name: "defect/D10-stop-in-unmap",
+        about: "STOP while an UNMAP with bitmap waits for devices makes it fail, no more",
+        run: stop_in_unmap,
+    },
+];
 
 /// After so long one of these hangs.
-pub const HANG_LIMIT: Duration = Duration::from_secs(7);
+pub const HANG_LIMIT: Duration = Duration::from_secs(5);
+
+/// All threads that are made until this is dropped share one CPU: one that wakes up gets its turn soon,
+/// in the middle of what another one does in the kernel. In a VM, another CPU may have to wait.
+struct OneCpu(CpuSet);
+
+impl OneCpu {
+    fn new() -> Result<Self> {
+        let old = sched_getaffinity(None)?;
+        let mut one = CpuSet::new();
+        one.set((0..CpuSet::MAX_CPU).find(|&cpu| old.is_set(cpu)).unwrap_or(0));
+        sched_setaffinity(None, &one).context("sched_setaffinity")?;
+        Ok(Self(old))
+    }
+}
+
+impl Drop for OneCpu {
+    fn drop(&mut self) {
+        let given_back = sched_setaffinity(None, &self.0);
+        debug_assert!(given_back.is_ok());
+    }
+}
 
 fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
-    const ROUNDS: usize = 50;
+    const ROUNDS: usize = 10;
     // So many that others get a turn while they are unpinned.
     const SIZE: u64 = 4096 * PAGE;
     let nodes = [context.device(0)?.node()?, context.device(1)?.node()?];
@@ -97,6 +126,7 @@ fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
     container.attach(Group::open(&nodes[1])?)?;
     let memory = Arc::new(Memory::new(SIZE as usize)?);
     let pinned = Barrier::new(2);
+    let _one_cpu = OneCpu::new()?;
     let work = |device: MdevDma, iova: u64| -> Result<()> {
         let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
         let map = MapArgs { memory: &memory, offset: 0, iova, size: SIZE, flags, argsz: None };
@@ -116,6 +146,72 @@ fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
         }
         for thread in threads {
             thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+        }
+        Ok(())
+    })
+}
+
+/// A panic of the kernel for an oops, switched off until this is dropped.
+struct NoPanic(String);
+
+impl NoPanic {
+    const PATH: &str = "/proc/sys/kernel/panic_on_oops";
+
+    fn new() -> Result<Self> {
+        let old = fs::read_to_string(Self::PATH).context(Self::PATH)?;
+        fs::write(Self::PATH, "0").context(Self::PATH)?;
+        Ok(Self(old))
+    }
+}
+
+impl Drop for NoPanic {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(Self::PATH, &self.0) {
+            eprintln!("dirtyscope: {}: {error}", Self::PATH);
+        }
+    }
+}
+
+fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
+    const ROUNDS: u64 = 4;
+    // So many that STOP gets a turn while they are unpinned.
+    const SIZE: u64 = 32768 * PAGE;
+    let node = context.device(0)?.node()?;
+    let container = Container::new(Group::open(&node)?)?;
+    let device = MdevDma::open(&container, &node)?;
+    let memory = Arc::new(Memory::new(SIZE as usize)?);
+    let (iova, size) = (at(0, 0), SIZE);
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    let map = MapArgs { memory: &memory, offset: 0, iova, size, flags, argsz: None };
+    let unmap = UnmapArgs { iova, size, ..Default::default() };
+    let mut messages = Messages::from_now()?;
+    let _no_panic = NoPanic::new()?;
+    let _one_cpu = OneCpu::new()?;
+    context.expect_complaint(|| {
+        for round in 0..ROUNDS {
+            container.map(&map)?;
+            container.dirty_start()?;
+            ensure!(device.pin(iova, SIZE)?.status == 0, "pages can't be pinned");
+            let (send, unmapped) = channel();
+            let its = container.clone();
+            thread::spawn(move || {
+                let bitmap = BitmapArgs { pgsize: PAGE, size: SIZE / PAGE / 8 };
+                send.send(status(its.unmap_dirty(&unmap, &bitmap).map(drop)))
+            });
+            thread::sleep(Duration::from_millis(10 * (round + 1)));
+            container.dirty_stop()?;
+            match unmapped.recv_timeout(Duration::from_secs(2)) {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(Errno::EINVAL))) => drop(container.unmap(&unmap)?),
+                Ok(other) => differs_if(Some(format!("UNMAP with bitmap: {:?}", other?)))?,
+                Err(_) => {
+                    // The kernel killed the thread, with a lock that closing these waits for.
+                    std::mem::forget((device, container));
+                    let text = messages.read()?;
+                    let bug = text.lines().find(|line| line.contains("BUG")).unwrap_or("no answer");
+                    return differs_if(Some(format!("UNMAP with bitmap: {bug}")));
+                }
+            }
         }
         Ok(())
     })

@@ -27,7 +27,7 @@ use std::{
 use uuid::Uuid;
 
 /// After so long without a result, a scenario hangs.
-pub const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A scenario.
 pub struct Scenario {
