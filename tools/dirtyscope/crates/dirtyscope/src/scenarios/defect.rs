@@ -24,7 +24,7 @@ use vfio_client::{
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
-/// A program that the fuzzer found and shrank.
+/// A program that the fuzzer found and shrank; but D4's, which no compiler known breaks.
 macro_rules! found {
     ($file:literal) => {
         |context| replay(context, include_str!(concat!("defects/", $file, ".ops")))
@@ -41,6 +41,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "defect/D3-read-cost",
         about: "reading the last of many mappings costs about as much as reading the first",
         run: read_cost,
+    },
+    Scenario {
+        name: "defect/D4-no-flag",
+        about: "DIRTY_PAGES without a flag is refused, and changes nothing",
+        run: found!("D4-no-flag"),
     },
     Scenario {
         name: "defect/D5-pin-unwind",

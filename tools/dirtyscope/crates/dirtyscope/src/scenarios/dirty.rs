@@ -514,6 +514,7 @@ fn two_containers(context: &Context<'_>) -> Result<()> {
     two.reports(&[20..22])?;
     one.reports(&[20..22, 25..26])?;
     one.stop()?;
+    one.refused(Errno::EINVAL, Op::get_bitmap(at(0, 0), 32 * PAGE))?;
     two.dma_write(pages(60..64))?;
     two.unpin(20..22)?;
     two.reports(&[20..22, 60..64])?;
