@@ -268,7 +268,8 @@ impl PinTable {
         self.held
     }
 
-    /// Pins all pages of `range`, or none. Between blocks, a signal ends it with `EINTR`.
+    /// Pins all pages of `range`, or none. Between blocks, it ends with `EINTR` if it was
+    /// `interrupted`.
     ///
     /// # Safety
     ///
@@ -278,10 +279,16 @@ impl PinTable {
         &mut self,
         vdev: NonNull<bindings::vfio_device>,
         range: Range<u64>,
+        interrupted: impl Fn() -> bool,
     ) -> Result {
         for part in parts(&range) {
-            // SAFETY: As the caller promises.
-            if let Err(e) = unsafe { self.pin_part(vdev, &part) } {
+            let pinned = if interrupted() {
+                Err(EINTR)
+            } else {
+                // SAFETY: As the caller promises.
+                unsafe { self.pin_part(vdev, &part) }
+            };
+            if let Err(e) = pinned {
                 let done = range.start..range.start.max(part.block);
                 for part in parts(&done) {
                     self.unpin_part(&part);
@@ -296,9 +303,6 @@ impl PinTable {
     ///
     /// As for [`Self::pin`].
     unsafe fn pin_part(&mut self, vdev: NonNull<bindings::vfio_device>, part: &Part) -> Result {
-        if kernel::current!().signal_pending() {
-            return Err(EINTR);
-        }
         if let Some(block) = self.blocks.get_mut(&part.block) {
             // SAFETY: As the caller promises.
             unsafe { block.pin(part.pages.clone())? };
