@@ -25,6 +25,7 @@ mod container;
 mod device;
 mod error;
 mod group;
+mod irq;
 mod memory;
 mod sys;
 
@@ -32,6 +33,7 @@ pub use container::{BitmapArgs, Container, IommuInfo, MapArgs, MigrationInfo, Un
 pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};
 pub use error::{Error, Result};
 pub use group::{DeviceNode, Group};
+pub use irq::{EventFd, IrqData, SetIrqs};
 pub use memory::Memory;
 /// Constants and structures of `include/uapi/linux/vfio.h`.
 pub use vfio_bindings::bindings::vfio as uapi;

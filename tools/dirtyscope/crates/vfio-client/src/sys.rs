@@ -22,6 +22,7 @@ pub(crate) const GROUP_GET_DEVICE_FD: Opcode = vfio(6);
 pub(crate) const DEVICE_GET_INFO: Opcode = vfio(7);
 pub(crate) const DEVICE_GET_REGION_INFO: Opcode = vfio(8);
 pub(crate) const DEVICE_GET_IRQ_INFO: Opcode = vfio(9);
+pub(crate) const DEVICE_SET_IRQS: Opcode = vfio(10);
 pub(crate) const DEVICE_RESET: Opcode = vfio(11);
 pub(crate) const IOMMU_GET_INFO: Opcode = vfio(12);
 pub(crate) const IOMMU_MAP_DMA: Opcode = vfio(13);
