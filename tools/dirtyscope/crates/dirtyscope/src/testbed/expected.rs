@@ -4,7 +4,7 @@ use super::{Answer, Op, PAGE, regions::Regions};
 use dirty_model::{
     Bitmap, BitmapBuffer, Command, Container as Model, DeviceId, Errno, Limits, Mapping, Protection,
 };
-use mdev_dma::{Op as Device, pattern};
+use mdev_dma::{Op as Device, pattern, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use std::collections::BTreeMap;
 
 /// What is expected of the kernel: the model, and what must be in memory.
@@ -94,7 +94,8 @@ impl Expected {
                 Answer::of(Ok(()))
             }
             Op::Command { device, op, iova, length, seed } => {
-                self.command(self.devices[&device], Device::from_number(op), iova, length, seed)
+                let op = Device::from_number(op & !BACKGROUND);
+                self.command(self.devices[&device], op, iova, length, seed)
             }
         }
     }

@@ -3,12 +3,15 @@
 use super::{Answer, Op, PAGE};
 use anyhow::{Result, bail};
 use dirty_model::{Bitmap, BitmapBuffer, Errno, Protection};
-use mdev_dma::{MdevDma, sysfs::Mdev};
-use std::sync::Arc;
+use mdev_dma::{MdevDma, sysfs::Mdev, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
+use std::{sync::Arc, time::Duration};
 use vfio_client::{
     BitmapArgs, Container, Error, Group, MapArgs, Memory, UnmapArgs,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL},
 };
+
+/// A command that takes longer is stuck.
+const LONG: Duration = Duration::from_secs(20);
 
 /// The kernel's side: a container, and slots for devices that may be open in it.
 pub struct Kernel {
@@ -70,7 +73,10 @@ impl Kernel {
             }
             Op::Reset { device } => status(self.device(device).device().reset()).map(Answer::of),
             Op::Command { device, op, iova, length, seed } => {
-                let outcome = self.device(device).run(op, iova, length, seed)?;
+                let mut outcome = self.device(device).run(op, iova, length, seed)?;
+                if op & BACKGROUND != 0 {
+                    outcome = self.device(device).wait(LONG)?;
+                }
                 let status = match outcome.status {
                     0 => Ok(()),
                     errno => Err(Errno(errno as i32)),

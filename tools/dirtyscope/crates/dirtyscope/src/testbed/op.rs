@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use dirty_model::{Bitmap, Errno, Protection};
+use mdev_dma::uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND;
 use std::fmt;
 
 /// An operation on the container, or on the device in a slot.
@@ -29,7 +30,8 @@ pub enum Op {
     Close { device: usize },
     /// Resets it.
     Reset { device: usize },
-    /// Has it run a command. `op` is a number, so that one that is no operation can be tried.
+    /// Has it run a command, to its end. `op` is a number, so that one that is no operation can be
+    /// tried; with `RUST_MDEV_DMA_COMMAND_BACKGROUND` it runs in the background.
     Command { device: usize, op: u32, iova: u64, length: u64, seed: u64 },
 }
 
@@ -75,9 +77,12 @@ impl fmt::Display for Op {
             Self::Reset { device } => write!(f, "device {device}: RESET"),
             Self::Command { device, op, iova, length, seed } => {
                 write!(f, "device {device}: ")?;
-                match mdev_dma::Op::from_number(*op) {
+                match mdev_dma::Op::from_number(op & !BACKGROUND) {
                     Some(op) => write!(f, "{op} ")?,
                     None => write!(f, "operation {op} ")?,
+                }
+                if op & BACKGROUND != 0 {
+                    write!(f, "in the background ")?;
                 }
                 write!(f, "{iova:#x}+{length:#x}")?;
                 if *seed != 0 {
