@@ -228,4 +228,31 @@ enum rust_mdev_dma_gen_control {
  * that PIN, WRITE or DMA_WRITE of that page would have.
  */
 
+/*
+ * The stream of a migration, for those who want to look at it: an IDENTITY
+ * section, then a DEVICE section. A section is a multiple of 8 bytes, little endian:
+ *
+ *	u64 magic	STATE_MAGIC
+ *	u32 version	STATE_VERSION
+ *	u32 section	enum rust_mdev_dma_state_section
+ *	u64 length	bytes behind this header
+ *	u64 checksum	the digest (as above) of the 24 bytes before this, and of
+ *			the bytes behind it
+ *
+ * IDENTITY has two u64: vendor id and, from bit 16 on, device id; PAGE_SIZE.
+ *
+ * DEVICE has the 256 bytes of configuration space, the registers up to the end of
+ * GEN_COUNTER, and then, each a u64 but where it says otherwise: 1 if a command
+ * waits, its operation, IOVA, LENGTH, SEED; 1 if the generator runs, its IOVA,
+ * LENGTH, SEED, LIMIT, RATE (u32), MODE (u32), GEN_COUNTER, GEN_STATUS; the number
+ * of runs of pinned pages, and each run's IOVA, pages (u32), and pins of each (u32).
+ */
+#define RUST_MDEV_DMA_STATE_MAGIC	0x45544154534d444dULL	/* "MDMSTATE" */
+#define RUST_MDEV_DMA_STATE_VERSION	1
+
+enum rust_mdev_dma_state_section {
+	RUST_MDEV_DMA_STATE_IDENTITY	= 1,
+	RUST_MDEV_DMA_STATE_DEVICE	= 2,
+};
+
 #endif /* _UAPI_LINUX_RUST_MDEV_DMA_H */

@@ -26,13 +26,16 @@ use kernel::{
     time::Jiffies,
     types::Opaque,
     uaccess::{UserPtr, UserSlice, UserSliceReader, UserSliceWriter},
+    ModuleMetadata,
 };
 
 mod irq;
+mod migration;
 mod pins;
 mod work;
 
 use irq::{Interrupts, SetIrqs};
+use migration::Migration;
 use pins::PinTable;
 pub(crate) use pins::{PageMemory, BLOCK_PAGES, PAGE_PINS};
 use work::Worker;
@@ -63,6 +66,9 @@ pub(crate) struct RegionInfo {
 /// the last `close()`. Its methods may sleep, and may run at the same time. All but [`Self::work`]
 /// run in the context of the user's system call.
 pub(crate) trait Operations: Sized + Send + Sync + 'static {
+    /// The module that the driver is in.
+    type OwnerModule: ModuleMetadata;
+
     /// The driver's name.
     const NAME: &'static CStr;
 
@@ -95,8 +101,33 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// Tells of region `index`, or fails with `EINVAL`.
     fn region_info(index: u32) -> Result<RegionInfo>;
 
-    /// Brings the device to the state it has after opening it.
-    fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) -> Result;
+    /// Brings the device to the state it has after opening it, running.
+    fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>);
+
+    /// Stops the device: when this returns, it does no DMA and doesn't interrupt until
+    /// [`Self::resume`]. What was under way is complete, or goes on then.
+    fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>);
+
+    /// Has the device run, after [`Self::quiesce`].
+    fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>);
+
+    /// Writes what comes before the device's state in a migration, known while it still runs, to the
+    /// end of `stream`.
+    fn save_identity(self: Pin<&Self>, stream: &mut KVVec<u8>) -> Result;
+
+    /// Writes the state of the device, which is stopped, to the end of `stream`.
+    fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result;
+
+    /// Takes over a state, as [`Self::save_identity`] and [`Self::save`] wrote it. The device is
+    /// stopped, and stays so. If this fails, it is as after a reset but for that; `EINVAL` if it is
+    /// because of the stream.
+    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result;
+
+    /// Bytes that [`Self::save_identity`] and [`Self::save`] would write now.
+    fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize;
+
+    /// Bytes of the longest stream that [`Self::load`] takes.
+    fn max_saved_size() -> usize;
 
     /// Does what [`OpenDevice::queue_work`] was called for, in a kernel thread. It doesn't run twice
     /// at the same time, and has ended before the device is closed.
@@ -156,6 +187,13 @@ struct Base<T: Operations> {
     /// Taken last: no other lock is taken while it is held, but the eventfds' own.
     #[pin]
     interrupts: Mutex<Interrupts>,
+    /// # Locking
+    ///
+    /// Taken first, in system calls that change what state the device is in as a whole: it makes
+    /// them exclude each other. Held while these wait for [`Operations::work`], so never taken there;
+    /// nor in `dma_unmap`.
+    #[pin]
+    migration: Mutex<Migration>,
     /// # Locking
     ///
     /// Close, and whoever calls [`OpenDevice::stop_work`], waits for [`Operations::work`], and so
@@ -225,6 +263,10 @@ impl<T: Operations> OpenDevice<T> {
     /// Locks the device's interrupts.
     pub(crate) fn interrupts(&self) -> impl DerefMut<Target = Interrupts> + '_ {
         self.0.base.interrupts.lock()
+    }
+
+    fn migration(&self) -> MutexGuard<'_, Migration> {
+        self.0.base.migration.lock()
     }
 
     /// Has [`Operations::work`] run after `delay`: once, and at that time, however often this was
@@ -314,6 +356,11 @@ impl<T: Operations> Pins<'_, T> {
     /// `ENXIO` if one of them isn't pinned, and unpins none then.
     pub(crate) fn unpin(&mut self, range: Range<u64>) -> Result {
         self.table.unpin(range)
+    }
+
+    /// The runs of pages that are pinned, in order, and how often they are.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
+        self.table.runs()
     }
 
     /// Gives back all pins.
@@ -428,6 +475,7 @@ impl<T: Operations> VTable<T> {
         let base = pin_init!(Base {
             pins <- new_mutex!(PinTable::new(), "vfio::Base::pins"),
             interrupts <- new_mutex!(Interrupts::new(), "vfio::Base::interrupts"),
+            migration <- new_mutex!(Migration::new(), "vfio::Base::migration"),
             // SAFETY: This is the worker of the `base` of `dev`.
             worker <- unsafe { Worker::new(dev) },
         });
@@ -435,6 +483,12 @@ impl<T: Operations> VTable<T> {
         let init: Result<(), Infallible> =
             unsafe { pin_init::raw_try_init(&raw mut (*dev.as_ptr()).base, base) };
         let Ok(()) = init;
+
+        // SAFETY: `vdev` is valid, and not registered yet.
+        unsafe {
+            (*vdev).mig_ops = &migration::VTable::<T>::VTABLE;
+            (*vdev).migration_flags = migration::FLAGS;
+        }
         0
     }
 
@@ -483,6 +537,7 @@ impl<T: Operations> VTable<T> {
         // SAFETY: VFIO counts the device as open until after this call.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
 
+        dev.migration().reset();
         dev.0.base.worker.disable();
         // SAFETY: `open_callback` has initialised `state`, no other callback uses it, and the worker
         // doesn't run any more.
@@ -574,7 +629,11 @@ impl<T: Operations> VTable<T> {
                     let set = SetIrqs::from_user(arg, T::MSI_VECTORS)?;
                     dev.interrupts().set(set)?;
                 }
-                RESET => state.reset(dev)?,
+                RESET => {
+                    let mut migration = dev.migration();
+                    migration.reset();
+                    state.reset(dev);
+                }
                 _ => return Err(ENOTTY),
             }
             Ok(0)

@@ -61,6 +61,17 @@ impl ConfigSpace {
         this
     }
 
+    /// The configuration space of a device whose state was saved, as far as it can be written.
+    pub(super) fn from_bytes(bytes: &[u8; SIZE]) -> Self {
+        let mut this = Self::new();
+        this.write(0, bytes);
+        this
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn add_msi(&mut self) {
         // How many vectors there are is bits 1 to 3, as a power of two.
         let flags =

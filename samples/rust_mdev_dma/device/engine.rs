@@ -38,6 +38,7 @@ pub(super) struct Limits {
 }
 
 /// A command.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Command {
     pub(super) op: u32,
     pub(super) iova: u64,

@@ -32,7 +32,7 @@ const MAX_PAGES: u64 = 1 << 31;
 const SLICE: u64 = 64;
 
 /// What the generator is told to do, as the registers have it.
-#[derive(Clone)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Program {
     pub(super) iova: u64,
     pub(super) length: u64,
@@ -170,6 +170,13 @@ impl Generator {
         self.status
     }
 
+    /// Has it be as it was when a device's state was saved.
+    pub(super) fn restore(&mut self, program: Option<Program>, counter: u64, status: u32) {
+        self.program = program;
+        self.counter = counter;
+        self.status = status;
+    }
+
     /// Does what was written to GEN_CONTROL.
     pub(super) fn control(&mut self, control: u32, program: Program, limits: Limits) {
         self.stop(Ok(()));
@@ -202,7 +209,7 @@ impl Generator {
     /// Writes what is due, up to a slice. Returns after how long to call this again, or nothing if
     /// the generator has stopped.
     pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, limits: Limits) -> Option<Jiffies> {
-        let program = self.program.clone()?;
+        let program = self.program?;
         let due = self.pace.due(program.rate);
         for _ in 0..due.min(SLICE) {
             if program.reached(self.counter) {

@@ -5,6 +5,7 @@
 mod config_space;
 mod engine;
 mod generator;
+mod migration;
 mod pattern;
 mod registers;
 
@@ -27,6 +28,7 @@ use kernel::{
     sync::Mutex,
     uaccess::{UserSliceReader, UserSliceWriter},
 };
+use migration::Saved;
 use registers::{Registers, BAR_SIZE};
 
 /// An open device.
@@ -112,6 +114,14 @@ impl State {
         self.registers = Registers::new(self.limits);
         self.waiting = None;
         self.generator.reset();
+    }
+
+    /// The device runs from now on.
+    fn resume(&mut self, dev: &OpenDevice<MdevDma>) {
+        self.running = true;
+        self.generator.start_pace();
+        self.update_intx(dev);
+        self.queue_work(dev);
     }
 
     fn read_bar(&mut self, dev: &OpenDevice<MdevDma>, offset: usize, bytes: &mut [u8]) {
@@ -212,6 +222,8 @@ impl State {
 }
 
 impl Operations for MdevDma {
+    type OwnerModule = crate::RustMdevDma;
+
     const NAME: &'static CStr = crate::NAME;
 
     const INFO: DeviceInfo = DeviceInfo {
@@ -296,7 +308,7 @@ impl Operations for MdevDma {
         })
     }
 
-    fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) -> Result {
+    fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) {
         // From here on no work begins, and what has begun ends.
         self.state.lock().running = false;
         dev.abort_work();
@@ -304,9 +316,44 @@ impl Operations for MdevDma {
         let mut state = self.state.lock();
         dev.pins().unpin_all();
         state.reset();
-        state.running = true;
+        state.resume(dev);
+    }
+
+    fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>) {
+        self.state.lock().running = false;
+        dev.stop_work();
+        self.state.lock().update_intx(dev);
+    }
+
+    fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>) {
+        self.state.lock().resume(dev);
+    }
+
+    fn save_identity(self: Pin<&Self>, stream: &mut KVVec<u8>) -> Result {
+        migration::save_identity(stream)
+    }
+
+    fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result {
+        migration::save(&self.state.lock(), dev, stream)
+    }
+
+    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result {
+        let mut state = self.state.lock();
+        dev.pins().unpin_all();
+        state.reset();
+        let restored =
+            Saved::new(stream, state.limits).and_then(|saved| saved.restore(&mut state, dev));
         state.update_intx(dev);
-        Ok(())
+        restored
+    }
+
+    fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize {
+        migration::size(dev.pins().runs().count())
+    }
+
+    fn max_saved_size() -> usize {
+        let pins = *module_parameters::max_pins.value_ref();
+        migration::size(usize::try_from(pins).unwrap_or(usize::MAX))
     }
 
     fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {

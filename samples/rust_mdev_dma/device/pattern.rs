@@ -59,6 +59,17 @@ impl Block {
     }
 }
 
+/// The digest of `parts`, one behind the other, which are whole words.
+pub(super) fn checksum(parts: &[&[u8]]) -> u64 {
+    let mut digest = Digest::new();
+    for word in parts.iter().flat_map(|part| part.chunks(WORD)) {
+        let mut bytes = [0; WORD];
+        bytes[..word.len()].copy_from_slice(word);
+        digest.add(&(0..WORD), 0, u64::from_le_bytes(bytes));
+    }
+    digest.value()
+}
+
 /// A digest in the making.
 pub(super) struct Digest(u64);
 

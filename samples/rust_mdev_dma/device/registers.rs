@@ -30,7 +30,7 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 pub(super) const BAR_SIZE: usize = RUST_MDEV_DMA_BAR_SIZE as usize;
 
 /// Bytes up to the end of the last register; the rest of the BAR reads as 0.
-const FILE_SIZE: usize = GEN_COUNTER as usize + size_of::<u64>();
+pub(super) const FILE_SIZE: usize = GEN_COUNTER as usize + size_of::<u64>();
 
 /// The bytes that a write changes to what is written: IOVA to COMMAND, IRQ_ENABLE, GEN_IOVA to
 /// GEN_CONTROL.
@@ -73,6 +73,27 @@ impl Registers {
         this.set(MAX_PINS, limits.pins.to_le_bytes());
         this.set(MAX_LENGTH, limits.length.to_le_bytes());
         this
+    }
+
+    /// The registers of a device whose state was saved, with or without a command that waits. What
+    /// says what this device is and can do stays.
+    pub(super) fn from_bytes(
+        bytes: &[u8; FILE_SIZE],
+        limits: Limits,
+        waiting: bool,
+    ) -> Result<Self> {
+        const REST: usize = IOVA as usize;
+
+        let mut this = Self::new(limits);
+        this.file[REST..].copy_from_slice(&bytes[REST..]);
+        if (this.get_u32(STATUS) == IN_PROGRESS) != waiting {
+            return Err(EINVAL);
+        }
+        Ok(this)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.file
     }
 
     fn set<const N: usize>(&mut self, register: u32, value: [u8; N]) {

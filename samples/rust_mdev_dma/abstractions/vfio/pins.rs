@@ -169,6 +169,20 @@ impl PinnedPages {
         };
     }
 
+    /// The runs of pages that are pinned equally often.
+    fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            let start = next + self.counts[next..].iter().position(|&count| count > 0)?;
+            let count = self.counts[start];
+            next = self.counts[start..]
+                .iter()
+                .position(|&other| other != count)
+                .map_or(BLOCK_PAGES, |len| start + len);
+            Some((self.iova_of(start)..self.iova_of(next), count))
+        })
+    }
+
     /// Gives back all pins of those of `pages` that are pinned. Returns how many there were.
     fn revoke(&mut self, pages: Range<usize>) -> u64 {
         let mut pins = 0;
@@ -353,6 +367,12 @@ impl PinTable {
                 at.move_next()
             };
         }
+    }
+
+    /// The runs of pages that are pinned, in order, and how often they are. A run ends where a block
+    /// does.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
+        self.blocks.iter().flat_map(|(_, block)| block.runs())
     }
 
     /// Gives back all pins.
