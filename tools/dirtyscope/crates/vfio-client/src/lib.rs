@@ -27,6 +27,7 @@ mod error;
 mod group;
 mod irq;
 mod memory;
+mod migration;
 mod sys;
 
 pub use container::{BitmapArgs, Container, IommuInfo, MapArgs, MigrationInfo, UnmapArgs};
@@ -35,5 +36,6 @@ pub use error::{Error, Result};
 pub use group::{DeviceNode, Group};
 pub use irq::{EventFd, IrqData, SetIrqs};
 pub use memory::Memory;
+pub use migration::{DataFile, MigState, PrecopyInfo};
 /// Constants and structures of `include/uapi/linux/vfio.h`.
 pub use vfio_bindings::bindings::vfio as uapi;

@@ -29,6 +29,7 @@ pub(crate) const IOMMU_MAP_DMA: Opcode = vfio(13);
 pub(crate) const IOMMU_UNMAP_DMA: Opcode = vfio(14);
 pub(crate) const IOMMU_DIRTY_PAGES: Opcode = vfio(17);
 pub(crate) const DEVICE_FEATURE: Opcode = vfio(17);
+pub(crate) const MIG_GET_PRECOPY_INFO: Opcode = vfio(21);
 
 /// The number of the ioctl that comes `nr` after `VFIO_BASE`.
 pub(crate) const fn vfio(nr: u32) -> Opcode {

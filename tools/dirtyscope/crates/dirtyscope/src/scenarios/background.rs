@@ -150,6 +150,15 @@ fn in_progress(context: &Context<'_>) -> Result<()> {
     same("digest after the same again", digest, device.dma_read(at(0, 0), MANY * PAGE)?.digest)
 }
 
+/// Has all pages written, and returns when that has begun.
+fn begin(rig: &Rig) -> Result<()> {
+    rig.device().run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    while rig.page(0).iter().all(|&byte| byte == 0) {
+        ensure!(rig.device().outcome()?.status == IN_PROGRESS, "it ended, and wrote nothing");
+    }
+    Ok(())
+}
+
 /// Whether the last page is as it was: then the command that writes all pages ended early.
 fn ended_early(rig: &Rig) -> Result<()> {
     rig.stands_still()?;
@@ -160,7 +169,7 @@ fn ended_early(rig: &Rig) -> Result<()> {
 fn reset(context: &Context<'_>) -> Result<()> {
     let rig = Rig::new(context, MANY)?;
     let device = rig.device();
-    device.run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    begin(&rig)?;
     device.device().reset()?;
     let outcome = device.outcome()?;
     ensure!(outcome == mdev_dma::Outcome { status: 0, count: 0, digest: 0 }, "{outcome:?}");
@@ -174,7 +183,7 @@ fn reset(context: &Context<'_>) -> Result<()> {
 
 fn close(context: &Context<'_>) -> Result<()> {
     let mut rig = Rig::new(context, MANY)?;
-    rig.device().run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    begin(&rig)?;
     rig.close();
     ended_early(&rig)?;
     rig.open()?;

@@ -29,6 +29,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: contents,
     },
     Scenario {
+        name: "generator/in-turn",
+        about: "with several modes it writes in each in turn",
+        run: in_turn,
+    },
+    Scenario {
         name: "generator/stop",
         about: "once stopped it writes no more, and its counter is exact",
         run: stop,
@@ -100,6 +105,27 @@ fn contents(context: &Context<'_>) -> Result<()> {
             }
             same("PINS", if mode & PINNED != 0 { PAGES } else { 0 }, rig.device().pins()?)?;
         }
+    }
+    Ok(())
+}
+
+fn in_turn(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 30;
+    for mode in [PINNED | DMA_RW, PINNED | PIN, ALL] {
+        let rig = Rig::new(context, PAGES)?;
+        let program = program(PAGES, mode);
+        // Pinned is only what is written through pins in the first round: it ends in the next.
+        let through_pins = |n| program.way(n) == PINNED;
+        let pinned: BTreeSet<_> =
+            (0..PAGES).filter(|&n| through_pins(n)).map(|n| program.page(n)).collect();
+        for &iova in &pinned {
+            succeeded("PIN", rig.device().pin(iova, PAGE)?)?;
+        }
+        let fails = |&n: &u64| through_pins(n) && !pinned.contains(&program.page(n));
+        let counter = (0..3 * PAGES).find(fails).unwrap_or(0);
+        rig.device().start_generator(&program)?;
+        stands(rig.wait_for_generator()?, Errno::ENXIO.0, counter)?;
+        rig.has_generated(&program, counter)?;
     }
     Ok(())
 }

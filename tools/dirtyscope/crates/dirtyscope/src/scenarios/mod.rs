@@ -14,6 +14,7 @@ mod irq;
 mod map;
 mod mdev;
 mod memory;
+mod migration;
 mod module;
 mod rig;
 mod selftest;
@@ -58,6 +59,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         irq::SCENARIOS,
         background::SCENARIOS,
         generator::SCENARIOS,
+        migration::SCENARIOS,
         mdev::SCENARIOS,
         defect::SCENARIOS,
         module::SCENARIOS,

@@ -10,13 +10,14 @@ use mdev_dma::{MdevDma, Op as Device, Width, uapi};
 use vfio_client::{
     DeviceInfo, IrqInfo, RegionInfo,
     uapi::{
-        VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK, VFIO_DEVICE_FEATURE_MIGRATION,
-        VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FLAGS_PCI,
-        VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD,
-        VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE, VFIO_PCI_BAR0_REGION_INDEX,
-        VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
-        VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
-        VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+        VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK,
+        VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET,
+        VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED,
+        VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
+        VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX,
+        VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+        VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_PCI_REQ_IRQ_INDEX,
+        VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
     },
 };
 
@@ -129,7 +130,9 @@ fn bad_ioctl(context: &Context<'_>) -> Result<()> {
     check("feature", Errno::ENOTTY, device.feature(get | unknown, None))?;
     check("probing a feature", Errno::ENOTTY, device.feature(probe | get | unknown, None))?;
     let migration = VFIO_DEVICE_FEATURE_MIGRATION;
-    check("migration", Errno::ENOTTY, device.feature(probe | get | migration, None))?;
+    check("migration", Errno::EINVAL, device.feature(set | migration, None))?;
+    let logging = VFIO_DEVICE_FEATURE_DMA_LOGGING_START;
+    check("logging", Errno::ENOTTY, device.feature(probe | set | logging, None))?;
     check("GET and SET", Errno::EINVAL, device.feature(get | set | unknown, None))?;
     check("argsz 7", Errno::EINVAL, device.feature(get | unknown, Some(7)))
 }
