@@ -14,6 +14,7 @@ mod abstractions {
     //! Safe interfaces to what the `kernel` crate lacks. They know nothing of this driver.
 
     pub(crate) mod class;
+    pub(crate) mod eventfd;
     pub(crate) mod mdev;
     pub(crate) mod vfio;
 }

@@ -10,7 +10,11 @@
 
 use crate::bindings;
 use core::{
-    cell::UnsafeCell, convert::Infallible, marker::PhantomData, mem::MaybeUninit, ops::Range,
+    cell::UnsafeCell,
+    convert::Infallible,
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ops::{DerefMut, Range},
     ptr::NonNull,
 };
 use kernel::{
@@ -19,14 +23,22 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{Mutex, MutexGuard},
+    time::Jiffies,
     types::Opaque,
     uaccess::{UserPtr, UserSlice, UserSliceReader, UserSliceWriter},
+    ModuleMetadata,
 };
 
+mod irq;
+mod migration;
 mod pins;
+mod work;
 
+use irq::{Interrupts, SetIrqs};
+use migration::Migration;
 use pins::PinTable;
 pub(crate) use pins::{PageMemory, BLOCK_PAGES, PAGE_PINS};
+use work::Worker;
 
 /// What `VFIO_DEVICE_GET_INFO` tells of a device.
 pub(crate) struct DeviceInfo {
@@ -48,25 +60,23 @@ pub(crate) struct RegionInfo {
     pub(crate) offset: u64,
 }
 
-/// What `VFIO_DEVICE_GET_IRQ_INFO` tells of an interrupt index.
-pub(crate) struct IrqInfo {
-    /// `VFIO_IRQ_INFO_*`.
-    pub(crate) flags: u32,
-    /// Number of interrupts; 0 if there is none.
-    pub(crate) count: u32,
-}
-
-/// What a driver of an emulated VFIO device does.
+/// What a driver of an emulated VFIO device, which is a PCI function, does.
 ///
 /// The implementing type is the state of an *open* device: there is one from the first `open()` to
-/// the last `close()`. Its methods run in the context of the user's system call, may sleep, and may
-/// run at the same time.
+/// the last `close()`. Its methods may sleep, and may run at the same time. All but [`Self::work`]
+/// run in the context of the user's system call.
 pub(crate) trait Operations: Sized + Send + Sync + 'static {
+    /// The module that the driver is in.
+    type OwnerModule: ModuleMetadata;
+
     /// The driver's name.
     const NAME: &'static CStr;
 
     /// What there is to know of the device; the same for all devices of the driver.
     const INFO: DeviceInfo;
+
+    /// Number of MSI vectors.
+    const MSI_VECTORS: usize;
 
     /// Makes the state of a device that is being opened.
     fn open(dev: &OpenDevice<Self>) -> impl PinInit<Self, Error>;
@@ -91,11 +101,37 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// Tells of region `index`, or fails with `EINVAL`.
     fn region_info(index: u32) -> Result<RegionInfo>;
 
-    /// Tells of interrupt `index`, or fails with `EINVAL`.
-    fn irq_info(index: u32) -> Result<IrqInfo>;
+    /// Brings the device to the state it has after opening it, running.
+    fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>);
 
-    /// Brings the device to the state it has after opening it.
-    fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) -> Result;
+    /// Stops the device: when this returns, it does no DMA and doesn't interrupt until
+    /// [`Self::resume`]. What was under way is complete, or goes on then.
+    fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>);
+
+    /// Has the device run, after [`Self::quiesce`].
+    fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>);
+
+    /// Writes what comes before the device's state in a migration, known while it still runs, to the
+    /// end of `stream`.
+    fn save_identity(self: Pin<&Self>, stream: &mut KVVec<u8>) -> Result;
+
+    /// Writes the state of the device, which is stopped, to the end of `stream`.
+    fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result;
+
+    /// Takes over a state, as [`Self::save_identity`] and [`Self::save`] wrote it. The device is
+    /// stopped, and stays so. If this fails, it is as after a reset but for that; `EINVAL` if it is
+    /// because of the stream.
+    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result;
+
+    /// Bytes that [`Self::save_identity`] and [`Self::save`] would write now.
+    fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize;
+
+    /// Bytes of the longest stream that [`Self::load`] takes.
+    fn max_saved_size() -> usize;
+
+    /// Does what [`OpenDevice::queue_work`] was called for, in a kernel thread. It doesn't run twice
+    /// at the same time, and has ended before the device is closed.
+    fn work(self: Pin<&Self>, dev: &OpenDevice<Self>);
 }
 
 /// A VFIO device.
@@ -103,17 +139,24 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 /// # Invariants
 ///
 /// - `vdev` is at offset 0, and initialised by VFIO.
-/// - `pins` is initialised, from `init_callback` to `release_callback`.
+/// - `base` is initialised, from `init_callback` to `release_callback`.
 /// - `state` is initialised while the device is open: from the end of `open_callback` to the begin
 ///   of `close_callback`. VFIO runs no read, write or ioctl outside of that.
 /// - There are pins only while the device is open.
 #[repr(C)]
 pub(crate) struct Device<T: Operations> {
     vdev: Opaque<bindings::vfio_device>,
+    base: Base<T>,
+    state: UnsafeCell<MaybeUninit<T>>,
+}
+
+/// What a device has whether it is open or not.
+#[pin_data]
+struct Base<T: Operations> {
     /// What this device keeps pinned.
     ///
-    /// It isn't part of `state`: VFIO calls `dma_unmap` from the moment it has added the device to
-    /// its container to the moment it has removed it, before `open_callback` and after
+    /// It isn't part of the open device's state: VFIO calls `dma_unmap` from the moment it has added
+    /// the device to its container to the moment it has removed it, before `open_callback` and after
     /// `close_callback`, if another device of the container has pages pinned.
     ///
     /// # Locking
@@ -134,15 +177,37 @@ pub(crate) struct Device<T: Operations> {
     /// No driver can help that: `dma_unmap` has to unpin.)
     ///
     /// It is never held while user memory is accessed: neither `copy_to_user()` nor `vfio_dma_rw()`.
+    #[pin]
     pins: Mutex<PinTable>,
-    state: UnsafeCell<MaybeUninit<T>>,
+    /// Whom to tell of interrupts. Not part of the open device's state, because `request_callback`
+    /// comes at any time.
+    ///
+    /// # Locking
+    ///
+    /// Taken last: no other lock is taken while it is held, but the eventfds' own.
+    #[pin]
+    interrupts: Mutex<Interrupts>,
+    /// # Locking
+    ///
+    /// Taken first, in system calls that change what state the device is in as a whole: it makes
+    /// them exclude each other. Held while these wait for [`Operations::work`], so never taken there;
+    /// nor in `dma_unmap`.
+    #[pin]
+    migration: Mutex<Migration>,
+    /// # Locking
+    ///
+    /// Close, and whoever calls [`OpenDevice::stop_work`], waits for [`Operations::work`], and so
+    /// may hold no lock that it takes: none of the driver's. close holds `dev_set->lock`, which
+    /// nothing takes that work does.
+    #[pin]
+    worker: Worker<T>,
 }
 
 // SAFETY: VFIO counts references and may release the device on any thread; `T` is `Send`.
 unsafe impl<T: Operations> Send for Device<T> {}
 
-// SAFETY: VFIO locks `vdev`, `pins` is a mutex, and `state` is only written while no reference to it
-// exists; `T` is `Sync`.
+// SAFETY: VFIO locks `vdev`, `base` is made of mutexes and of what the workqueue locks, and `state`
+// is only written while no reference to it exists; `T` is `Sync`.
 unsafe impl<T: Operations> Sync for Device<T> {}
 
 impl<T: Operations> Device<T> {
@@ -191,8 +256,40 @@ impl<T: Operations> OpenDevice<T> {
     pub(crate) fn pins(&self) -> Pins<'_, T> {
         Pins {
             dev: self,
-            table: self.0.pins.lock(),
+            table: self.0.base.pins.lock(),
         }
+    }
+
+    /// Locks the device's interrupts.
+    pub(crate) fn interrupts(&self) -> impl DerefMut<Target = Interrupts> + '_ {
+        self.0.base.interrupts.lock()
+    }
+
+    fn migration(&self) -> MutexGuard<'_, Migration> {
+        self.0.base.migration.lock()
+    }
+
+    /// Has [`Operations::work`] run after `delay`: once, and at that time, however often this was
+    /// called before.
+    pub(crate) fn queue_work(&self, delay: Jiffies) {
+        self.0.base.worker.queue(delay);
+    }
+
+    /// Has [`Operations::work`] not run if it doesn't yet, or waits for its end. If it queues itself
+    /// again, that has no effect.
+    pub(crate) fn stop_work(&self) {
+        self.0.base.worker.stop();
+    }
+
+    /// As [`Self::stop_work`], and [`Self::interrupted`] is true meanwhile.
+    pub(crate) fn abort_work(&self) {
+        self.0.base.worker.abort();
+    }
+
+    /// Whether what takes long should end early: because a signal came for the current process, or
+    /// the device is about to be reset or closed.
+    pub(crate) fn interrupted(&self) -> bool {
+        self.0.base.worker.aborting() || kernel::current!().signal_pending()
     }
 
     /// Writes `data` to the user's memory at `iova`, which counts as dirty from then on.
@@ -246,18 +343,24 @@ impl<T: Operations> Pins<'_, T> {
     ///
     /// Fails with what `vfio_pin_pages()` returned, e.g. `EINVAL` if a page isn't mapped, `EPERM` if
     /// it is read-only, `ENOMEM` over the user's `RLIMIT_MEMLOCK`; with `ENOSPC` if a page would have
-    /// more than [`PAGE_PINS`], `EINTR` if a signal came in between two blocks of [`BLOCK_PAGES`].
+    /// more than [`PAGE_PINS`], `EINTR` if it was [`OpenDevice::interrupted`] in between two blocks of
+    /// [`BLOCK_PAGES`].
     pub(crate) fn pin(&mut self, range: Range<u64>) -> Result {
-        let vdev = self.dev.as_raw();
+        let dev = self.dev;
         // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so as long as `self`.
         // `close_callback` calls `revoke_all()`.
-        unsafe { self.table.pin(vdev, range) }
+        unsafe { self.table.pin(dev.as_raw(), range, || dev.interrupted()) }
     }
 
     /// Gives back one pin of each page of `range`, which begins and ends at a page. Fails with
     /// `ENXIO` if one of them isn't pinned, and unpins none then.
     pub(crate) fn unpin(&mut self, range: Range<u64>) -> Result {
         self.table.unpin(range)
+    }
+
+    /// The runs of pages that are pinned, in order, and how often they are.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
+        self.table.runs()
     }
 
     /// Gives back all pins.
@@ -348,6 +451,7 @@ impl<T: Operations> VTable<T> {
         ops.read = Some(Self::read_callback);
         ops.write = Some(Self::write_callback);
         ops.ioctl = Some(Self::ioctl_callback);
+        ops.request = Some(Self::request_callback);
         ops.get_region_info_caps = Some(Self::region_info_callback);
         ops.dma_unmap = Some(Self::dma_unmap_callback);
         #[cfg(CONFIG_IOMMUFD)]
@@ -364,16 +468,27 @@ impl<T: Operations> VTable<T> {
     ///
     /// Called by `_vfio_alloc_device()` only, with a zeroed `Device<T>`.
     unsafe extern "C" fn init_callback(vdev: *mut bindings::vfio_device) -> c_int {
-        let dev: *mut Device<T> = vdev.cast();
-
-        // SAFETY: `dev` is valid for writes, nobody knows of it yet, and it is never moved.
-        let init: Result<(), Infallible> = unsafe {
-            pin_init::raw_try_init(
-                &raw mut (*dev).pins,
-                new_mutex!(PinTable::new(), "vfio::Device::pins"),
-            )
+        let Some(dev) = NonNull::new(vdev.cast::<Device<T>>()) else {
+            return EINVAL.to_errno();
         };
+
+        let base = pin_init!(Base {
+            pins <- new_mutex!(PinTable::new(), "vfio::Base::pins"),
+            interrupts <- new_mutex!(Interrupts::new(), "vfio::Base::interrupts"),
+            migration <- new_mutex!(Migration::new(), "vfio::Base::migration"),
+            // SAFETY: This is the worker of the `base` of `dev`.
+            worker <- unsafe { Worker::new(dev) },
+        });
+        // SAFETY: `dev` is valid for writes, nobody knows of it yet, and it is never moved.
+        let init: Result<(), Infallible> =
+            unsafe { pin_init::raw_try_init(&raw mut (*dev.as_ptr()).base, base) };
         let Ok(()) = init;
+
+        // SAFETY: `vdev` is valid, and not registered yet.
+        unsafe {
+            (*vdev).mig_ops = &migration::VTable::<T>::VTABLE;
+            (*vdev).migration_flags = migration::FLAGS;
+        }
         0
     }
 
@@ -383,8 +498,9 @@ impl<T: Operations> VTable<T> {
     unsafe extern "C" fn release_callback(vdev: *mut bindings::vfio_device) {
         let dev: *mut Device<T> = vdev.cast();
 
-        // SAFETY: `init_callback` has initialised `pins`, and nobody refers to it any more.
-        unsafe { core::ptr::drop_in_place(&raw mut (*dev).pins) };
+        // SAFETY: `init_callback` has initialised `base`, and nobody refers to it any more. Its
+        // worker is disabled, because the device isn't open.
+        unsafe { core::ptr::drop_in_place(&raw mut (*dev).base) };
     }
 
     /// # Safety
@@ -400,7 +516,12 @@ impl<T: Operations> VTable<T> {
         let init =
             unsafe { pin_init::raw_try_init((*dev.0.state.get()).as_mut_ptr(), T::open(dev)) };
         match init {
-            Ok(()) => 0,
+            Ok(()) => {
+                // SAFETY: The device is open, and its state was just initialised. `close_callback`
+                // disables the worker.
+                unsafe { dev.0.base.worker.enable() };
+                0
+            }
             Err(e) => {
                 dev.pins().unpin_all();
                 e.to_errno()
@@ -416,9 +537,13 @@ impl<T: Operations> VTable<T> {
         // SAFETY: VFIO counts the device as open until after this call.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
 
-        // SAFETY: `open_callback` has initialised `state`, and no other callback uses it.
+        dev.migration().reset();
+        dev.0.base.worker.disable();
+        // SAFETY: `open_callback` has initialised `state`, no other callback uses it, and the worker
+        // doesn't run any more.
         unsafe { (*dev.0.state.get()).assume_init_drop() };
         dev.pins().unpin_all();
+        *dev.interrupts() = Interrupts::new();
     }
 
     /// # Safety
@@ -488,6 +613,7 @@ impl<T: Operations> VTable<T> {
     ) -> c_long {
         const GET_INFO: u32 = vfio_ioctl(7);
         const GET_IRQ_INFO: u32 = vfio_ioctl(9);
+        const SET_IRQS: u32 = vfio_ioctl(10);
         const RESET: u32 = vfio_ioctl(11);
 
         // SAFETY: The device is open, as long as this callback runs.
@@ -498,8 +624,16 @@ impl<T: Operations> VTable<T> {
         from_result(|| {
             match cmd {
                 GET_INFO => get_info(arg, &T::INFO)?,
-                GET_IRQ_INFO => get_irq_info(arg, T::INFO.num_irqs, T::irq_info)?,
-                RESET => state.reset(dev)?,
+                GET_IRQ_INFO => irq::get_irq_info(arg, T::MSI_VECTORS)?,
+                SET_IRQS => {
+                    let set = SetIrqs::from_user(arg, T::MSI_VECTORS)?;
+                    dev.interrupts().set(set)?;
+                }
+                RESET => {
+                    let mut migration = dev.migration();
+                    migration.reset();
+                    state.reset(dev);
+                }
                 _ => return Err(ENOTTY),
             }
             Ok(0)
@@ -531,8 +665,17 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
+    /// Called by VFIO only, with a registered device that may be open or not.
+    unsafe extern "C" fn request_callback(vdev: *mut bindings::vfio_device, _count: c_uint) {
+        // SAFETY: The device isn't released while it is registered.
+        let dev = unsafe { Device::<T>::from_raw(vdev) };
+        dev.base.interrupts.lock().request();
+    }
+
+    /// # Safety
+    ///
     /// Called by VFIO only, with a device that is in a container or about to be; see
-    /// [`Device::pins`] for what is held.
+    /// [`Base::pins`] for what is held.
     unsafe extern "C" fn dma_unmap_callback(
         vdev: *mut bindings::vfio_device,
         iova: u64,
@@ -542,7 +685,10 @@ impl<T: Operations> VTable<T> {
         let dev = unsafe { Device::<T>::from_raw(vdev) };
 
         // No page at the very end of the address space is ever pinned, see `Range<u64>`.
-        dev.pins.lock().revoke(iova..iova.saturating_add(length));
+        dev.base
+            .pins
+            .lock()
+            .revoke(iova..iova.saturating_add(length));
     }
 }
 
@@ -577,16 +723,4 @@ fn get_info(arg: usize, info: &DeviceInfo) -> Result {
     read_words(arg, &mut words)?;
     let [argsz, ..] = words;
     write_words(arg, &[argsz, info.flags, info.num_regions, info.num_irqs])
-}
-
-/// `VFIO_DEVICE_GET_IRQ_INFO`: `struct vfio_irq_info`.
-fn get_irq_info(arg: usize, num_irqs: u32, info: impl Fn(u32) -> Result<IrqInfo>) -> Result {
-    let mut words = [0; 4];
-    read_words(arg, &mut words)?;
-    let [argsz, _, index, _] = words;
-    if index >= num_irqs {
-        return Err(EINVAL);
-    }
-    let info = info(index)?;
-    write_words(arg, &[argsz, info.flags, index, info.count])
 }

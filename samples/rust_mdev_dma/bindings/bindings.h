@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* What bindgen reads: the C interfaces that the kernel crate has no bindings for. */
 
+#include <linux/anon_inodes.h>
 #include <linux/iommu.h>
 #include <linux/mdev.h>
 #include <linux/vfio.h>

@@ -3,15 +3,26 @@
 //! PCI configuration space.
 
 use super::registers::BAR_SIZE;
-use crate::bindings::{RUST_MDEV_DMA_PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_VENDOR_ID};
+use crate::bindings::{
+    RUST_MDEV_DMA_MSI_VECTORS, RUST_MDEV_DMA_PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_VENDOR_ID,
+};
 use kernel::bindings::{
-    PCI_BASE_ADDRESS_0, PCI_CLASS_DEVICE, PCI_CLASS_SYSTEM_OTHER, PCI_COMMAND, PCI_COMMAND_MASTER,
-    PCI_COMMAND_MEMORY, PCI_DEVICE_ID, PCI_INTERRUPT_LINE, PCI_SUBSYSTEM_ID,
-    PCI_SUBSYSTEM_VENDOR_ID, PCI_VENDOR_ID,
+    PCI_BASE_ADDRESS_0, PCI_CAPABILITY_LIST, PCI_CAP_ID_MSI, PCI_CLASS_DEVICE,
+    PCI_CLASS_SYSTEM_OTHER, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, PCI_COMMAND_MASTER,
+    PCI_COMMAND_MEMORY, PCI_DEVICE_ID, PCI_INTERRUPT_LINE, PCI_INTERRUPT_PIN, PCI_MSI_ADDRESS_HI,
+    PCI_MSI_ADDRESS_LO, PCI_MSI_DATA_64, PCI_MSI_FLAGS, PCI_MSI_FLAGS_64BIT, PCI_MSI_FLAGS_ENABLE,
+    PCI_MSI_FLAGS_QMASK, PCI_MSI_FLAGS_QSIZE, PCI_STATUS, PCI_STATUS_CAP_LIST,
+    PCI_STATUS_INTERRUPT, PCI_SUBSYSTEM_ID, PCI_SUBSYSTEM_VENDOR_ID, PCI_VENDOR_ID,
 };
 
 /// Bytes of the configuration space of a conventional PCI function.
 pub(super) const SIZE: usize = 256;
+
+/// Vectors that the MSI capability offers.
+pub(super) const MSI_VECTORS: usize = RUST_MDEV_DMA_MSI_VECTORS as usize;
+
+/// Where the MSI capability is, the only one.
+const MSI: u32 = 0x40;
 
 /// Configuration space: what it contains, and which bits of it can be written.
 pub(super) struct ConfigSpace {
@@ -34,13 +45,83 @@ impl ConfigSpace {
         let class = (PCI_CLASS_SYSTEM_OTHER as u16).to_le_bytes();
         set(&mut this.bytes, PCI_CLASS_DEVICE, class);
 
-        let command = (PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER) as u16;
+        let command = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE;
+        let command = command as u16;
         set(&mut this.writable, PCI_COMMAND, command.to_le_bytes());
         // A 32-bit memory BAR; the bits that can't be written tell its size.
         let bar = !(BAR_SIZE as u32 - 1);
         set(&mut this.writable, PCI_BASE_ADDRESS_0, bar.to_le_bytes());
         set(&mut this.writable, PCI_INTERRUPT_LINE, [u8::MAX]);
+        set(&mut this.bytes, PCI_INTERRUPT_PIN, [1]);
+
+        let status = PCI_STATUS_CAP_LIST as u16;
+        set(&mut this.bytes, PCI_STATUS, status.to_le_bytes());
+        set(&mut this.bytes, PCI_CAPABILITY_LIST, [MSI as u8]);
+        this.add_msi();
         this
+    }
+
+    /// The configuration space of a device whose state was saved, as far as it can be written.
+    pub(super) fn from_bytes(bytes: &[u8; SIZE]) -> Self {
+        let mut this = Self::new();
+        this.write(0, bytes);
+        this
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn add_msi(&mut self) {
+        // How many vectors there are is bits 1 to 3, as a power of two.
+        let flags =
+            PCI_MSI_FLAGS_64BIT | MSI_VECTORS.ilog2() << PCI_MSI_FLAGS_QMASK.trailing_zeros();
+        let writable = PCI_MSI_FLAGS_ENABLE | PCI_MSI_FLAGS_QSIZE;
+        set(&mut self.bytes, MSI, [PCI_CAP_ID_MSI as u8, 0]);
+        set(
+            &mut self.bytes,
+            MSI + PCI_MSI_FLAGS,
+            (flags as u16).to_le_bytes(),
+        );
+        set(
+            &mut self.writable,
+            MSI + PCI_MSI_FLAGS,
+            (writable as u16).to_le_bytes(),
+        );
+        // The address is a multiple of 4.
+        set(
+            &mut self.writable,
+            MSI + PCI_MSI_ADDRESS_LO,
+            (!3u32).to_le_bytes(),
+        );
+        set(
+            &mut self.writable,
+            MSI + PCI_MSI_ADDRESS_HI,
+            u32::MAX.to_le_bytes(),
+        );
+        set(
+            &mut self.writable,
+            MSI + PCI_MSI_DATA_64,
+            u16::MAX.to_le_bytes(),
+        );
+    }
+
+    /// Whether the driver has disabled INTx.
+    pub(super) fn intx_disabled(&self) -> bool {
+        let command = [
+            self.bytes[PCI_COMMAND as usize],
+            self.bytes[PCI_COMMAND as usize + 1],
+        ];
+        u32::from(u16::from_le_bytes(command)) & PCI_COMMAND_INTX_DISABLE != 0
+    }
+
+    /// Shows whether an interrupt is pending.
+    pub(super) fn set_interrupt_status(&mut self, pending: bool) {
+        let status = &mut self.bytes[PCI_STATUS as usize];
+        *status &= !(PCI_STATUS_INTERRUPT as u8);
+        if pending {
+            *status |= PCI_STATUS_INTERRUPT as u8;
+        }
     }
 
     /// Reads the bytes at `offset`, as far as there are any.

@@ -7,7 +7,7 @@ use super::{
     MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PageMemory, BLOCK_PAGES, PAGE_PINS},
+    abstractions::vfio::{OpenDevice, PageMemory, Pins, BLOCK_PAGES, PAGE_PINS},
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
@@ -38,6 +38,7 @@ pub(super) struct Limits {
 }
 
 /// A command.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Command {
     pub(super) op: u32,
     pub(super) iova: u64,
@@ -75,10 +76,6 @@ impl Engine {
         })
     }
 
-    pub(super) fn limits(&self) -> Limits {
-        self.limits
-    }
-
     /// Runs `command` to its end.
     pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, command: &Command) -> Outcome {
         let mut outcome = Outcome::default();
@@ -103,8 +100,8 @@ impl Engine {
         match op {
             PIN => self.pin(dev, range)?,
             UNPIN => dev.pins().unpin(whole_pages(range)?)?,
-            WRITE => write(dev, range, command.seed)?,
-            READ => outcome.digest = read(dev, range)?,
+            WRITE => write_pinned(&dev.pins(), range, command.seed)?,
+            READ => outcome.digest = read_pinned(&dev.pins(), range)?,
             DMA_WRITE => return self.dma_write(dev, range, command.seed, &mut outcome.count),
             _ => {
                 outcome.digest = self.dma_read(dev, range, &mut outcome.count)?;
@@ -146,7 +143,7 @@ impl Engine {
         count: &mut u64,
     ) -> Result {
         for (window, bytes) in windows(range) {
-            check_signal()?;
+            check_interrupted(dev)?;
             for (page, bytes) in pages(&bytes) {
                 let block = Block::of(seed, window + page as u64);
                 let words = &mut self.window[page / WORD..(page + PAGE_SIZE) / WORD];
@@ -171,7 +168,7 @@ impl Engine {
     ) -> Result<u64> {
         let mut digest = Digest::new();
         for (window, bytes) in windows(range) {
-            check_signal()?;
+            check_interrupted(dev)?;
             let data = &mut self.window.as_mut_bytes()[bytes.clone()];
             dev.dma_read(window + bytes.start as u64, data)?;
             for i in words_of(&bytes) {
@@ -191,9 +188,9 @@ fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
     Ok(range)
 }
 
-/// A long command ends at a signal, so that its process can be killed.
-fn check_signal() -> Result {
-    if kernel::current!().signal_pending() {
+/// A long command ends early if its process is to be killed, or the device to be reset or closed.
+fn check_interrupted(dev: &OpenDevice<MdevDma>) -> Result {
+    if dev.interrupted() {
         return Err(EINTR);
     }
     Ok(())
@@ -226,8 +223,8 @@ fn pages(bytes: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
 }
 
 /// Writes the pattern of `seed` through pinned pages.
-fn write(dev: &OpenDevice<MdevDma>, range: Range<u64>, seed: u64) -> Result {
-    dev.pins().access(range, |page, bytes, memory| {
+pub(super) fn write_pinned(pins: &Pins<'_, MdevDma>, range: Range<u64>, seed: u64) -> Result {
+    pins.access(range, |page, bytes, memory| {
         write_page(memory, bytes, Block::of(seed, page));
     })
 }
@@ -244,9 +241,9 @@ fn write_page(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
 }
 
 /// Reads through pinned pages, returns the digest.
-fn read(dev: &OpenDevice<MdevDma>, range: Range<u64>) -> Result<u64> {
+fn read_pinned(pins: &Pins<'_, MdevDma>, range: Range<u64>) -> Result<u64> {
     let mut digest = Digest::new();
-    dev.pins().access(range, |_page, bytes, memory| {
+    pins.access(range, |_page, bytes, memory| {
         memory.read_words(words_of(&bytes), |i, word| digest.add(&bytes, i, word));
     })?;
     Ok(digest.value())

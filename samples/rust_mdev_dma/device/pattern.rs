@@ -10,7 +10,7 @@ use crate::bindings::{
 use core::ops::Range;
 
 // bindgen takes constants for signed that don't fit an `i64`.
-const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
+pub(super) const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
 const MIX_1: u64 = RUST_MDEV_DMA_PATTERN_MIX_1 as u64;
 const MIX_2: u64 = RUST_MDEV_DMA_PATTERN_MIX_2 as u64;
 const WORD_STEP: u64 = RUST_MDEV_DMA_PATTERN_WORD_STEP as u64;
@@ -24,6 +24,13 @@ pub(super) fn words_of(bytes: &Range<usize>) -> Range<usize> {
     bytes.start / WORD..bytes.end.div_ceil(WORD)
 }
 
+/// The finalizer of splitmix64.
+pub(super) fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(MIX_1);
+    let z = (z ^ (z >> 27)).wrapping_mul(MIX_2);
+    z ^ (z >> 31)
+}
+
 /// The pattern of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
@@ -33,11 +40,9 @@ pub(super) struct Block {
 impl Block {
     /// The block that `iova` lies in.
     pub(super) fn of(seed: u64, iova: u64) -> Self {
-        let z = seed.wrapping_add((iova / u64::from(BLOCK_SIZE)).wrapping_mul(STEP));
-        let z = (z ^ (z >> 30)).wrapping_mul(MIX_1);
-        let z = (z ^ (z >> 27)).wrapping_mul(MIX_2);
+        let number = iova / u64::from(BLOCK_SIZE);
         Self {
-            first_word: z ^ (z >> 31),
+            first_word: mix(seed.wrapping_add(number.wrapping_mul(STEP))),
         }
     }
 
@@ -52,6 +57,17 @@ impl Block {
     pub(super) fn byte(self, i: usize) -> u8 {
         self.word(i / WORD).to_le_bytes()[i % WORD]
     }
+}
+
+/// The digest of `parts`, one behind the other, which are whole words.
+pub(super) fn checksum(parts: &[&[u8]]) -> u64 {
+    let mut digest = Digest::new();
+    for word in parts.iter().flat_map(|part| part.chunks(WORD)) {
+        let mut bytes = [0; WORD];
+        bytes[..word.len()].copy_from_slice(word);
+        digest.add(&(0..WORD), 0, u64::from_le_bytes(bytes));
+    }
+    digest.value()
 }
 
 /// A digest in the making.

@@ -2,16 +2,26 @@
 
 //! The registers of BAR 0: see the uapi header.
 
-use super::engine::{Command, Engine, Limits, Outcome};
+use super::{
+    engine::{Command, Engine, Limits, Outcome},
+    generator,
+};
 use crate::bindings::{
-    RUST_MDEV_DMA_BAR_SIZE, RUST_MDEV_DMA_MAGIC, RUST_MDEV_DMA_REG_COMMAND as COMMAND,
-    RUST_MDEV_DMA_REG_COUNT as COUNT, RUST_MDEV_DMA_REG_DIGEST as DIGEST,
-    RUST_MDEV_DMA_REG_IOVA as IOVA, RUST_MDEV_DMA_REG_LENGTH as LENGTH,
+    RUST_MDEV_DMA_BAR_SIZE, RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND, RUST_MDEV_DMA_MAGIC,
+    RUST_MDEV_DMA_REG_COMMAND as COMMAND, RUST_MDEV_DMA_REG_COUNT as COUNT,
+    RUST_MDEV_DMA_REG_DIGEST as DIGEST, RUST_MDEV_DMA_REG_GEN_CONTROL as GEN_CONTROL,
+    RUST_MDEV_DMA_REG_GEN_COUNTER as GEN_COUNTER, RUST_MDEV_DMA_REG_GEN_IOVA as GEN_IOVA,
+    RUST_MDEV_DMA_REG_GEN_LENGTH as GEN_LENGTH, RUST_MDEV_DMA_REG_GEN_LIMIT as GEN_LIMIT,
+    RUST_MDEV_DMA_REG_GEN_MODE as GEN_MODE, RUST_MDEV_DMA_REG_GEN_RATE as GEN_RATE,
+    RUST_MDEV_DMA_REG_GEN_SEED as GEN_SEED, RUST_MDEV_DMA_REG_GEN_STATUS as GEN_STATUS,
+    RUST_MDEV_DMA_REG_IOVA as IOVA, RUST_MDEV_DMA_REG_IRQ_ENABLE as IRQ_ENABLE,
+    RUST_MDEV_DMA_REG_IRQ_STATUS as IRQ_STATUS, RUST_MDEV_DMA_REG_LENGTH as LENGTH,
     RUST_MDEV_DMA_REG_MAGIC as MAGIC, RUST_MDEV_DMA_REG_MAX_LENGTH as MAX_LENGTH,
     RUST_MDEV_DMA_REG_MAX_PINS as MAX_PINS, RUST_MDEV_DMA_REG_OPS as OPS,
     RUST_MDEV_DMA_REG_PAGE_SIZE as REG_PAGE_SIZE, RUST_MDEV_DMA_REG_PINS as PINS,
-    RUST_MDEV_DMA_REG_SEED as SEED, RUST_MDEV_DMA_REG_STATUS as STATUS,
-    RUST_MDEV_DMA_REG_VERSION as VERSION, RUST_MDEV_DMA_VERSION,
+    RUST_MDEV_DMA_REG_REFUSED as REFUSED, RUST_MDEV_DMA_REG_SEED as SEED,
+    RUST_MDEV_DMA_REG_STATUS as STATUS, RUST_MDEV_DMA_REG_VERSION as VERSION,
+    RUST_MDEV_DMA_VERSION,
 };
 use core::ops::Range;
 use kernel::{page::PAGE_SIZE, prelude::*};
@@ -20,10 +30,31 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 pub(super) const BAR_SIZE: usize = RUST_MDEV_DMA_BAR_SIZE as usize;
 
 /// Bytes up to the end of the last register; the rest of the BAR reads as 0.
-const FILE_SIZE: usize = DIGEST as usize + size_of::<u64>();
+pub(super) const FILE_SIZE: usize = GEN_COUNTER as usize + size_of::<u64>();
 
-/// The bytes that can be written: IOVA, LENGTH, SEED, COMMAND.
-const WRITABLE: Range<usize> = IOVA as usize..STATUS as usize;
+/// The bytes that a write changes to what is written: IOVA to COMMAND, IRQ_ENABLE, GEN_IOVA to
+/// GEN_CONTROL.
+const WRITABLE: [Range<usize>; 3] = [
+    IOVA as usize..STATUS as usize,
+    bytes_of(IRQ_ENABLE, size_of::<u32>()),
+    GEN_IOVA as usize..GEN_STATUS as usize,
+];
+
+/// Status of what has not ended yet.
+const IN_PROGRESS: u32 = kernel::bindings::EINPROGRESS;
+
+const fn bytes_of(register: u32, size: usize) -> Range<usize> {
+    register as usize..register as usize + size
+}
+
+/// What a write to a register asks for.
+#[derive(Default)]
+pub(super) struct Effects {
+    /// To run this command, in the background or not.
+    pub(super) command: Option<(Command, bool)>,
+    /// To do this to the generator.
+    pub(super) generator: Option<(u32, generator::Program)>,
+}
 
 /// The registers' contents, as the bus sees them.
 pub(super) struct Registers {
@@ -44,19 +75,48 @@ impl Registers {
         this
     }
 
+    /// The registers of a device whose state was saved, with or without a command that waits. What
+    /// says what this device is and can do stays.
+    pub(super) fn from_bytes(
+        bytes: &[u8; FILE_SIZE],
+        limits: Limits,
+        waiting: bool,
+    ) -> Result<Self> {
+        const REST: usize = IOVA as usize;
+
+        let mut this = Self::new(limits);
+        this.file[REST..].copy_from_slice(&bytes[REST..]);
+        if (this.get_u32(STATUS) == IN_PROGRESS) != waiting {
+            return Err(EINVAL);
+        }
+        Ok(this)
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.file
+    }
+
     fn set<const N: usize>(&mut self, register: u32, value: [u8; N]) {
-        self.file[register as usize..][..N].copy_from_slice(&value);
+        self.file[bytes_of(register, N)].copy_from_slice(&value);
     }
 
     fn get<const N: usize>(&self, register: u32) -> [u8; N] {
         let mut value = [0; N];
-        value.copy_from_slice(&self.file[register as usize..][..N]);
+        value.copy_from_slice(&self.file[bytes_of(register, N)]);
         value
+    }
+
+    fn get_u32(&self, register: u32) -> u32 {
+        u32::from_le_bytes(self.get(register))
+    }
+
+    fn get_u64(&self, register: u32) -> u64 {
+        u64::from_le_bytes(self.get(register))
     }
 
     /// Whether an access touches the register with the number of pins.
     pub(super) fn shows_pins(offset: usize, len: usize) -> bool {
-        let pins = PINS as usize..PINS as usize + size_of::<u64>();
+        let pins = bytes_of(PINS, size_of::<u64>());
         offset < pins.end && pins.start < offset + len
     }
 
@@ -72,22 +132,62 @@ impl Registers {
         }
     }
 
-    /// Writes the bytes at `offset` of the BAR, as far as they are writable. Returns the command if
-    /// this runs one.
-    pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) -> Option<Command> {
+    /// Writes the bytes at `offset` of the BAR, as far as they are writable. Returns what is to be
+    /// done then.
+    pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) -> Effects {
+        let irq_status = bytes_of(IRQ_STATUS, size_of::<u32>());
         for (at, &byte) in (offset..).zip(bytes) {
-            if WRITABLE.contains(&at) {
+            if WRITABLE.iter().any(|writable| writable.contains(&at)) {
                 self.file[at] = byte;
+            } else if irq_status.contains(&at) {
+                self.file[at] &= !byte;
             }
         }
 
         let touched = offset..offset + bytes.len();
-        touched.contains(&(COMMAND as usize)).then(|| Command {
-            op: u32::from_le_bytes(self.get(COMMAND)),
-            iova: u64::from_le_bytes(self.get(IOVA)),
-            length: u64::from_le_bytes(self.get(LENGTH)),
-            seed: u64::from_le_bytes(self.get(SEED)),
-        })
+        let has = |register: u32| touched.contains(&(register as usize));
+        Effects {
+            command: has(COMMAND).then(|| self.command()),
+            generator: has(GEN_CONTROL).then(|| (self.get_u32(GEN_CONTROL), self.program())),
+        }
+    }
+
+    fn command(&self) -> (Command, bool) {
+        let command = self.get_u32(COMMAND);
+        (
+            Command {
+                op: command & !BACKGROUND,
+                iova: self.get_u64(IOVA),
+                length: self.get_u64(LENGTH),
+                seed: self.get_u64(SEED),
+            },
+            command & BACKGROUND != 0,
+        )
+    }
+
+    fn program(&self) -> generator::Program {
+        generator::Program {
+            iova: self.get_u64(GEN_IOVA),
+            length: self.get_u64(GEN_LENGTH),
+            seed: self.get_u64(GEN_SEED),
+            limit: self.get_u64(GEN_LIMIT),
+            rate: self.get_u32(GEN_RATE),
+            mode: self.get_u32(GEN_MODE),
+        }
+    }
+
+    /// Shows whether a command was refused because another is in progress.
+    pub(super) fn set_refused(&mut self, refused: bool) {
+        let errno = if refused { EBUSY.to_errno() } else { 0 };
+        self.set(REFUSED, errno.unsigned_abs().to_le_bytes());
+    }
+
+    /// Shows that a command is in progress.
+    pub(super) fn set_in_progress(&mut self) {
+        self.complete(&Outcome {
+            status: IN_PROGRESS,
+            ..Default::default()
+        });
     }
 
     /// Shows how a command ended.
@@ -95,5 +195,24 @@ impl Registers {
         self.set(STATUS, outcome.status.to_le_bytes());
         self.set(COUNT, outcome.count.to_le_bytes());
         self.set(DIGEST, outcome.digest.to_le_bytes());
+    }
+
+    /// Shows how far the generator is.
+    pub(super) fn set_generator(&mut self, running: bool, status: u32, counter: u64) {
+        let status = if running { IN_PROGRESS } else { status };
+        self.set(GEN_STATUS, status.to_le_bytes());
+        self.set(GEN_COUNTER, counter.to_le_bytes());
+    }
+
+    /// Notes that something happened. Returns whether that is to interrupt.
+    pub(super) fn raise(&mut self, irq: u32) -> bool {
+        let status = self.get_u32(IRQ_STATUS) | irq;
+        self.set(IRQ_STATUS, status.to_le_bytes());
+        self.get_u32(IRQ_ENABLE) & irq != 0
+    }
+
+    /// Whether something is pending that is to interrupt.
+    pub(super) fn interrupt_pending(&self) -> bool {
+        self.get_u32(IRQ_STATUS) & self.get_u32(IRQ_ENABLE) != 0
     }
 }

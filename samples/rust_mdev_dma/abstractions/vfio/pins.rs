@@ -169,6 +169,20 @@ impl PinnedPages {
         };
     }
 
+    /// The runs of pages that are pinned equally often.
+    fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            let start = next + self.counts[next..].iter().position(|&count| count > 0)?;
+            let count = self.counts[start];
+            next = self.counts[start..]
+                .iter()
+                .position(|&other| other != count)
+                .map_or(BLOCK_PAGES, |len| start + len);
+            Some((self.iova_of(start)..self.iova_of(next), count))
+        })
+    }
+
     /// Gives back all pins of those of `pages` that are pinned. Returns how many there were.
     fn revoke(&mut self, pages: Range<usize>) -> u64 {
         let mut pins = 0;
@@ -268,7 +282,8 @@ impl PinTable {
         self.held
     }
 
-    /// Pins all pages of `range`, or none. Between blocks, a signal ends it with `EINTR`.
+    /// Pins all pages of `range`, or none. Between blocks, it ends with `EINTR` if it was
+    /// `interrupted`.
     ///
     /// # Safety
     ///
@@ -278,10 +293,16 @@ impl PinTable {
         &mut self,
         vdev: NonNull<bindings::vfio_device>,
         range: Range<u64>,
+        interrupted: impl Fn() -> bool,
     ) -> Result {
         for part in parts(&range) {
-            // SAFETY: As the caller promises.
-            if let Err(e) = unsafe { self.pin_part(vdev, &part) } {
+            let pinned = if interrupted() {
+                Err(EINTR)
+            } else {
+                // SAFETY: As the caller promises.
+                unsafe { self.pin_part(vdev, &part) }
+            };
+            if let Err(e) = pinned {
                 let done = range.start..range.start.max(part.block);
                 for part in parts(&done) {
                     self.unpin_part(&part);
@@ -296,9 +317,6 @@ impl PinTable {
     ///
     /// As for [`Self::pin`].
     unsafe fn pin_part(&mut self, vdev: NonNull<bindings::vfio_device>, part: &Part) -> Result {
-        if kernel::current!().signal_pending() {
-            return Err(EINTR);
-        }
         if let Some(block) = self.blocks.get_mut(&part.block) {
             // SAFETY: As the caller promises.
             unsafe { block.pin(part.pages.clone())? };
@@ -349,6 +367,12 @@ impl PinTable {
                 at.move_next()
             };
         }
+    }
+
+    /// The runs of pages that are pinned, in order, and how often they are. A run ends where a block
+    /// does.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
+        self.blocks.iter().flat_map(|(_, block)| block.runs())
     }
 
     /// Gives back all pins.

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{Error, Result, uapi};
-use std::{fmt, sync::Arc};
+use rustix::io::Errno;
+use std::{
+    fmt,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 use vfio_client::{Container, Device, DeviceNode, RegionInfo, uapi as vfio};
 
 /// The operations, with their numbers: `enum rust_mdev_dma_op`.
@@ -45,6 +51,9 @@ impl fmt::Display for Op {
         })
     }
 }
+
+/// The status of a command, or of the generator, that has not ended yet.
+pub const IN_PROGRESS: u32 = Errno::INPROGRESS.raw_os_error() as u32;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +170,44 @@ impl MdevDma {
         self.write(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad, seed)?;
         self.write(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long, op.into())?;
         self.outcome()
+    }
+
+    /// Runs a command in the background, unless another is in progress: see [`Self::refused`].
+    pub fn run_in_background(&self, op: Op, iova: u64, length: u64, seed: u64) -> Result<()> {
+        self.run(op as u32 | uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND, iova, length, seed).map(drop)
+    }
+
+    /// Waits for the end of the command that is in progress. Its status is [`IN_PROGRESS`] if that
+    /// takes too long.
+    pub fn wait(&self, timeout: Duration) -> Result<Outcome> {
+        let begin = Instant::now();
+        loop {
+            let outcome = self.outcome()?;
+            if outcome.status != IN_PROGRESS || begin.elapsed() > timeout {
+                return Ok(outcome);
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// Whether the last command wasn't run because another was in progress.
+    pub fn refused(&self) -> Result<bool> {
+        Ok(self.read(uapi::RUST_MDEV_DMA_REG_REFUSED, Width::Long)? != 0)
+    }
+
+    /// What happened, of `RUST_MDEV_DMA_IRQ_*`, since it was cleared.
+    pub fn irq_status(&self) -> Result<u32> {
+        Ok(self.read(uapi::RUST_MDEV_DMA_REG_IRQ_STATUS, Width::Long)? as u32)
+    }
+
+    /// Clears bits of [`Self::irq_status`].
+    pub fn clear_irqs(&self, irqs: u32) -> Result<()> {
+        self.write(uapi::RUST_MDEV_DMA_REG_IRQ_STATUS, Width::Long, irqs.into())
+    }
+
+    /// Says what interrupts, of `RUST_MDEV_DMA_IRQ_*`.
+    pub fn enable_irqs(&self, irqs: u32) -> Result<()> {
+        self.write(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE, Width::Long, irqs.into())
     }
 
     /// How the last command ended.

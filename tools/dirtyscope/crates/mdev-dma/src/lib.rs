@@ -11,11 +11,13 @@
 
 mod device;
 mod error;
+mod generator;
 pub mod pattern;
 pub mod sysfs;
 
-pub use device::{Limits, MdevDma, Op, Outcome, Width};
+pub use device::{IN_PROGRESS, Limits, MdevDma, Op, Outcome, Width};
 pub use error::{Error, Result};
+pub use generator::{Program, Progress};
 
 pub mod uapi {
     //! The constants of `include/uapi/linux/rust_mdev_dma.h`.

@@ -12,7 +12,7 @@ use crate::uapi::{
 
 // bindgen takes constants for signed that don't fit an `i64`.
 const BLOCK: u64 = RUST_MDEV_DMA_PATTERN_BLOCK as u64;
-const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
+pub(crate) const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
 const MIX_1: u64 = RUST_MDEV_DMA_PATTERN_MIX_1 as u64;
 const MIX_2: u64 = RUST_MDEV_DMA_PATTERN_MIX_2 as u64;
 const WORD_STEP: u64 = RUST_MDEV_DMA_PATTERN_WORD_STEP as u64;
@@ -21,12 +21,16 @@ const DIGEST_MUL: u64 = RUST_MDEV_DMA_DIGEST_MUL;
 
 const WORD: u64 = u64::BITS as u64 / 8;
 
-/// The first word of the block that `iova` is in.
-fn block(seed: u64, iova: u64) -> u64 {
-    let z = seed.wrapping_add((iova / BLOCK).wrapping_mul(STEP));
+/// The finalizer of splitmix64.
+pub(crate) fn mix(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(MIX_1);
     let z = (z ^ (z >> 27)).wrapping_mul(MIX_2);
     z ^ (z >> 31)
+}
+
+/// The first word of the block that `iova` is in.
+fn block(seed: u64, iova: u64) -> u64 {
+    mix(seed.wrapping_add((iova / BLOCK).wrapping_mul(STEP)))
 }
 
 /// The word at `iova`, a multiple of 8, in a block that begins with `block`.

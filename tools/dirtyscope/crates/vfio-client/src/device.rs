@@ -131,6 +131,16 @@ impl Device {
         Ok(arg.head)
     }
 
+    /// Makes an ioctl.
+    ///
+    /// # Safety
+    ///
+    /// As for [`sys::ioctl`].
+    pub(crate) unsafe fn ioctl<T>(&self, what: &str, request: Opcode, arg: &mut T) -> Result<()> {
+        // SAFETY: As the caller promises.
+        unsafe { sys::ioctl(&self.file, request, arg) }.map_err(|e| self.error(what, e)).map(drop)
+    }
+
     fn ask_null(&self, what: &str, request: Opcode) -> Result<()> {
         // SAFETY: The argument is 0.
         unsafe { sys::ioctl_value(&self.file, request, 0) }

@@ -26,7 +26,9 @@ mod device;
 mod error;
 mod fork;
 mod group;
+mod irq;
 mod memory;
+mod migration;
 mod sys;
 
 pub use container::{BitmapArgs, Container, IommuInfo, MapArgs, MigrationInfo, UnmapArgs};
@@ -34,6 +36,8 @@ pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};
 pub use error::{Error, Result};
 pub use fork::Fork;
 pub use group::{DeviceNode, Group};
+pub use irq::{EventFd, IrqData, SetIrqs};
 pub use memory::{Access, Memory};
+pub use migration::{DataFile, MigState, PrecopyInfo};
 /// Constants and structures of `include/uapi/linux/vfio.h`.
 pub use vfio_bindings::bindings::vfio as uapi;

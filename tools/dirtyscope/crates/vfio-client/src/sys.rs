@@ -23,12 +23,14 @@ pub(crate) const GROUP_GET_DEVICE_FD: Opcode = vfio(6);
 pub(crate) const DEVICE_GET_INFO: Opcode = vfio(7);
 pub(crate) const DEVICE_GET_REGION_INFO: Opcode = vfio(8);
 pub(crate) const DEVICE_GET_IRQ_INFO: Opcode = vfio(9);
+pub(crate) const DEVICE_SET_IRQS: Opcode = vfio(10);
 pub(crate) const DEVICE_RESET: Opcode = vfio(11);
 pub(crate) const IOMMU_GET_INFO: Opcode = vfio(12);
 pub(crate) const IOMMU_MAP_DMA: Opcode = vfio(13);
 pub(crate) const IOMMU_UNMAP_DMA: Opcode = vfio(14);
 pub(crate) const IOMMU_DIRTY_PAGES: Opcode = vfio(17);
 pub(crate) const DEVICE_FEATURE: Opcode = vfio(17);
+pub(crate) const MIG_GET_PRECOPY_INFO: Opcode = vfio(21);
 
 /// The number of the ioctl that comes `nr` after `VFIO_BASE`.
 pub(crate) const fn vfio(nr: u32) -> Opcode {

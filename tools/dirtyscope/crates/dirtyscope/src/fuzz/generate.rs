@@ -8,7 +8,7 @@
 use super::known::{Known, shows_any};
 use crate::testbed::{Buffer, BufferMemory, Contract, Op, PAGE, program::DEVICES};
 use dirty_model::BITMAP_PAGES_MAX;
-use mdev_dma::Op as Device;
+use mdev_dma::{Op as Device, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use proptest::{prelude::*, sample::select, strategy::Union};
 use proptest_state_machine::Sequential;
 use std::{
@@ -51,7 +51,7 @@ fn operation(contract: &Contract) -> BoxedStrategy<Op> {
     let mappings = Mappings::of(contract);
     let start = if contract.model.tracking() { 1 } else { 8 };
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
-    Union::new_weighted(vec![
+    let any = Union::new_weighted(vec![
         (map, map_op().boxed()),
         (4, unmap_op(&mappings)),
         (4, bitmap_op(&mappings, |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer })),
@@ -65,8 +65,16 @@ fn operation(contract: &Contract) -> BoxedStrategy<Op> {
         (1, invalid_command(&mappings)),
         (3, process_op(&mappings)),
         (1, Just(Op::Check).boxed()),
-    ])
-    .boxed()
+    ]);
+    // Some commands in a kernel thread.
+    (any, 0..4u32)
+        .prop_map(|(mut next, quarter)| {
+            if let Op::Command { op, .. } = &mut next {
+                *op |= if quarter == 3 { BACKGROUND } else { 0 };
+            }
+            next
+        })
+        .boxed()
 }
 
 /// IOVA and size of what is mapped.
@@ -320,7 +328,8 @@ mod tests {
                 let mut words = text.split(' ');
                 let mut kind = words.next().unwrap_or_default().to_owned();
                 if ["device", "process"].contains(&kind.as_str()) {
-                    kind = words.find(|word| word.parse::<u32>().is_err()).unwrap_or("?").into();
+                    let place = |word: &&str| *word == "background" || word.parse::<u32>().is_ok();
+                    kind = words.find(|word| !place(word)).unwrap_or("?").into();
                 }
                 let status = contract.apply(&op).answer.status;
                 *outcomes.entry((kind, status.err())).or_insert(0) += 1;

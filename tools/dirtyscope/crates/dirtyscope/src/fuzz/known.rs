@@ -5,7 +5,7 @@
 //! What makes a defect show is told from the model's state before the operation, as exactly as its
 //! cause is known (see `Documentation/findings/`): what is steered around is not tested.
 
-use crate::testbed::{Contract, Op, PAGE};
+use crate::testbed::{Contract, Op, PAGE, operation};
 use dirty_model::{BitmapBuffer, Errno, MappingView};
 use mdev_dma::Op as Device;
 use std::ops::Range;
@@ -55,7 +55,7 @@ fn no_flag(next: &Next<'_>) -> bool {
 fn pin_unwind(next: &Next<'_>) -> bool {
     let contract = next.contract;
     let &Op::Command { device, op, iova, length, .. } = next.op else { return false };
-    let Some(id) = contract.device(device).filter(|_| op == Device::Pin as u32) else {
+    let Some(id) = contract.device(device).filter(|_| operation(op) == Some(Device::Pin)) else {
         return false;
     };
     if !contract.model.tracking() || (iova | length) % PAGE != 0 {
@@ -115,7 +115,7 @@ fn unmap_partial(next: &Next<'_>) -> bool {
 fn dma_rw_partial(next: &Next<'_>) -> bool {
     let Next { contract, op, .. } = next;
     let &&Op::Command { op: number, iova, .. } = op else { return false };
-    if number != Device::DmaWrite as u32 || !contract.model.tracking() {
+    if operation(number) != Some(Device::DmaWrite) || !contract.model.tracking() {
         return false;
     }
     let owed = (*contract).clone().apply(op);

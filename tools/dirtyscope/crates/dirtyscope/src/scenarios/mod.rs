@@ -5,14 +5,19 @@
 //! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
 //! and add it there.
 
+mod background;
 mod defect;
 mod device;
 mod dirty;
+mod generator;
+mod irq;
 mod map;
 mod mdev;
 mod memory;
+mod migration;
 mod module;
 mod process;
+mod rig;
 mod selftest;
 
 use crate::devices::{self, Devices};
@@ -67,6 +72,10 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         device::INTERFACE,
         device::COMMANDS,
         device::LIFETIME,
+        irq::SCENARIOS,
+        background::SCENARIOS,
+        generator::SCENARIOS,
+        migration::SCENARIOS,
         mdev::SCENARIOS,
         defect::SCENARIOS,
         module::SCENARIOS,

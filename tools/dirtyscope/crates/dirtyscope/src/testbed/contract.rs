@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use super::{Answer, Op, PAGE};
+use super::{Answer, Op, PAGE, operation};
 use dirty_model::{
     Bitmap, Command, Container as Model, DeviceId, Errno, Limits, Mapping, Protection,
 };
@@ -132,7 +132,7 @@ impl Contract {
     }
 
     fn command(&mut self, slot: usize, op: u32, iova: u64, length: u64) -> Owed {
-        let command = Command { op: Device::from_number(op).map(to_model), iova, length };
+        let command = Command { op: operation(op).map(to_model), iova, length };
         let outcome = self.model.command(self.devices[&slot], &command);
         let answer = Answer { count: outcome.count, ..Answer::of(outcome.status) };
         Owed { answer, transferred: iova..iova.saturating_add(outcome.transferred) }

@@ -3,6 +3,7 @@
 use super::{
     Answer, Op, PAGE,
     contract::{Contract, Owed},
+    operation,
     regions::Regions,
 };
 use anyhow::Result;
@@ -44,7 +45,7 @@ impl Expected {
             Op::Hide { iova, size } => self.regions.set_hidden(iova, size, true)?,
             Op::Show { iova, size } => self.regions.set_hidden(iova, size, false)?,
             Op::UserWrite { iova, length, seed } => self.regions.user_write(iova, length, seed),
-            Op::Command { op, iova, seed, .. } => match Device::from_number(op) {
+            Op::Command { op, iova, seed, .. } => match operation(op) {
                 Some(Device::Write | Device::DmaWrite) => self.regions.write(transferred, seed),
                 Some(Device::Read | Device::DmaRead) if answer.status.is_ok() => {
                     answer.digest = pattern::digest(&self.regions.read(transferred), iova);

@@ -3,9 +3,12 @@
 use super::{Answer, Buffer, BufferMemory, Failure, Op, PAGE};
 use anyhow::{Result, bail};
 use dirty_model::{Bitmap, Errno};
-use mdev_dma::{MdevDma, sysfs::Mdev};
-use std::sync::Arc;
+use mdev_dma::{MdevDma, sysfs::Mdev, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
+use std::{sync::Arc, time::Duration};
 use vfio_client::{Access, BitmapArgs, Container, Error, Group, MapArgs, Memory, UnmapArgs};
+
+/// A command that takes longer is stuck.
+const LONG: Duration = Duration::from_secs(20);
 
 /// The kernel's side: a container, and slots for devices that may be open in it.
 pub struct Kernel {
@@ -71,7 +74,10 @@ impl Kernel {
             }
             Op::Reset { device } => status(self.device(device).device().reset()).map(Answer::of),
             Op::Command { device, op, iova, length, seed } => {
-                let outcome = self.device(device).run(op, iova, length, seed)?;
+                let mut outcome = self.device(device).run(op, iova, length, seed)?;
+                if op & BACKGROUND != 0 {
+                    outcome = self.device(device).wait(LONG)?;
+                }
                 let status = match outcome.status {
                     0 => Ok(()),
                     errno => Err(Errno(errno as i32)),

@@ -20,5 +20,5 @@ pub use bed::{PAGE, Testbed, locked_memory, same};
 pub use contract::Contract;
 pub use failure::Failure;
 pub use kernel::status;
-pub use op::{Answer, Buffer, BufferMemory, Op};
+pub use op::{Answer, Buffer, BufferMemory, Op, operation};
 pub use steps::{at, command, map, pages};

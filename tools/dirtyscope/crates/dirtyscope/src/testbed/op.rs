@@ -2,6 +2,7 @@
 
 use super::PAGE;
 use dirty_model::{Bitmap, BitmapBuffer, Errno, Protection};
+use mdev_dma::{Op as Device, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL};
 
 /// An operation on the container, on the device in a slot, or on the process's own memory.
@@ -30,7 +31,8 @@ pub enum Op {
     Close { device: usize },
     /// Resets it.
     Reset { device: usize },
-    /// Has it run a command. `op` is a number, so that one that is no operation can be tried.
+    /// Has it run a command, to its end. `op` is a number, so that one that is no operation can be
+    /// tried; with `RUST_MDEV_DMA_COMMAND_BACKGROUND` it runs in the background.
     Command { device: usize, op: u32, iova: u64, length: u64, seed: u64 },
     /// The process takes pages away from itself that are mapped: who accesses them faults.
     Hide { iova: u64, size: u64 },
@@ -90,6 +92,11 @@ impl Op {
         };
         at.checked_sub(iova).is_some_and(|offset| offset < size)
     }
+}
+
+/// The operation of a command, in the background or not.
+pub fn operation(op: u32) -> Option<Device> {
+    Device::from_number(op & !BACKGROUND)
 }
 
 /// A buffer for a bitmap: what the kernel is told of it, and how it is.

@@ -11,14 +11,14 @@
 //! GET_BITMAP 0x40000000+0x46000 [as UNMAP_BITMAP]
 //! MAP, UNMAP, DIRTY_PAGES ... flags N            other flags than these imply
 //! device 0 OPEN | CLOSE | RESET
-//! device 0 DMA_WRITE 0x40000000+0x1000 [seed N]  or another operation, also by its number
+//! device 0 [background] DMA_WRITE 0x40000000+0x1000 [seed N]   or another, also by its number
 //! process HIDE | SHOW | WRITE 0x40000000+0x1000 [seed N]
 //! CHECK
 //! ```
 
-use super::{Answer, Buffer, BufferMemory, Op};
+use super::{Answer, Buffer, BufferMemory, Op, operation};
 use anyhow::{Context as _, Error, Result, bail};
-use mdev_dma::Op as Device;
+use mdev_dma::{Op as Device, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use std::{
     fmt::{self, Display, Formatter},
     str::{FromStr, SplitWhitespace},
@@ -56,9 +56,13 @@ impl Display for Op {
             Self::Close { device } => write!(f, "device {device} CLOSE"),
             Self::Reset { device } => write!(f, "device {device} RESET"),
             Self::Command { device, op, iova, length, seed } => {
-                match Device::from_number(op) {
-                    Some(op) => write!(f, "device {device} {op}")?,
-                    None => write!(f, "device {device} {op}")?,
+                write!(f, "device {device} ")?;
+                if op & BACKGROUND != 0 {
+                    write!(f, "background ")?;
+                }
+                match operation(op) {
+                    Some(op) => write!(f, "{op}")?,
+                    None => write!(f, "{}", op & !BACKGROUND)?,
                 }
                 write!(f, " {iova:#x}+{length:#x}")?;
                 option(f, "seed", seed, 0)
@@ -168,6 +172,7 @@ impl<'a> Words<'a> {
 
     fn device(&mut self) -> Result<Op> {
         let device = self.number()? as usize;
+        let flags = if self.keyword("background") { BACKGROUND } else { 0 };
         let name = self.word()?;
         let op = match name {
             "OPEN" => return Ok(Op::Open { device }),
@@ -179,7 +184,13 @@ impl<'a> Words<'a> {
             },
         };
         let (iova, length) = self.range()?;
-        Ok(Op::Command { device, op, iova, length, seed: self.option("seed")?.unwrap_or(0) })
+        Ok(Op::Command {
+            device,
+            op: op | flags,
+            iova,
+            length,
+            seed: self.option("seed")?.unwrap_or(0),
+        })
     }
 
     fn process(&mut self) -> Result<Op> {
@@ -268,6 +279,8 @@ mod tests {
             "DIRTY_PAGES flags 0x3",
             "device 1 OPEN",
             "device 0 DMA_WRITE 0x1fff+0x2 seed 0x1",
+            "device 0 background PIN 0x1000+0x1000",
+            "device 1 background 0 0x1000+0x1000",
             "device 0 77 0x0+0xffffffffffffffff",
             "process HIDE 0x1000+0x1000",
             "process WRITE 0x1000+0x7 seed 0x2",

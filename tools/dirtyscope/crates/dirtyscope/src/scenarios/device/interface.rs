@@ -10,11 +10,14 @@ use mdev_dma::{MdevDma, Op as Device, Width, uapi};
 use vfio_client::{
     DeviceInfo, IrqInfo, RegionInfo,
     uapi::{
-        VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK, VFIO_DEVICE_FEATURE_MIGRATION,
-        VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, VFIO_DEVICE_FLAGS_PCI,
-        VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
-        VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_FLAG_READ,
-        VFIO_REGION_INFO_FLAG_WRITE,
+        VFIO_DEVICE_FEATURE_DMA_LOGGING_START, VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MASK,
+        VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET,
+        VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_AUTOMASKED,
+        VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
+        VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX,
+        VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+        VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_PCI_REQ_IRQ_INDEX,
+        VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
     },
 };
 
@@ -31,7 +34,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "device/config-space",
-        about: "configuration space has ids and a BAR of 4 KiB, and is read at any length",
+        about: "configuration space is that of a function with a BAR of 4 KiB, INTx and MSI",
         run: config_space,
     },
     Scenario {
@@ -79,9 +82,20 @@ fn info(context: &Context<'_>) -> Result<()> {
         let info = device.region_info(index, None)?;
         ensure!(info == RegionInfo { flags, size, offset }, "region {index}: {info:x?}");
     }
-    for index in 0..VFIO_PCI_NUM_IRQS {
+    let single = VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE;
+    for (index, flags, count) in [
+        (
+            VFIO_PCI_INTX_IRQ_INDEX,
+            VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED,
+            1,
+        ),
+        (VFIO_PCI_MSI_IRQ_INDEX, single, uapi::RUST_MDEV_DMA_MSI_VECTORS),
+        (VFIO_PCI_MSIX_IRQ_INDEX, 0, 0),
+        (VFIO_PCI_ERR_IRQ_INDEX, single, 1),
+        (VFIO_PCI_REQ_IRQ_INDEX, single, 1),
+    ] {
         let info = device.irq_info(index, None)?;
-        ensure!(info == IrqInfo { flags: 0, count: 0 }, "interrupt {index}: {info:x?}");
+        ensure!(info == IrqInfo { flags, count }, "interrupt {index}: {info:x?}");
     }
     Ok(())
 }
@@ -106,7 +120,7 @@ fn bad_ioctl(context: &Context<'_>) -> Result<()> {
         check(&what, Errno::EINVAL, device.irq_info(index, None).map(drop))?;
     }
     check("irq 5", Errno::EINVAL, device.irq_info(VFIO_PCI_NUM_IRQS, None).map(drop))?;
-    for nr in [10, 12, 99] {
+    for nr in [12, 99] {
         check(&format!("ioctl {nr}"), Errno::ENOTTY, device.ioctl_null(nr))?;
     }
 
@@ -116,7 +130,9 @@ fn bad_ioctl(context: &Context<'_>) -> Result<()> {
     check("feature", Errno::ENOTTY, device.feature(get | unknown, None))?;
     check("probing a feature", Errno::ENOTTY, device.feature(probe | get | unknown, None))?;
     let migration = VFIO_DEVICE_FEATURE_MIGRATION;
-    check("migration", Errno::ENOTTY, device.feature(probe | get | migration, None))?;
+    check("migration", Errno::EINVAL, device.feature(set | migration, None))?;
+    let logging = VFIO_DEVICE_FEATURE_DMA_LOGGING_START;
+    check("logging", Errno::ENOTTY, device.feature(probe | set | logging, None))?;
     check("GET and SET", Errno::EINVAL, device.feature(get | set | unknown, None))?;
     check("argsz 7", Errno::EINVAL, device.feature(get | unknown, Some(7)))
 }
@@ -146,12 +162,31 @@ fn config_space(context: &Context<'_>) -> Result<()> {
         ensure!(part[..n] == all[offset..offset + n], "{len} bytes at {offset}");
     }
 
-    // What firmware does to find out how large a BAR is; and a register that is read-only.
+    // What a driver sees that follows the list of capabilities.
+    same("capability list", 0x10, word(0x06) & 0x10)?;
+    same("interrupt pin", 1, all[0x3d].into())?;
+    let msi = usize::from(all[0x34]);
+    same("capability MSI, and none behind it", 0x0005, word(msi))?;
+    same("64 bits, two vectors", 0x0082, word(msi + 2))?;
+
+    // What a driver or firmware writes, and what comes of it: how large the BAR is, what is
+    // read-only.
+    let msi = msi as u64;
     for (offset, written, expected) in [
         (0x10, u32::MAX, !(uapi::RUST_MDEV_DMA_BAR_SIZE - 1)),
         (0x10, 0xfebf_1234, 0xfebf_1000),
         (0x00, 0, u32::from_le_bytes([all[0], all[1], all[2], all[3]])),
+        (0x04, u32::MAX, 0x0010_0406),
+        (0x04, 0, 0x0010_0000),
         (0x14, u32::MAX, 0),
+        (0x2c, 0, u32::from_le_bytes([all[0x2c], all[0x2d], all[0x2e], all[0x2f]])),
+        (0x34, u32::MAX, msi as u32),
+        (0x3c, u32::MAX, 0x01ff),
+        (msi, u32::MAX, 0x00f3_0005),
+        (msi, 0, 0x0082_0005),
+        (msi + 4, u32::MAX, 0xffff_fffc),
+        (msi + 8, u32::MAX, u32::MAX),
+        (msi + 12, u32::MAX, 0xffff),
     ] {
         device.write_at(config + offset, &written.to_le_bytes())?;
         let mut found = [0; 4];
@@ -199,14 +234,21 @@ fn register_widths(context: &Context<'_>) -> Result<()> {
 fn read_only_registers(context: &Context<'_>) -> Result<()> {
     let bed = Testbed::new(context)?;
     let device = bed.device(0);
-    let commands = uapi::RUST_MDEV_DMA_REG_IOVA..uapi::RUST_MDEV_DMA_REG_STATUS;
-    let others = (0..uapi::RUST_MDEV_DMA_BAR_SIZE).step_by(4).filter(|at| !commands.contains(at));
-    for register in others {
+    let writable = [
+        uapi::RUST_MDEV_DMA_REG_IOVA..uapi::RUST_MDEV_DMA_REG_STATUS,
+        uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE..uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE + 4,
+        uapi::RUST_MDEV_DMA_REG_GEN_IOVA..uapi::RUST_MDEV_DMA_REG_GEN_STATUS,
+    ];
+    let limits = uapi::RUST_MDEV_DMA_REG_MAX_LENGTH + 8;
+    for register in (0..uapi::RUST_MDEV_DMA_BAR_SIZE).step_by(4) {
+        if writable.iter().any(|range| range.contains(&register)) {
+            continue;
+        }
         let before = device.read(register, Width::Long)?;
         device.write(register, Width::Long, !before)?;
         same(&format!("read-only {register:#x}"), before, device.read(register, Width::Long)?)?;
-        if register > uapi::RUST_MDEV_DMA_REG_DIGEST + 4 {
-            same(&format!("no register at {register:#x}, it"), 0, before)?;
+        if register >= limits {
+            same(&format!("nothing has happened, register {register:#x}"), 0, before)?;
         }
     }
     same("PINS", 0, device.pins()?)

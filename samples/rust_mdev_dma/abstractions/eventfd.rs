@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Eventfds that the kernel signals.
+//!
+//! C header: [`include/linux/eventfd.h`](srctree/include/linux/eventfd.h)
+
+use core::ptr::NonNull;
+use kernel::{bindings, error::from_err_ptr, prelude::*};
+
+/// An eventfd of the user's.
+///
+/// # Invariants
+///
+/// `self.0` is valid, and this owns a reference to it.
+pub(crate) struct EventFd(NonNull<bindings::eventfd_ctx>);
+
+// SAFETY: An eventfd is counted, and does its own locking.
+unsafe impl Send for EventFd {}
+
+// SAFETY: As above.
+unsafe impl Sync for EventFd {}
+
+impl EventFd {
+    /// The eventfd that `fd` is in the current process. Fails with `EBADF` if it isn't open,
+    /// `EINVAL` if it is something else.
+    pub(crate) fn from_fd(fd: i32) -> Result<Self> {
+        // SAFETY: Any number may be asked for.
+        let ctx = from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(fd) })?;
+
+        // INVARIANT: `eventfd_ctx_fdget()` has taken a reference for us.
+        Ok(Self(NonNull::new(ctx).ok_or(EBADF)?))
+    }
+
+    /// Adds 1 to its counter, which wakes those who wait for it.
+    pub(crate) fn signal(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::eventfd_signal_mask(self.0.as_ptr(), 0) };
+    }
+}
+
+impl Drop for EventFd {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant this owns a reference.
+        unsafe { bindings::eventfd_ctx_put(self.0.as_ptr()) };
+    }
+}

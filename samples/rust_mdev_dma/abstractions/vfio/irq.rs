@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Interrupts of a VFIO device that is a PCI function, signalled through eventfds.
+//!
+//! What a call of `VFIO_DEVICE_SET_IRQS` means, and which errno it gets, is what vfio-pci makes of
+//! it, see [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c). Unlike
+//! there, a call that fails has changed nothing.
+
+use super::{read_words, write_words};
+use crate::{abstractions::eventfd::EventFd, bindings};
+use core::ops::Range;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    uaccess::{UserPtr, UserSlice},
+};
+
+/// What an index has for interrupts.
+#[derive(Clone, Copy)]
+enum Index {
+    IntX,
+    Msi,
+    Err,
+    Req,
+    /// None.
+    Empty,
+}
+
+impl Index {
+    fn new(index: u32) -> Result<Self> {
+        match index {
+            bindings::VFIO_PCI_INTX_IRQ_INDEX => Ok(Self::IntX),
+            bindings::VFIO_PCI_MSI_IRQ_INDEX => Ok(Self::Msi),
+            bindings::VFIO_PCI_MSIX_IRQ_INDEX => Ok(Self::Empty),
+            bindings::VFIO_PCI_ERR_IRQ_INDEX => Ok(Self::Err),
+            bindings::VFIO_PCI_REQ_IRQ_INDEX => Ok(Self::Req),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// Number of interrupts.
+    fn count(self, msi_vectors: usize) -> usize {
+        match self {
+            Self::Msi => msi_vectors,
+            Self::IntX | Self::Err | Self::Req => 1,
+            Self::Empty => 0,
+        }
+    }
+
+    /// `VFIO_IRQ_INFO_*`
+    fn flags(self) -> u32 {
+        match self {
+            Self::IntX => {
+                bindings::VFIO_IRQ_INFO_EVENTFD
+                    | bindings::VFIO_IRQ_INFO_MASKABLE
+                    | bindings::VFIO_IRQ_INFO_AUTOMASKED
+            }
+            Self::Msi | Self::Err | Self::Req => {
+                bindings::VFIO_IRQ_INFO_EVENTFD | bindings::VFIO_IRQ_INFO_NORESIZE
+            }
+            Self::Empty => 0,
+        }
+    }
+}
+
+/// `VFIO_DEVICE_GET_IRQ_INFO`: `struct vfio_irq_info`.
+pub(super) fn get_irq_info(arg: usize, msi_vectors: usize) -> Result {
+    let mut words = [0; 4];
+    read_words(arg, &mut words)?;
+    let [argsz, _, number, _] = words;
+    let index = Index::new(number)?;
+    let count = index.count(msi_vectors) as u32;
+    write_words(arg, &[argsz, index.flags(), number, count])
+}
+
+/// The data of a [`SetIrqs`]: one for each interrupt of its range, or none at all.
+enum Data {
+    None,
+    Bool(KVec<u8>),
+    EventFd(KVec<Option<EventFd>>),
+}
+
+/// A call of `VFIO_DEVICE_SET_IRQS`: `struct vfio_irq_set`.
+///
+/// # Invariants
+///
+/// `range` lies inside of the index's interrupts; `data` has as many elements, if it has any.
+pub(super) struct SetIrqs {
+    index: Index,
+    action: u32,
+    range: Range<usize>,
+    data: Data,
+}
+
+impl SetIrqs {
+    /// Reads the argument of the ioctl, and takes references to the eventfds in it.
+    pub(super) fn from_user(arg: usize, msi_vectors: usize) -> Result<Self> {
+        let mut words = [0; 5];
+        read_words(arg, &mut words)?;
+        let [argsz, flags, number, start, count] = words;
+        let index = Index::new(number)?;
+
+        let mut header = bindings::vfio_irq_set {
+            argsz,
+            flags,
+            index: number,
+            start,
+            count,
+            ..Default::default()
+        };
+        let mut size = 0;
+        // SAFETY: Both pointers are to valid structures.
+        to_result(unsafe {
+            bindings::vfio_set_irqs_validate_and_prepare(
+                &mut header,
+                index.count(msi_vectors) as c_int,
+                bindings::VFIO_PCI_NUM_IRQS as c_int,
+                &mut size,
+            )
+        })?;
+
+        let data = UserPtr::from_addr(arg + size_of_val(&words));
+        // INVARIANT: `vfio_set_irqs_validate_and_prepare()` has checked the range, and that there is
+        // as much data.
+        Ok(Self {
+            index,
+            action: flags & bindings::VFIO_IRQ_SET_ACTION_TYPE_MASK,
+            range: start as usize..(start + count) as usize,
+            data: match flags & bindings::VFIO_IRQ_SET_DATA_TYPE_MASK {
+                bindings::VFIO_IRQ_SET_DATA_BOOL => Data::Bool(read_bools(data, size)?),
+                bindings::VFIO_IRQ_SET_DATA_EVENTFD => Data::EventFd(read_eventfds(data, count)?),
+                _ => Data::None,
+            },
+        })
+    }
+
+    /// Whether this says yes to the `i`th interrupt of the range.
+    fn says(&self, i: usize) -> bool {
+        match &self.data {
+            Data::None => true,
+            Data::Bool(bools) => bools.get(i).is_some_and(|&b| b != 0),
+            Data::EventFd(_) => false,
+        }
+    }
+}
+
+fn read_bools(data: UserPtr, size: usize) -> Result<KVec<u8>> {
+    let mut bools = KVec::new();
+    UserSlice::new(data, size).read_all(&mut bools, GFP_KERNEL)?;
+    Ok(bools)
+}
+
+fn read_eventfds(data: UserPtr, count: u32) -> Result<KVec<Option<EventFd>>> {
+    let mut reader = UserSlice::new(data, count as usize * size_of::<i32>()).reader();
+    let mut eventfds = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+    for _ in 0..count {
+        let eventfd = match reader.read::<i32>()? {
+            -1 => None,
+            fd => Some(EventFd::from_fd(fd)?),
+        };
+        eventfds.push(eventfd, GFP_KERNEL)?;
+    }
+    Ok(eventfds)
+}
+
+/// How a device interrupts: by one of INTx and MSI at a time.
+enum Mode {
+    Disabled,
+    IntX {
+        trigger: Option<EventFd>,
+        /// By the user, or because it was signalled and the user hasn't unmasked it since.
+        masked: bool,
+    },
+    Msi(KVec<Option<EventFd>>),
+}
+
+/// The interrupts of a device.
+pub(crate) struct Interrupts {
+    /// Whether the device asserts INTx.
+    asserted: bool,
+    mode: Mode,
+    err: Option<EventFd>,
+    req: Option<EventFd>,
+}
+
+impl Interrupts {
+    pub(super) fn new() -> Self {
+        Self {
+            asserted: false,
+            mode: Mode::Disabled,
+            err: None,
+            req: None,
+        }
+    }
+
+    /// Asserts INTx, or doesn't any longer. The user is signalled once, until it unmasks it.
+    pub(crate) fn assert_intx(&mut self, asserted: bool) {
+        self.asserted = asserted;
+        self.deliver_intx();
+    }
+
+    /// Sends the message of a vector, or of vector 0 if the user has enabled fewer.
+    pub(crate) fn send_msi(&mut self, vector: usize) {
+        if let Mode::Msi(vectors) = &self.mode {
+            let trigger = vectors.get(vector).or(vectors.first());
+            signal(trigger.and_then(Option::as_ref));
+        }
+    }
+
+    /// Asks the user to give the device back.
+    pub(super) fn request(&self) {
+        signal(self.req.as_ref());
+    }
+
+    fn deliver_intx(&mut self) {
+        if let Mode::IntX { trigger, masked } = &mut self.mode {
+            if self.asserted && !*masked {
+                *masked = true;
+                signal(trigger.as_ref());
+            }
+        }
+    }
+
+    /// Does what the user wants.
+    pub(super) fn set(&mut self, set: SetIrqs) -> Result {
+        match (set.index, set.action) {
+            (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_MASK) => self.mask_intx(&set, true),
+            (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_UNMASK) => self.mask_intx(&set, false),
+            (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_TRIGGER) => self.trigger_intx(set),
+            (Index::Msi, bindings::VFIO_IRQ_SET_ACTION_TRIGGER) => self.trigger_msi(set),
+            (Index::Err, bindings::VFIO_IRQ_SET_ACTION_TRIGGER) => {
+                trigger_single(&mut self.err, set)
+            }
+            (Index::Req, bindings::VFIO_IRQ_SET_ACTION_TRIGGER) => {
+                trigger_single(&mut self.req, set)
+            }
+            _ => Err(ENOTTY),
+        }
+    }
+
+    fn mask_intx(&mut self, set: &SetIrqs, mask: bool) -> Result {
+        let Mode::IntX { masked, .. } = &mut self.mode else {
+            return Err(EINVAL);
+        };
+        if set.range != (0..1) {
+            return Err(EINVAL);
+        }
+        if matches!(set.data, Data::EventFd(_)) {
+            return Err(ENOTTY);
+        }
+        if set.says(0) {
+            *masked = mask;
+            self.deliver_intx();
+        }
+        Ok(())
+    }
+
+    fn trigger_intx(&mut self, set: SetIrqs) -> Result {
+        if matches!(self.mode, Mode::IntX { .. })
+            && matches!(set.data, Data::None)
+            && set.range.is_empty()
+        {
+            self.mode = Mode::Disabled;
+            return Ok(());
+        }
+        if matches!(self.mode, Mode::Msi(_)) || set.range != (0..1) {
+            return Err(EINVAL);
+        }
+        let says = set.says(0);
+        match (&mut self.mode, set.data) {
+            (Mode::IntX { trigger, .. }, Data::EventFd(mut eventfds)) => {
+                *trigger = eventfds.pop().flatten();
+            }
+            (_, Data::EventFd(mut eventfds)) => {
+                self.mode = Mode::IntX {
+                    trigger: eventfds.pop().flatten(),
+                    masked: false,
+                };
+                self.deliver_intx();
+            }
+            (Mode::IntX { trigger, .. }, _) if says => signal(trigger.as_ref()),
+            (Mode::IntX { .. }, _) => (),
+            _ => return Err(EINVAL),
+        }
+        Ok(())
+    }
+
+    fn trigger_msi(&mut self, set: SetIrqs) -> Result {
+        if matches!(self.mode, Mode::Msi(_))
+            && matches!(set.data, Data::None)
+            && set.range.is_empty()
+        {
+            self.mode = Mode::Disabled;
+            return Ok(());
+        }
+        match &mut self.mode {
+            Mode::IntX { .. } => return Err(EINVAL),
+            Mode::Disabled => {
+                let Data::EventFd(eventfds) = set.data else {
+                    return Err(EINVAL);
+                };
+                if eventfds.is_empty() {
+                    return Err(EINVAL);
+                }
+                // As many vectors are enabled as the first call names.
+                let mut vectors = KVec::with_capacity(set.range.end, GFP_KERNEL)?;
+                for _ in 0..set.range.start {
+                    vectors.push(None, GFP_KERNEL)?;
+                }
+                for eventfd in eventfds {
+                    vectors.push(eventfd, GFP_KERNEL)?;
+                }
+                self.mode = Mode::Msi(vectors);
+            }
+            Mode::Msi(vectors) => {
+                let vectors = vectors.get_mut(set.range.clone()).ok_or(EINVAL)?;
+                for (i, trigger) in vectors.iter_mut().enumerate() {
+                    if set.says(i) {
+                        signal(trigger.as_ref());
+                    }
+                }
+                if let Data::EventFd(eventfds) = set.data {
+                    for (trigger, eventfd) in vectors.iter_mut().zip(eventfds) {
+                        *trigger = eventfd;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// TRIGGER of an index whose only interrupt is enabled and disabled by its eventfd.
+fn trigger_single(trigger: &mut Option<EventFd>, set: SetIrqs) -> Result {
+    let says = set.says(0);
+    match set.data {
+        Data::None if trigger.is_none() => return Err(EINVAL),
+        Data::None if set.range.is_empty() => *trigger = None,
+        _ if set.range.is_empty() => return Err(EINVAL),
+        Data::EventFd(mut eventfds) => *trigger = eventfds.pop().flatten(),
+        Data::None | Data::Bool(_) if says => signal(trigger.as_ref()),
+        Data::None | Data::Bool(_) => (),
+    }
+    Ok(())
+}
+
+fn signal(trigger: Option<&EventFd>) {
+    if let Some(trigger) = trigger {
+        trigger.signal();
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The generator, which writes pages on its own: see the uapi header for their order and contents.
+
+use super::{
+    engine::{write_pinned, Limits},
+    pattern::{mix, Block, STEP, WORD},
+    MdevDma,
+};
+use crate::{
+    abstractions::vfio::OpenDevice,
+    bindings::{
+        rust_mdev_dma_gen_control_RUST_MDEV_DMA_GEN_CONTINUE as CONTINUE,
+        rust_mdev_dma_gen_control_RUST_MDEV_DMA_GEN_START as START,
+        rust_mdev_dma_gen_control_RUST_MDEV_DMA_GEN_STOP as STOP, RUST_MDEV_DMA_GEN_DMA_RW,
+        RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_GEN_PINNED, RUST_MDEV_DMA_GEN_STRIDE,
+    },
+};
+use core::ops::Range;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    time::{msecs_to_jiffies, Instant, Jiffies, Monotonic, NSEC_PER_SEC},
+};
+
+const STRIDE: u64 = RUST_MDEV_DMA_GEN_STRIDE as u64;
+
+/// A window has fewer pages than this.
+const MAX_PAGES: u64 = 1 << 31;
+
+/// Pages written at once at most, while the device's lock is held.
+const SLICE: u64 = 64;
+
+/// What the generator is told to do, as the registers have it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Program {
+    pub(super) iova: u64,
+    pub(super) length: u64,
+    pub(super) seed: u64,
+    pub(super) limit: u64,
+    pub(super) rate: u32,
+    pub(super) mode: u32,
+}
+
+impl Program {
+    /// Fails as the header says START does.
+    pub(super) fn check(&self, limits: Limits) -> Result {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        const MODES: u32 =
+            RUST_MDEV_DMA_GEN_PINNED | RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN;
+
+        let whole = self.length != 0 && self.iova % PAGE == 0 && self.length % PAGE == 0;
+        if !whole || self.mode == 0 || self.mode & !MODES != 0 {
+            return Err(EINVAL);
+        }
+        self.iova.checked_add(self.length).ok_or(EOVERFLOW)?;
+        if self.length > limits.length || self.pages() >= MAX_PAGES {
+            return Err(E2BIG);
+        }
+        Ok(())
+    }
+
+    fn pages(&self) -> u64 {
+        self.length / PAGE_SIZE as u64
+    }
+
+    /// Whether so many writes are enough.
+    fn reached(&self, counter: u64) -> bool {
+        self.limit != 0 && counter >= self.limit
+    }
+
+    /// The page that is written `n`th.
+    fn page(&self, n: u64) -> Range<u64> {
+        let pages = self.pages();
+        let page = (n % pages * STRIDE + mix(self.seed) % pages) % pages;
+        let iova = self.iova + page * PAGE_SIZE as u64;
+        iova..iova + PAGE_SIZE as u64
+    }
+
+    /// The seed of what is written there.
+    fn seed(&self, n: u64) -> u64 {
+        mix(self.seed.wrapping_add(n.wrapping_add(1).wrapping_mul(STEP)))
+    }
+
+    /// How it is written: one of the bits of the mode.
+    fn way(&self, n: u64) -> u32 {
+        let ways = u64::from(self.mode.count_ones());
+        let mut mode = self.mode;
+        for _ in 0..(n % self.pages() + n / self.pages()) % ways {
+            mode &= mode - 1;
+        }
+        mode & mode.wrapping_neg()
+    }
+}
+
+/// How many pages are due.
+struct Pace {
+    since: Instant<Monotonic>,
+    written: u64,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            written: 0,
+        }
+    }
+
+    /// How many pages may be written now.
+    fn due(&mut self, rate: u32) -> u64 {
+        if rate == 0 {
+            return SLICE;
+        }
+        // What wasn't made up for in a second is forgotten; so nothing overflows.
+        let elapsed = self.since.elapsed().as_nanos().clamp(0, 2 * NSEC_PER_SEC) as u64;
+        let due = elapsed * u64::from(rate) / NSEC_PER_SEC as u64;
+        let due = due.saturating_sub(self.written);
+        if elapsed >= NSEC_PER_SEC as u64 {
+            *self = Self::new();
+        }
+        due
+    }
+
+    /// How long to wait when none is due.
+    fn interval(rate: u32) -> Jiffies {
+        msecs_to_jiffies(1000 / rate.max(1)).max(1)
+    }
+}
+
+/// The generator, running or not.
+pub(super) struct Generator {
+    /// What it does; absent while it doesn't run.
+    program: Option<Program>,
+    pace: Pace,
+    counter: u64,
+    /// Why it doesn't run: 0 or an errno.
+    status: u32,
+    /// What `vfio_dma_rw()` copies from.
+    page: KVVec<u64>,
+}
+
+impl Generator {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self {
+            program: None,
+            pace: Pace::new(),
+            counter: 0,
+            status: 0,
+            page: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL)?,
+        })
+    }
+
+    /// Stops it, and has it be as it was made.
+    pub(super) fn reset(&mut self) {
+        self.stop(Ok(()));
+        self.counter = 0;
+    }
+
+    /// What it does, unless it doesn't run.
+    pub(super) fn program(&self) -> Option<&Program> {
+        self.program.as_ref()
+    }
+
+    pub(super) fn counter(&self) -> u64 {
+        self.counter
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.status
+    }
+
+    /// Has it be as it was when a device's state was saved.
+    pub(super) fn restore(&mut self, program: Option<Program>, counter: u64, status: u32) {
+        self.program = program;
+        self.counter = counter;
+        self.status = status;
+    }
+
+    /// Does what was written to GEN_CONTROL.
+    pub(super) fn control(&mut self, control: u32, program: Program, limits: Limits) {
+        self.stop(Ok(()));
+        match control {
+            STOP => (),
+            START | CONTINUE => match program.check(limits) {
+                Ok(()) => {
+                    if control == START {
+                        self.counter = 0;
+                    }
+                    self.program = Some(program);
+                    self.start_pace();
+                }
+                Err(e) => self.stop(Err(e)),
+            },
+            _ => self.stop(Err(EOPNOTSUPP)),
+        }
+    }
+
+    /// Time counts from now on: the device begins, or goes on, to run.
+    pub(super) fn start_pace(&mut self) {
+        self.pace = Pace::new();
+    }
+
+    fn stop(&mut self, why: Result) {
+        self.program = None;
+        self.status = why.map_or_else(|e| e.to_errno().unsigned_abs(), |()| 0);
+    }
+
+    /// Writes what is due, up to a slice. Returns after how long to call this again, or nothing if
+    /// the generator has stopped.
+    pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, limits: Limits) -> Option<Jiffies> {
+        let program = self.program?;
+        let due = self.pace.due(program.rate);
+        for _ in 0..due.min(SLICE) {
+            if program.reached(self.counter) {
+                break;
+            }
+            if let Err(e) = self.write(dev, &program, limits) {
+                self.stop(Err(e));
+                return None;
+            }
+            self.counter += 1;
+            self.pace.written += 1;
+        }
+        if program.reached(self.counter) {
+            self.stop(Ok(()));
+            return None;
+        }
+        Some(match due {
+            0 => Pace::interval(program.rate),
+            _ => 0,
+        })
+    }
+
+    /// Makes the write whose turn it is.
+    fn write(&mut self, dev: &OpenDevice<MdevDma>, program: &Program, limits: Limits) -> Result {
+        let page = program.page(self.counter);
+        let seed = program.seed(self.counter);
+        match program.way(self.counter) {
+            RUST_MDEV_DMA_GEN_PINNED => write_pinned(&dev.pins(), page, seed),
+            RUST_MDEV_DMA_GEN_PIN => {
+                let mut pins = dev.pins();
+                if pins.held() >= limits.pins {
+                    return Err(ENOSPC);
+                }
+                pins.pin(page.clone())?;
+                write_pinned(&pins, page.clone(), seed)?;
+                pins.unpin(page)
+            }
+            _ => {
+                let block = Block::of(seed, page.start);
+                for (i, word) in self.page.iter_mut().enumerate() {
+                    *word = block.word(i).to_le();
+                }
+                dev.dma_write(page.start, self.page.as_bytes())
+            }
+        }
+    }
+}

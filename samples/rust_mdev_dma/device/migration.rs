@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The stream of a migration: see the uapi header for its format.
+
+use super::{
+    config_space::{self, ConfigSpace},
+    engine::{Command, Limits},
+    generator, pattern,
+    registers::{self, Registers},
+    MdevDma, State,
+};
+use crate::{
+    abstractions::vfio::{OpenDevice, PAGE_PINS},
+    bindings::{
+        rust_mdev_dma_state_section_RUST_MDEV_DMA_STATE_DEVICE as DEVICE,
+        rust_mdev_dma_state_section_RUST_MDEV_DMA_STATE_IDENTITY as IDENTITY,
+        RUST_MDEV_DMA_PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_VENDOR_ID,
+        RUST_MDEV_DMA_STATE_MAGIC as MAGIC, RUST_MDEV_DMA_STATE_VERSION,
+    },
+};
+use core::ops::Range;
+use kernel::{page::PAGE_SIZE, prelude::*};
+
+/// Bytes of a section's header, of which the last 8 are the checksum.
+const HEADER: usize = 32;
+const CHECKSUM: usize = HEADER - size_of::<u64>();
+
+/// Bytes of a run of pinned pages.
+const RUN: usize = 16;
+
+/// Bytes of the device's section without its runs, and its header.
+const FIXED: usize = config_space::SIZE + registers::FILE_SIZE + 14 * size_of::<u64>();
+
+/// Bytes of the section that says what kind of device this is.
+const IDENTITY_SIZE: usize = HEADER + 2 * size_of::<u64>();
+
+/// Bytes of a stream with so many runs of pinned pages.
+pub(super) fn size(runs: usize) -> usize {
+    (IDENTITY_SIZE + HEADER + FIXED).saturating_add(runs.saturating_mul(RUN))
+}
+
+/// What a section contains, as it is read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(len).ok_or(EINVAL)?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn flag(&mut self) -> Result<bool> {
+        match self.u64()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn end(self) -> Result {
+        self.0.is_empty().then_some(()).ok_or(EINVAL)
+    }
+
+    /// The contents of the next section, which must be of this kind.
+    fn section(&mut self, kind: u32) -> Result<Self> {
+        let header: [u8; HEADER] = self.array()?;
+        let mut fields = Reader(&header);
+        let magic = fields.u64()?;
+        let (version, found) = (fields.u32()?, fields.u32()?);
+        let (length, checksum) = (fields.u64()?, fields.u64()?);
+        if magic != MAGIC || version != RUST_MDEV_DMA_STATE_VERSION || found != kind {
+            return Err(EINVAL);
+        }
+        let contents = self.take(usize::try_from(length)?)?;
+        if checksum != pattern::checksum(&[&header[..CHECKSUM], contents]) {
+            return Err(EINVAL);
+        }
+        Ok(Reader(contents))
+    }
+}
+
+/// A section, as it is written to the end of a stream.
+struct Section<'a> {
+    stream: &'a mut KVVec<u8>,
+    start: usize,
+}
+
+impl<'a> Section<'a> {
+    fn begin(stream: &'a mut KVVec<u8>, kind: u32) -> Result<Self> {
+        let start = stream.len();
+        let mut this = Self { stream, start };
+        this.u64(MAGIC)?;
+        this.u64(u64::from(RUST_MDEV_DMA_STATE_VERSION) | u64::from(kind) << 32)?;
+        // Length and checksum follow from what comes.
+        this.u64(0)?;
+        this.u64(0)?;
+        Ok(this)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result {
+        Ok(self.stream.extend_from_slice(bytes, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    fn u64(&mut self, value: u64) -> Result {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    fn end(self) {
+        let section = &mut self.stream[self.start..];
+        let length = (section.len() - HEADER) as u64;
+        section[CHECKSUM - size_of::<u64>()..CHECKSUM].copy_from_slice(&length.to_le_bytes());
+        let checksum = pattern::checksum(&[&section[..CHECKSUM], &section[HEADER..]]);
+        section[CHECKSUM..HEADER].copy_from_slice(&checksum.to_le_bytes());
+    }
+}
+
+/// What tells one kind of device from another: both must be the same.
+fn identity() -> [u64; 2] {
+    let ids = RUST_MDEV_DMA_PCI_VENDOR_ID | RUST_MDEV_DMA_PCI_DEVICE_ID << 16;
+    [u64::from(ids), PAGE_SIZE as u64]
+}
+
+/// Writes the section that says what kind of device this is.
+pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
+    let mut section = Section::begin(stream, IDENTITY)?;
+    for value in identity() {
+        section.u64(value)?;
+    }
+    section.end();
+    Ok(())
+}
+
+/// Writes the section with the state of a device that stands still.
+pub(super) fn save(state: &State, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
+    let mut section = Section::begin(stream, DEVICE)?;
+    section.bytes(state.config_space.as_bytes())?;
+    section.bytes(state.registers.as_bytes())?;
+
+    let command = state.waiting.as_ref();
+    section.u64(command.is_some().into())?;
+    let Command {
+        op,
+        iova,
+        length,
+        seed,
+    } = command.copied().unwrap_or_default();
+    for value in [op.into(), iova, length, seed] {
+        section.u64(value)?;
+    }
+
+    let program = state.generator.program();
+    section.u64(program.is_some().into())?;
+    let program = program.copied().unwrap_or_default();
+    let status = state.generator.status();
+    for value in [
+        program.iova,
+        program.length,
+        program.seed,
+        program.limit,
+        u64::from(program.rate) | u64::from(program.mode) << 32,
+        state.generator.counter(),
+        status.into(),
+    ] {
+        section.u64(value)?;
+    }
+
+    let pins = dev.pins();
+    section.u64(pins.runs().count() as u64)?;
+    for (range, count) in pins.runs() {
+        let pages = (range.end - range.start) / PAGE_SIZE as u64;
+        section.u64(range.start)?;
+        section.u64(pages | u64::from(count) << 32)?;
+    }
+    section.end();
+    Ok(())
+}
+
+/// The state of a device, as it comes from a stream. Everything was checked, but whether its pins
+/// can be taken.
+pub(super) struct Saved<'a> {
+    config_space: ConfigSpace,
+    registers: Registers,
+    waiting: Option<Command>,
+    program: Option<generator::Program>,
+    counter: u64,
+    status: u32,
+    runs: Reader<'a>,
+}
+
+impl<'a> Saved<'a> {
+    /// Reads a whole stream.
+    pub(super) fn new(stream: &'a [u8], limits: Limits) -> Result<Self> {
+        let mut stream = Reader(stream);
+        let mut section = stream.section(IDENTITY)?;
+        for value in identity() {
+            if section.u64()? != value {
+                return Err(EINVAL);
+            }
+        }
+        section.end()?;
+
+        let mut section = stream.section(DEVICE)?;
+        stream.end()?;
+        let config_space = ConfigSpace::from_bytes(&section.array()?);
+        let registers = section.array()?;
+        let waiting = section.flag()?;
+        let command = Command {
+            op: section.u64()?.try_into()?,
+            iova: section.u64()?,
+            length: section.u64()?,
+            seed: section.u64()?,
+        };
+        let waiting = waiting.then_some(command);
+
+        let running = section.flag()?;
+        let program = generator::Program {
+            iova: section.u64()?,
+            length: section.u64()?,
+            seed: section.u64()?,
+            limit: section.u64()?,
+            rate: section.u32()?,
+            mode: section.u32()?,
+        };
+        let program = running.then_some(program);
+        if let Some(program) = &program {
+            program.check(limits)?;
+        }
+        let (counter, status) = (section.u64()?, section.u64()?.try_into()?);
+
+        let runs = section.u64()?;
+        if usize::try_from(runs)?.checked_mul(RUN) != Some(section.0.len()) {
+            return Err(EINVAL);
+        }
+        let saved = Self {
+            config_space,
+            registers: Registers::from_bytes(&registers, limits, waiting.is_some())?,
+            waiting,
+            program,
+            counter,
+            status,
+            runs: section,
+        };
+        for run in saved.runs() {
+            run?;
+        }
+        Ok(saved)
+    }
+
+    /// The runs of pinned pages, and how often they are pinned.
+    fn runs(&self) -> impl Iterator<Item = Result<(Range<u64>, u32)>> + '_ {
+        self.runs.0.chunks(RUN).map(|run| {
+            let mut run = Reader(run);
+            let (iova, pages, count) = (run.u64()?, run.u32()?, run.u32()?);
+            let length = u64::from(pages) * PAGE_SIZE as u64;
+            let end = iova.checked_add(length).ok_or(EINVAL)?;
+            let valid = iova % PAGE_SIZE as u64 == 0
+                && length != 0
+                && (1..=u32::from(PAGE_PINS)).contains(&count);
+            valid.then_some((iova..end, count)).ok_or(EINVAL)
+        })
+    }
+
+    /// Takes the pins, and makes this the state of a device that stands still and has no pins. If
+    /// that fails, it has none still.
+    pub(super) fn restore(self, state: &mut State, dev: &OpenDevice<MdevDma>) -> Result {
+        let mut pins = dev.pins();
+        for run in self.runs() {
+            let (range, count) = run?;
+            for _ in 0..count {
+                let pages = (range.end - range.start) / PAGE_SIZE as u64;
+                let taken = if pages > state.limits.pins.saturating_sub(pins.held()) {
+                    Err(ENOSPC)
+                } else {
+                    pins.pin(range.clone())
+                };
+                if let Err(e) = taken {
+                    pins.unpin_all();
+                    return Err(e);
+                }
+            }
+        }
+        drop(pins);
+
+        state.config_space = self.config_space;
+        state.registers = self.registers;
+        state.waiting = self.waiting;
+        state
+            .generator
+            .restore(self.program, self.counter, self.status);
+        state.show_generator();
+        Ok(())
+    }
+}
