@@ -23,6 +23,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 use uuid::Uuid;
@@ -163,11 +164,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let planned = jobs.len();
     let mut report = Report::begin(io::stdout(), planned)?;
     for job in jobs {
-        let verdict = watch(arguments, &job, &mut report)?;
-        if stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let Some((verdict, hung)) = watch(arguments, &job, &mut report, &stop)? else { break };
+        report.result(&job.name(), &verdict)?;
+        if hung {
+            report.comment("what hangs has the devices: no more is tried")?;
             break;
         }
-        report.result(&job.name(), &verdict)?;
     }
     let totals = report.end()?;
     Ok(if totals.pass == planned { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -185,22 +187,30 @@ fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
     Ok(vec![Job::Seed(seed.into())])
 }
 
-/// Has a worker do a job, and says what came of it.
-fn watch(arguments: &Arguments, job: &Job, report: &mut Report<io::Stdout>) -> Result<Verdict> {
+/// Has a worker do a job. Says what came of it, and whether it hangs; nothing if it was stopped.
+fn watch(
+    arguments: &Arguments,
+    job: &Job,
+    report: &mut Report<io::Stdout>,
+    stop: &AtomicBool,
+) -> Result<Option<(Verdict, bool)>> {
     let mut worker = Worker::start(arguments.for_worker(job))?;
     let mut running = String::new();
     loop {
         match worker.next(LIMIT)? {
             Event::Message(Message::Sequence(program)) => running = program,
             Event::Message(Message::Note(text)) => report.comment(&text)?,
-            Event::Message(Message::Passed) => return Ok(Verdict::Pass),
+            Event::Message(Message::Passed) => return Ok(Some((Verdict::Pass, false))),
             Event::Message(Message::Failed { what, program }) => {
-                return failed(arguments, job, &what, &program);
+                return Ok(Some((failed(arguments, job, &what, &program)?, false)));
             }
-            Event::Hung(what) => return failed(arguments, job, &what, &running),
+            Event::Hung(what) => {
+                return Ok(Some((failed(arguments, job, &what, &running)?, true)));
+            }
+            Event::Ended(_) if stop.load(Relaxed) => return Ok(None),
             Event::Ended(status) => {
                 let what = format!("the process that did it ended, {status}");
-                return failed(arguments, job, &what, &running);
+                return Ok(Some((failed(arguments, job, &what, &running)?, false)));
             }
         }
     }
@@ -220,7 +230,9 @@ fn failed(arguments: &Arguments, job: &Job, what: &str, program: &str) -> Result
 
 fn work(arguments: &Arguments) -> Result<ExitCode> {
     worker::begin()?;
-    let mut search = Search::new(arguments.device, arguments.avoided(), arguments.length as usize)?;
+    let stop = signals::stop_on_signals()?;
+    let (avoided, length) = (arguments.avoided(), arguments.length as usize);
+    let mut search = Search::new(arguments.device, avoided, length, stop)?;
     let found = match (&arguments.replay[..], &arguments.seed[..]) {
         ([file], []) => search.replay(&read_program(file)?)?,
         ([], &[seed]) => {

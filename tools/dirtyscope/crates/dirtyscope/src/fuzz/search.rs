@@ -13,14 +13,17 @@ use crate::{
     },
     worker,
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    sync::{Mutex, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -51,14 +54,21 @@ pub struct Search {
     avoided: Vec<&'static Known>,
     length: usize,
     progress: Progress,
+    stop: Arc<AtomicBool>,
 }
 
 impl Search {
-    /// With the user's device, if there is one. Sequences have no more than `length` operations.
-    pub fn new(device: Option<Uuid>, avoided: Vec<&'static Known>, length: usize) -> Result<Self> {
+    /// With the user's device, if there is one. Sequences have no more than `length` operations. It
+    /// ends early when `stop` is set.
+    pub fn new(
+        device: Option<Uuid>,
+        avoided: Vec<&'static Known>,
+        length: usize,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self> {
         let devices = Mutex::new(Devices::new(device)?);
         let contract = Testbed::new(&Context::quiet(&devices))?.contract().clone();
-        Ok(Self { devices, contract, avoided, length, progress: Progress::new() })
+        Ok(Self { devices, contract, avoided, length, progress: Progress::new(), stop })
     }
 
     /// Does so many operations, or goes on for so long. Returns the shortest program that fails, if
@@ -98,6 +108,7 @@ impl Search {
     /// Does a program, on a new container with two groups and the first of their devices open. At the
     /// end all that is dirty is read, and everything is compared.
     fn attempt(&mut self, program: &[Op]) -> Result<Result<(), Failed>> {
+        ensure!(!self.stop.load(Relaxed), "stopped");
         worker::send(&Message::Sequence(program::text(program)))?;
         let context = Context::quiet(&self.devices);
         let result = program::run(&context, program)?;
