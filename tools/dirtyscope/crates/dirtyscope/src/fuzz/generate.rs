@@ -66,11 +66,11 @@ fn operation(contract: &Contract) -> BoxedStrategy<Op> {
         (3, process_op(&mappings)),
         (1, Just(Op::Check).boxed()),
     ]);
-    // Some commands in a kernel thread.
-    (any, 0..4u32)
-        .prop_map(|(mut next, quarter)| {
+    // Some commands are run by a kernel thread.
+    (any, 0..8u32)
+        .prop_map(|(mut next, eighth)| {
             if let Op::Command { op, .. } = &mut next {
-                *op |= if quarter == 3 { BACKGROUND } else { 0 };
+                *op |= if eighth == 7 { BACKGROUND } else { 0 };
             }
             next
         })
