@@ -119,8 +119,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result;
 
     /// Takes over a state, as [`Self::save_identity`] and [`Self::save`] wrote it. The device is
-    /// stopped, and stays so. If this fails, it is as after a reset but for that; `EINVAL` if it is
-    /// because of the stream.
+    /// stopped, and stays so. If this fails, it is as after a reset but for that. Fails with `EINVAL`
+    /// if the stream isn't such a state, and otherwise with why this device can't take it over.
     fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result;
 
     /// Bytes that [`Self::save_identity`] and [`Self::save`] would write now.

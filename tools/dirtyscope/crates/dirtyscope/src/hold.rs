@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `dirtyscope hold`: a process with pinned pages, for a scenario to kill.
+//! `dirtyscope hold`: a process with pinned pages that a device writes to, for a scenario to kill.
 
 use anyhow::Result;
-use mdev_dma::{MdevDma, sysfs::Mdev};
+use mdev_dma::{
+    MdevDma, Program,
+    sysfs::Mdev,
+    uapi::{RUST_MDEV_DMA_GEN_DMA_RW, RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_GEN_PINNED},
+};
 use std::{
     io::{Read, stdin},
     process::ExitCode,
@@ -15,7 +19,7 @@ use vfio_client::{
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
-/// Pin pages, say so, and wait for the end of the input
+/// Pin pages, have the device write to them, say so, and wait for the end of the input
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The mediated device to pin them with
@@ -35,7 +39,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     container.map(&MapArgs { memory: &memory, offset: 0, iova: 0, size, flags, argsz: None })?;
     container.dirty_start()?;
     let outcome = device.pin(0, size)?;
-    println!("{} {}", outcome.status, device.pins()?);
+    let pins = device.pins()?;
+    let mode = RUST_MDEV_DMA_GEN_PINNED | RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN;
+    device.start_generator(&Program { iova: 0, length: size, seed: 1, limit: 0, rate: 0, mode })?;
+    println!("{} {pins}", outcome.status);
     stdin().read_to_end(&mut Vec::new())?;
     Ok(ExitCode::SUCCESS)
 }

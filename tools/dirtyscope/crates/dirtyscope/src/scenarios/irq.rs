@@ -68,7 +68,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: reset,
     },
     Scenario { name: "irq/close", about: "closing gives back the eventfds", run: close },
-    Scenario { name: "irq/request", about: "removing an open device signals REQ", run: request },
+    Scenario {
+        name: "irq/request",
+        about: "removing a device that is open, and writes, signals REQ and waits until it is closed",
+        run: request,
+    },
     Scenario {
         name: "irq/bad-set",
         about: "SET_IRQS that make no sense fail as vfio-pci's do, and change nothing",
@@ -128,9 +132,7 @@ impl Irqs {
 
     /// Has the generator stop by itself.
     fn generator(&self) -> Result<()> {
-        let program =
-            Program { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode: DMA_RW };
-        self.rig.device().start_generator(&program)?;
+        self.rig.device().start_generator(&program())?;
         self.rig.wait_for_generator().map(drop)
     }
 
@@ -146,6 +148,11 @@ impl Irqs {
         self.rig.device().device().read_at(self.config + 6, &mut bytes)?;
         Ok(u16::from_le_bytes(bytes) & 0x8 != 0)
     }
+}
+
+/// One write to page 0.
+fn program() -> Program {
+    Program { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode: DMA_RW }
 }
 
 type Call = Result<Result<(), Errno>>;
@@ -355,9 +362,12 @@ fn request(context: &Context<'_>) -> Result<()> {
         data: IrqData::EventFd(&fds),
         argsz: None,
     })?;
+    rig.map(0..1)?;
+    rig.device().start_generator(&Program { limit: 0, ..program() })?;
     let removal = thread::spawn(move || mdev.remove());
     let signals = eventfd.wait(LONG)?;
     ensure!(signals > 0, "REQ wasn't signalled");
+    rig.wait_for_writes(100)?;
     ensure!(!removal.is_finished(), "it was removed while it was open");
     drop(rig);
     removal.join().ok().context("the thread panicked")??;

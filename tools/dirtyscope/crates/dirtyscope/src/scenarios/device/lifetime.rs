@@ -42,7 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "device/process-killed",
-        about: "a process killed with pins leaves nothing behind",
+        about: "a process killed with pins, and a generator that runs, leaves nothing behind",
         run: process_killed,
     },
 ];
