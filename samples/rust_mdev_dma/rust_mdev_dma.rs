@@ -27,6 +27,8 @@ module! {
     authors: ["rust-mdev-dma developers"],
     description: "Rust mediated device sample that does DMA on command",
     license: "GPL",
+    // Where `iova_bitmap_set()` is.
+    imports_ns: ["IOMMUFD"],
     params: {
         max_instances: u32 {
             default: 16,
@@ -52,10 +54,18 @@ struct MdevDriver;
 impl mdev::Driver for MdevDriver {
     const NAME: &'static CStr = NAME;
     const DEVICE_API: &'static CStr = c"vfio-pci";
-    const TYPES: &'static [mdev::Type] = &[mdev::Type {
-        sysfs_name: c"dma",
-        pretty_name: c"DMA on command",
-    }];
+    const TYPES: &'static [mdev::Type] = &[
+        mdev::Type {
+            sysfs_name: c"dma",
+            pretty_name: c"DMA on command",
+            dma_logging: false,
+        },
+        mdev::Type {
+            sysfs_name: c"dma-log",
+            pretty_name: c"DMA on command, with a log of it",
+            dma_logging: true,
+        },
+    ];
 
     type Operations = MdevDma;
 }

@@ -15,9 +15,13 @@
 /* Identity. No vendor id is registered for samples; QEMU's edu uses this one. */
 #define RUST_MDEV_DMA_PCI_VENDOR_ID	0x1234
 #define RUST_MDEV_DMA_PCI_DEVICE_ID	0x4d44
-/* Module, mdev driver and parent device; the mdev type is NAME "-dma". */
+/*
+ * Module, mdev driver and parent device. The mdev type is NAME "-" TYPE; TYPE_LOG
+ * is the same with DMA logging, and only there where the kernel can serve that.
+ */
 #define RUST_MDEV_DMA_NAME		"rust_mdev_dma"
 #define RUST_MDEV_DMA_TYPE		"dma"
+#define RUST_MDEV_DMA_TYPE_LOG		"dma-log"
 
 /*
  * A region of the device file: its index lives in the offset's upper bits, as

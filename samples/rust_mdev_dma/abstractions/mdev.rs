@@ -26,6 +26,16 @@ pub(crate) struct Type {
     pub(crate) sysfs_name: &'static CStr,
     /// What the type's `name` attribute says.
     pub(crate) pretty_name: &'static CStr,
+    /// Whether devices of this type offer DMA logging. Where the kernel can't serve that, there is no
+    /// such type.
+    pub(crate) dma_logging: bool,
+}
+
+/// The types of `T` that this kernel can serve.
+fn offered<T: Driver>() -> impl Iterator<Item = &'static Type> {
+    T::TYPES
+        .iter()
+        .filter(|t| !t.dma_logging || vfio::logging::AVAILABLE)
 }
 
 /// A driver of mediated devices.
@@ -137,7 +147,7 @@ impl<T: Driver> Registration<T> {
 
     fn types() -> Result<KVec<Opaque<bindings::mdev_type>>> {
         let mut types = KVec::with_capacity(T::TYPES.len(), GFP_KERNEL)?;
-        for t in T::TYPES {
+        for t in offered::<T>() {
             let mut raw: bindings::mdev_type = pin_init::zeroed();
             raw.sysfs_name = t.sysfs_name.as_char_ptr();
             raw.pretty_name = t.pretty_name.as_char_ptr();
@@ -152,10 +162,14 @@ impl<T: Driver> Registration<T> {
     unsafe extern "C" fn probe_callback(mdev: *mut bindings::mdev_device) -> c_int {
         // SAFETY: The mdev core passes a valid device.
         let dev = unsafe { &raw mut (*mdev).dev };
+        // SAFETY: As above, and a device has one of the types that were registered.
+        let name = unsafe { (*(*mdev).type_).sysfs_name };
+        let made_as = offered::<T>().find(|t| t.sysfs_name.as_char_ptr() == name);
 
         from_result(|| {
+            let dma_logging = made_as.ok_or(EINVAL)?.dma_logging;
             // SAFETY: `dev` stays bound until `remove_callback` returns, which drops this.
-            let vfio = unsafe { vfio::Registration::<T::Operations>::new(dev)? };
+            let vfio = unsafe { vfio::Registration::<T::Operations>::new(dev, dma_logging)? };
             let vfio = KBox::new(vfio, GFP_KERNEL)?;
             // SAFETY: `dev` is valid, and the driver data of a device that is being bound is its
             // driver's to set.

@@ -30,11 +30,13 @@ use kernel::{
 };
 
 mod irq;
+pub(crate) mod logging;
 mod migration;
 mod pins;
 mod work;
 
 use irq::{Interrupts, SetIrqs};
+use logging::Logging;
 use migration::Migration;
 use pins::PinTable;
 pub(crate) use pins::{PageMemory, BLOCK_PAGES, PAGE_PINS};
@@ -189,6 +191,11 @@ struct Base<T: Operations> {
     interrupts: Mutex<Interrupts>,
     /// # Locking
     ///
+    /// Taken last, as `interrupts` is.
+    #[pin]
+    logging: Mutex<Logging>,
+    /// # Locking
+    ///
     /// Taken first, in system calls that change what state the device is in as a whole: it makes
     /// them exclude each other. Held while these wait for [`Operations::work`], so never taken there;
     /// nor in `dma_unmap`.
@@ -265,6 +272,10 @@ impl<T: Operations> OpenDevice<T> {
         self.0.base.interrupts.lock()
     }
 
+    fn logging(&self) -> MutexGuard<'_, Logging> {
+        self.0.base.logging.lock()
+    }
+
     fn migration(&self) -> MutexGuard<'_, Migration> {
         self.0.base.migration.lock()
     }
@@ -298,7 +309,11 @@ impl<T: Operations> OpenDevice<T> {
     /// the process has no memory there. What was written before the part that failed isn't known.
     pub(crate) fn dma_write(&self, iova: u64, data: &[u8]) -> Result {
         // SAFETY: `vfio_dma_rw()` doesn't write to the buffer of a write.
-        unsafe { self.dma_rw(iova, data.as_ptr().cast_mut(), data.len(), true) }
+        let done = unsafe { self.dma_rw(iova, data.as_ptr().cast_mut(), data.len(), true) };
+        // Even if it failed, part of it may have been written.
+        let end = iova.saturating_add(data.len() as u64);
+        self.logging().written(&(iova..end));
+        done
     }
 
     /// Reads the user's memory at `iova` into `data`.
@@ -379,6 +394,18 @@ impl<T: Operations> Pins<'_, T> {
     ) -> Result {
         self.table.access(range, f)
     }
+
+    /// As [`Self::access`], for `f` to write all of `range`.
+    #[inline]
+    pub(crate) fn access_to_write(
+        &self,
+        range: Range<u64>,
+        f: impl FnMut(u64, Range<usize>, &PageMemory<'_>),
+    ) -> Result {
+        self.table.access(range.clone(), f)?;
+        self.dev.logging().written(&range);
+        Ok(())
+    }
 }
 
 /// The registration of a VFIO device, for the abstraction of the bus that the device is on.
@@ -394,13 +421,14 @@ pub(super) struct Registration<T: Operations>(NonNull<Device<T>>);
 unsafe impl<T: Operations> Send for Registration<T> {}
 
 impl<T: Operations> Registration<T> {
-    /// Makes a VFIO device of `parent`, which the user may open from now on.
+    /// Makes a VFIO device of `parent`, which the user may open from now on. It offers DMA logging if
+    /// `dma_logging` is set, which [`logging::AVAILABLE`] must allow.
     ///
     /// # Safety
     ///
     /// `parent` is valid and bound to a driver, whose owner is the module that `T` is in, and stays
     /// so until the registration was dropped.
-    pub(super) unsafe fn new(parent: *mut bindings::device) -> Result<Self> {
+    pub(super) unsafe fn new(parent: *mut bindings::device, dma_logging: bool) -> Result<Self> {
         const {
             assert!(core::mem::offset_of!(Device<T>, vdev) == 0);
             assert!(align_of::<Device<T>>() <= align_of::<u64>());
@@ -412,6 +440,11 @@ impl<T: Operations> Registration<T> {
         let vdev = from_err_ptr(unsafe {
             bindings::_vfio_alloc_device(size_of::<Device<T>>(), parent, &VTable::<T>::VTABLE)
         })?;
+
+        if dma_logging && logging::AVAILABLE {
+            // SAFETY: The device was just made, and is not registered yet.
+            unsafe { (*vdev).log_ops = &logging::VTable::<T>::VTABLE };
+        }
 
         // SAFETY: The device was just made, and is not registered yet.
         if let Err(e) = to_result(unsafe { bindings::vfio_register_emulated_iommu_dev(vdev) }) {
@@ -475,6 +508,7 @@ impl<T: Operations> VTable<T> {
         let base = pin_init!(Base {
             pins <- new_mutex!(PinTable::new(), "vfio::Base::pins"),
             interrupts <- new_mutex!(Interrupts::new(), "vfio::Base::interrupts"),
+            logging <- new_mutex!(Logging::new(), "vfio::Base::logging"),
             migration <- new_mutex!(Migration::new(), "vfio::Base::migration"),
             // SAFETY: This is the worker of the `base` of `dev`.
             worker <- unsafe { Worker::new(dev) },
@@ -544,6 +578,7 @@ impl<T: Operations> VTable<T> {
         unsafe { (*dev.0.state.get()).assume_init_drop() };
         dev.pins().unpin_all();
         *dev.interrupts() = Interrupts::new();
+        *dev.logging() = Logging::new();
     }
 
     /// # Safety

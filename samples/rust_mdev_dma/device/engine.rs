@@ -224,7 +224,7 @@ fn pages(bytes: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
 
 /// Writes the pattern of `seed` through pinned pages.
 pub(super) fn write_pinned(pins: &Pins<'_, MdevDma>, range: Range<u64>, seed: u64) -> Result {
-    pins.access(range, |page, bytes, memory| {
+    pins.access_to_write(range, |page, bytes, memory| {
         write_page(memory, bytes, Block::of(seed, page));
     })
 }

@@ -37,6 +37,14 @@ impl MdevType {
         Err(Error::NoDriver(prefix))
     }
 
+    /// Finds the type of this name, such as `dma-log`, if the driver offers it.
+    pub fn named(name: &str) -> Result<Option<Self>> {
+        let path = Self::find()?.path;
+        let folder = format!("{}-{name}", str_of(uapi::RUST_MDEV_DMA_NAME));
+        let path = path.with_file_name(folder);
+        Ok(path.exists().then_some(Self { path }))
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path

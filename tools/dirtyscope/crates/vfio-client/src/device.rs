@@ -96,6 +96,27 @@ impl Device {
         self.ask("VFIO_DEVICE_FEATURE", sys::DEVICE_FEATURE, argsz, feature).map(drop)
     }
 
+    /// `VFIO_DEVICE_FEATURE` with data. Returns what the kernel made of it.
+    ///
+    /// # Safety
+    ///
+    /// The data is of the type that belongs to the feature in `flags`, and what pointers in it point
+    /// to is valid for what the kernel does with it.
+    pub(crate) unsafe fn feature_with<T>(&self, flags: u32, data: T) -> Result<T> {
+        #[repr(C)]
+        struct Feature<T> {
+            argsz: u32,
+            flags: u32,
+            data: T,
+        }
+
+        let argsz = size_of::<Feature<T>>() as u32;
+        let mut feature = Feature { argsz, flags, data };
+        // SAFETY: As the caller promises.
+        unsafe { self.ioctl("VFIO_DEVICE_FEATURE", sys::DEVICE_FEATURE, &mut feature) }?;
+        Ok(feature.data)
+    }
+
     /// `VFIO_DEVICE_RESET`
     pub fn reset(&self) -> Result<()> {
         self.ask_null("VFIO_DEVICE_RESET", sys::DEVICE_RESET)

@@ -27,6 +27,7 @@ mod error;
 mod fork;
 mod group;
 mod irq;
+mod logging;
 mod memory;
 mod migration;
 mod sys;

@@ -162,19 +162,7 @@ impl Device {
     }
 
     fn migration_feature<T>(&self, flags: u32, data: T) -> Result<T> {
-        let argsz = size_of::<Feature<T>>() as u32;
-        let mut feature = Feature { argsz, flags, data };
-        // SAFETY: The kernel reads and fills in the data that belongs to the feature, as the callers
-        // pass it; it has no pointers.
-        unsafe { self.ioctl("VFIO_DEVICE_FEATURE", sys::DEVICE_FEATURE, &mut feature) }?;
-        Ok(feature.data)
+        // SAFETY: The callers pass the data that belongs to the feature; it has no pointers.
+        unsafe { self.feature_with(flags, data) }
     }
-}
-
-/// `struct vfio_device_feature`, with its data.
-#[repr(C)]
-struct Feature<T> {
-    argsz: u32,
-    flags: u32,
-    data: T,
 }

@@ -11,6 +11,7 @@ mod device;
 mod dirty;
 mod generator;
 mod irq;
+mod logging;
 mod map;
 mod mdev;
 mod memory;
@@ -76,6 +77,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         background::SCENARIOS,
         generator::SCENARIOS,
         migration::SCENARIOS,
+        logging::SCENARIOS,
         mdev::SCENARIOS,
         defect::SCENARIOS,
         module::SCENARIOS,

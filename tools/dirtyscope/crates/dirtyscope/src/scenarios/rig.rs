@@ -6,7 +6,7 @@ use super::Context;
 use crate::testbed::{PAGE, at, same};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Bitmap, BitmapBuffer};
-use mdev_dma::{IN_PROGRESS, MdevDma, Outcome, Program, Progress, pattern};
+use mdev_dma::{IN_PROGRESS, MdevDma, Outcome, Program, Progress, pattern, sysfs::Mdev};
 use std::{
     collections::BTreeMap,
     ops::Range,
@@ -41,7 +41,12 @@ impl Rig {
 
     /// With the context's `device`th device, and so many pages.
     pub fn without_mapping(context: &Context<'_>, device: usize, pages: u64) -> Result<Self> {
-        let node = context.device(device)?.node()?;
+        Self::on(context.device(device)?, pages)
+    }
+
+    /// With a device, and so many pages.
+    pub fn on(mdev: Mdev, pages: u64) -> Result<Self> {
+        let node = mdev.node()?;
         let container = Container::new(Group::open(&node)?)?;
         let device = Some(MdevDma::open(&container, &node)?);
         let memory = Arc::new(Memory::new((pages * PAGE) as usize)?);

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DMA logging: `VFIO_DEVICE_FEATURE_DMA_LOGGING_*`, a device's own account of what it writes.
+//!
+//! VFIO reports what is logged through an `iova_bitmap`, which there is with
+//! `CONFIG_IOMMUFD_DRIVER` only. Without it, the user could start to log, and never get a report.
+
+use super::{Device, OpenDevice, Operations};
+use crate::bindings;
+use core::{marker::PhantomData, ops::Range};
+use kernel::{
+    error::from_result,
+    page::PAGE_SIZE,
+    prelude::*,
+    rbtree::{RBTree, RBTreeNode},
+};
+
+/// Whether this kernel can serve devices that log.
+pub(crate) const AVAILABLE: bool = cfg!(CONFIG_IOMMUFD_DRIVER);
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// Bytes of IOVA that a word of the log has bits for, one for each page.
+const BLOCK: u64 = u64::BITS as u64 * PAGE;
+
+/// What a device has written, of the ranges that the user wants to know of.
+///
+/// # Invariants
+///
+/// Words are keyed by the first IOVA they have a bit for, a multiple of [`BLOCK`]; none is 0.
+struct Log {
+    ranges: KVec<Range<u64>>,
+    words: RBTree<u64, u64>,
+    /// Something could not be entered, for want of memory: everything counts as written.
+    incomplete: bool,
+}
+
+impl Log {
+    fn new(ranges: KVec<Range<u64>>) -> Self {
+        Self {
+            ranges,
+            words: RBTree::new(),
+            incomplete: false,
+        }
+    }
+
+    /// Enters the pages that `range` touches, as far as they are of interest.
+    fn add(&mut self, range: &Range<u64>) {
+        for i in 0..self.ranges.len() {
+            let wanted = &self.ranges[i];
+            let (start, end) = (range.start.max(wanted.start), range.end.min(wanted.end));
+            let mut next = start & !(BLOCK - 1);
+            while next < end {
+                let bits = bits(next, &(start..end));
+                match self.words.get_mut(&next) {
+                    Some(word) => *word |= bits,
+                    None => match RBTreeNode::new(next, bits, GFP_KERNEL) {
+                        Ok(node) => drop(self.words.insert(node)),
+                        Err(_) => self.incomplete = true,
+                    },
+                }
+                next += BLOCK;
+            }
+        }
+    }
+
+    /// Calls `f` with each page of `range` that was written, and forgets that it was.
+    fn take(&mut self, range: &Range<u64>, mut f: impl FnMut(Range<u64>)) {
+        if self.incomplete {
+            return f(range.clone());
+        }
+        let first = range.start & !(BLOCK - 1);
+        let mut cursor = self.words.cursor_lower_bound_mut(&first);
+        while let Some(mut at) = cursor {
+            let (&block, word) = at.current_mut();
+            if block >= range.end {
+                break;
+            }
+            let taken = *word & bits(block, range);
+            *word &= !taken;
+            for page in (0..u64::from(u64::BITS)).filter(|page| taken >> page & 1 != 0) {
+                let iova = block + page * PAGE;
+                f(iova..iova + PAGE);
+            }
+            cursor = if *word == 0 {
+                at.remove_current().0
+            } else {
+                at.move_next()
+            };
+        }
+    }
+}
+
+/// The bits of the word of `block` for the pages that `range` touches.
+fn bits(block: u64, range: &Range<u64>) -> u64 {
+    let page = |at: u64| at.saturating_sub(block).min(BLOCK).div_ceil(PAGE);
+    let first = range.start.saturating_sub(block).min(BLOCK) / PAGE;
+    match page(range.end).saturating_sub(first) {
+        0 => 0,
+        pages => u64::MAX >> (u64::from(u64::BITS) - pages) << first,
+    }
+}
+
+/// A device's log, while the user wants it to have one.
+pub(super) struct Logging(Option<Log>);
+
+impl Logging {
+    pub(super) fn new() -> Self {
+        Self(None)
+    }
+
+    /// Notes that `range` was written: after it was, or whoever takes what is logged in between
+    /// would copy what was there before, and forget it.
+    pub(super) fn written(&mut self, range: &Range<u64>) {
+        if let Some(log) = &mut self.0 {
+            log.add(range);
+        }
+    }
+
+    fn start(&mut self, ranges: KVec<Range<u64>>) -> Result {
+        if self.0.is_some() {
+            return Err(EINVAL);
+        }
+        self.0 = Some(Log::new(ranges));
+        Ok(())
+    }
+}
+
+/// The C callbacks of a driver.
+pub(super) struct VTable<T: Operations>(PhantomData<T>);
+
+impl<T: Operations> VTable<T> {
+    pub(super) const VTABLE: bindings::vfio_log_ops = bindings::vfio_log_ops {
+        log_start: Some(Self::start_callback),
+        log_stop: Some(Self::stop_callback),
+        log_read_and_clear: Some(Self::read_and_clear_callback),
+    };
+
+    /// # Safety
+    ///
+    /// `vdev` is embedded in a `Device<T>` that is open for `'a`.
+    unsafe fn dev<'a>(vdev: *mut bindings::vfio_device) -> &'a OpenDevice<T> {
+        // SAFETY: As the caller promises.
+        unsafe { Device::<T>::open_from_raw(vdev) }
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with an open device, a tree of `nnodes` ranges, and a page size that may
+    /// be written.
+    unsafe extern "C" fn start_callback(
+        vdev: *mut bindings::vfio_device,
+        tree: *mut bindings::rb_root_cached,
+        nnodes: u32,
+        page_size: *mut u64,
+    ) -> c_int {
+        // SAFETY: The device is open, as long as this callback runs.
+        let dev = unsafe { Self::dev(vdev) };
+
+        from_result(|| {
+            let mut ranges = KVec::with_capacity(nnodes as usize, GFP_KERNEL)?;
+            // SAFETY: VFIO passes a valid tree, which nobody changes meanwhile.
+            let mut node = unsafe { bindings::interval_tree_iter_first(tree, 0, usize::MAX) };
+            while !node.is_null() {
+                // SAFETY: The node is one of the tree.
+                let (start, last) = unsafe { ((*node).start as u64, (*node).last as u64) };
+                ranges.push(start..last.saturating_add(1), GFP_KERNEL)?;
+                // SAFETY: As above.
+                node = unsafe { bindings::interval_tree_iter_next(node, 0, usize::MAX) };
+            }
+            dev.logging().start(ranges)?;
+            // SAFETY: VFIO passes a valid pointer.
+            unsafe { *page_size = PAGE };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with an open device.
+    unsafe extern "C" fn stop_callback(vdev: *mut bindings::vfio_device) -> c_int {
+        // SAFETY: The device is open, as long as this callback runs.
+        *unsafe { Self::dev(vdev) }.logging() = Logging::new();
+        0
+    }
+
+    /// # Safety
+    ///
+    /// Called by VFIO only, with an open device and a bitmap that has bits for the range.
+    unsafe extern "C" fn read_and_clear_callback(
+        vdev: *mut bindings::vfio_device,
+        iova: c_ulong,
+        length: c_ulong,
+        dirty: *mut bindings::iova_bitmap,
+    ) -> c_int {
+        // SAFETY: The device is open, as long as this callback runs.
+        let dev = unsafe { Self::dev(vdev) };
+        let range = iova as u64..(iova as u64).saturating_add(length as u64);
+
+        from_result(|| {
+            let mut logging = dev.logging();
+            let log = logging.0.as_mut().ok_or(EINVAL)?;
+            log.take(&range, |pages| {
+                let start = pages.start.max(range.start);
+                let length = pages.end.min(range.end) - start;
+                // SAFETY: VFIO passes a valid bitmap, and the range lies in that which it has bits
+                // for.
+                unsafe { set_dirty(dirty, start as usize, length as usize) };
+            });
+            Ok(0)
+        })
+    }
+}
+
+/// # Safety
+///
+/// `dirty` is a valid bitmap that has bits for `length` bytes at `iova`.
+#[cfg(CONFIG_IOMMUFD_DRIVER)]
+unsafe fn set_dirty(dirty: *mut bindings::iova_bitmap, iova: usize, length: usize) {
+    // SAFETY: As the caller promises.
+    unsafe { bindings::iova_bitmap_set(dirty, iova, length) };
+}
+
+/// Does nothing: without `CONFIG_IOMMUFD_DRIVER` there is no bitmap to be called with.
+///
+/// # Safety
+///
+/// None; it is as its sibling.
+#[cfg(not(CONFIG_IOMMUFD_DRIVER))]
+unsafe fn set_dirty(_dirty: *mut bindings::iova_bitmap, _iova: usize, _length: usize) {}
