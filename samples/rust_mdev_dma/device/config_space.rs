@@ -9,10 +9,10 @@ use crate::bindings::{
 use kernel::bindings::{
     PCI_BASE_ADDRESS_0, PCI_CAPABILITY_LIST, PCI_CAP_ID_MSI, PCI_CLASS_DEVICE,
     PCI_CLASS_SYSTEM_OTHER, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, PCI_COMMAND_MASTER,
-    PCI_COMMAND_MEMORY, PCI_DEVICE_ID, PCI_INTERRUPT_LINE, PCI_INTERRUPT_PIN, PCI_MSI_ADDRESS_HI,
-    PCI_MSI_ADDRESS_LO, PCI_MSI_DATA_64, PCI_MSI_FLAGS, PCI_MSI_FLAGS_64BIT, PCI_MSI_FLAGS_ENABLE,
-    PCI_MSI_FLAGS_QMASK, PCI_MSI_FLAGS_QSIZE, PCI_STATUS, PCI_STATUS_CAP_LIST,
-    PCI_STATUS_INTERRUPT, PCI_SUBSYSTEM_ID, PCI_SUBSYSTEM_VENDOR_ID, PCI_VENDOR_ID,
+    PCI_COMMAND_MEMORY, PCI_DEVICE_ID, PCI_INTERRUPT_LINE, PCI_INTERRUPT_PIN, PCI_MSI_ADDRESS_LO,
+    PCI_MSI_DATA_64, PCI_MSI_FLAGS, PCI_MSI_FLAGS_64BIT, PCI_MSI_FLAGS_ENABLE, PCI_MSI_FLAGS_QMASK,
+    PCI_MSI_FLAGS_QSIZE, PCI_STATUS, PCI_STATUS_CAP_LIST, PCI_STATUS_INTERRUPT, PCI_SUBSYSTEM_ID,
+    PCI_SUBSYSTEM_VENDOR_ID, PCI_VENDOR_ID,
 };
 
 /// Bytes of the configuration space of a conventional PCI function.
@@ -36,26 +36,29 @@ impl ConfigSpace {
             bytes: [0; SIZE],
             writable: [0; SIZE],
         };
-        let vendor = (RUST_MDEV_DMA_PCI_VENDOR_ID as u16).to_le_bytes();
-        let device = (RUST_MDEV_DMA_PCI_DEVICE_ID as u16).to_le_bytes();
-        set(&mut this.bytes, PCI_VENDOR_ID, vendor);
-        set(&mut this.bytes, PCI_DEVICE_ID, device);
-        set(&mut this.bytes, PCI_SUBSYSTEM_VENDOR_ID, vendor);
-        set(&mut this.bytes, PCI_SUBSYSTEM_ID, device);
-        let class = (PCI_CLASS_SYSTEM_OTHER as u16).to_le_bytes();
-        set(&mut this.bytes, PCI_CLASS_DEVICE, class);
+        set_u16(&mut this.bytes, PCI_VENDOR_ID, RUST_MDEV_DMA_PCI_VENDOR_ID);
+        set_u16(&mut this.bytes, PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_DEVICE_ID);
+        set_u16(
+            &mut this.bytes,
+            PCI_SUBSYSTEM_VENDOR_ID,
+            RUST_MDEV_DMA_PCI_VENDOR_ID,
+        );
+        set_u16(
+            &mut this.bytes,
+            PCI_SUBSYSTEM_ID,
+            RUST_MDEV_DMA_PCI_DEVICE_ID,
+        );
+        set_u16(&mut this.bytes, PCI_CLASS_DEVICE, PCI_CLASS_SYSTEM_OTHER);
 
         let command = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE;
-        let command = command as u16;
-        set(&mut this.writable, PCI_COMMAND, command.to_le_bytes());
+        set_u16(&mut this.writable, PCI_COMMAND, command);
         // A 32-bit memory BAR; the bits that can't be written tell its size.
         let bar = !(BAR_SIZE as u32 - 1);
         set(&mut this.writable, PCI_BASE_ADDRESS_0, bar.to_le_bytes());
         set(&mut this.writable, PCI_INTERRUPT_LINE, [u8::MAX]);
         set(&mut this.bytes, PCI_INTERRUPT_PIN, [1]);
 
-        let status = PCI_STATUS_CAP_LIST as u16;
-        set(&mut this.bytes, PCI_STATUS, status.to_le_bytes());
+        set_u16(&mut this.bytes, PCI_STATUS, PCI_STATUS_CAP_LIST);
         set(&mut this.bytes, PCI_CAPABILITY_LIST, [MSI as u8]);
         this.add_msi();
         this
@@ -74,36 +77,21 @@ impl ConfigSpace {
 
     fn add_msi(&mut self) {
         // How many vectors there are is bits 1 to 3, as a power of two.
-        let flags =
-            PCI_MSI_FLAGS_64BIT | MSI_VECTORS.ilog2() << PCI_MSI_FLAGS_QMASK.trailing_zeros();
-        let writable = PCI_MSI_FLAGS_ENABLE | PCI_MSI_FLAGS_QSIZE;
+        let vectors = MSI_VECTORS.ilog2() << PCI_MSI_FLAGS_QMASK.trailing_zeros();
+        let flags = PCI_MSI_FLAGS_64BIT | vectors;
         set(&mut self.bytes, MSI, [PCI_CAP_ID_MSI as u8, 0]);
-        set(
-            &mut self.bytes,
-            MSI + PCI_MSI_FLAGS,
-            (flags as u16).to_le_bytes(),
-        );
-        set(
-            &mut self.writable,
-            MSI + PCI_MSI_FLAGS,
-            (writable as u16).to_le_bytes(),
-        );
+        set_u16(&mut self.bytes, MSI + PCI_MSI_FLAGS, flags);
+
+        let flags = PCI_MSI_FLAGS_ENABLE | PCI_MSI_FLAGS_QSIZE;
         // The address is a multiple of 4.
+        let address = !3u64;
+        set_u16(&mut self.writable, MSI + PCI_MSI_FLAGS, flags);
         set(
             &mut self.writable,
             MSI + PCI_MSI_ADDRESS_LO,
-            (!3u32).to_le_bytes(),
+            address.to_le_bytes(),
         );
-        set(
-            &mut self.writable,
-            MSI + PCI_MSI_ADDRESS_HI,
-            u32::MAX.to_le_bytes(),
-        );
-        set(
-            &mut self.writable,
-            MSI + PCI_MSI_DATA_64,
-            u16::MAX.to_le_bytes(),
-        );
+        set_u16(&mut self.writable, MSI + PCI_MSI_DATA_64, u32::MAX);
     }
 
     /// Whether the driver has disabled INTx.
@@ -142,4 +130,8 @@ impl ConfigSpace {
 
 fn set<const N: usize>(bytes: &mut [u8; SIZE], register: u32, value: [u8; N]) {
     bytes[register as usize..][..N].copy_from_slice(&value);
+}
+
+fn set_u16(bytes: &mut [u8; SIZE], register: u32, value: u32) {
+    set(bytes, register, (value as u16).to_le_bytes());
 }

@@ -39,10 +39,9 @@ pub(crate) struct MdevDma {
     /// # Locking
     ///
     /// Held while a command runs in the foreground, and while the generator writes a slice, but not
-    /// while a command runs in the background. Taken before [`OpenDevice::pins`] and
-    /// [`OpenDevice::interrupts`], and never in `dma_unmap`. User memory is only accessed under it by
-    /// `vfio_dma_rw()`, not for the buffers of system calls. [`Self::work`] takes it, so nobody who
-    /// holds it may wait for that.
+    /// while a command runs in the background. Taken before whatever [`OpenDevice`] locks, and never
+    /// in `dma_unmap`. User memory is only accessed under it by `vfio_dma_rw()`, not for the buffers
+    /// of system calls. [`Operations::work`] takes it, so nobody who holds it may wait for that.
     #[pin]
     state: Mutex<State>,
 }
@@ -191,8 +190,6 @@ impl State {
         let next = self.generator.run(dev, self.limits);
         self.show_generator();
         match next {
-            // A command must not wait for the generator's turn. While the lock is held, none comes.
-            Some(_) if self.waiting.is_some() => dev.queue_work(0),
             Some(delay) => dev.queue_work(delay),
             None => self.raise(dev, IRQ_GENERATOR),
         }

@@ -6,19 +6,23 @@ use super::{
     Context, Scenario,
     rig::{LONG, Rig, succeeded},
 };
-use crate::testbed::{Op, PAGE, Testbed, at, command, map, pages, same};
-use anyhow::{Result, ensure};
+use crate::testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
+use anyhow::{Result, anyhow, ensure};
 use dirty_model::{Errno, Protection};
 use mdev_dma::{
-    IN_PROGRESS, Op as Device, Width,
+    IN_PROGRESS, Op as Device, Program, Width,
     uapi::{
-        RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
-        RUST_MDEV_DMA_REG_IOVA,
+        RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND, RUST_MDEV_DMA_GEN_DMA_RW,
+        RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND, RUST_MDEV_DMA_REG_IOVA,
     },
 };
-use std::ops::Range;
+use std::{
+    ops::Range,
+    thread,
+    time::{Duration, Instant},
+};
 use vfio_client::{
-    EventFd, IrqData, SetIrqs,
+    EventFd, IrqData, MigState, SetIrqs,
     uapi::{VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_MSI_IRQ_INDEX},
 };
 
@@ -48,6 +52,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "background/unmap",
         about: "memory can be unmapped while a command uses it",
         run: unmap,
+    },
+    Scenario {
+        name: "background/at-once",
+        about: "everything that can be done to a device, by threads at the same time",
+        run: at_once,
     },
 ];
 
@@ -125,8 +134,7 @@ fn in_progress(context: &Context<'_>) -> Result<()> {
     device.enable_irqs(COMMAND)?;
 
     device.run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
-    let status = device.outcome()?.status;
-    same("STATUS", IN_PROGRESS.into(), status.into())?;
+    same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
     ensure!(!device.refused()?, "a command was refused although none was in progress");
     for op in [Device::Pin as u32, Device::DmaWrite as u32 | BACKGROUND, 99] {
         let outcome = device.run(op, at(3, 0), PAGE, 2)?;
@@ -211,4 +219,68 @@ fn unmap(context: &Context<'_>) -> Result<()> {
         same("PINS", 0, device.pins()?)?;
     }
     Ok(())
+}
+
+/// Nothing is said of what comes of it, but that the device is what it was once it is over: no thread
+/// hangs, no call fails as it mustn't, and the kernel doesn't complain.
+fn at_once(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 256;
+    const A_WHILE: Duration = Duration::from_millis(400);
+    let rig = Rig::new(context, PAGES)?;
+    let (device, begin) = (rig.device(), Instant::now());
+    let program = Program {
+        iova: at(0, 0),
+        length: PAGES * PAGE,
+        seed: 1,
+        limit: 0,
+        rate: 0,
+        mode: RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN,
+    };
+    let commands = || -> Result<()> {
+        for (n, op) in (0..).zip(Device::ALL) {
+            device.run(op as u32, at(n, 0), 64 * PAGE, n)?;
+            device.run_in_background(op, at(n, 0), 64 * PAGE, n)?;
+        }
+        Ok(())
+    };
+    let generator = || Ok(device.start_generator(&program)?);
+    let unmap = || {
+        rig.unmap(0..PAGES)?;
+        rig.map(0..PAGES)
+    };
+    let reset = || Ok(device.device().reset()?);
+    let states = || -> Result<()> {
+        for state in [MigState::PreCopy, MigState::StopCopy, MigState::Running] {
+            // A reset in between makes another way of it, which may not exist.
+            let found = status(device.device().set_migration_state(state))?.map(drop);
+            ensure!(matches!(found, Ok(()) | Err(Errno::EINVAL)), "{state}: {found:?}");
+        }
+        Ok(())
+    };
+    let registers = || -> Result<()> {
+        device.pins()?;
+        device.generator()?;
+        device.clear_irqs(u32::MAX)?;
+        Ok(device.enable_irqs(COMMAND)?)
+    };
+    let actions: [&(dyn Fn() -> Result<()> + Sync); 6] =
+        [&commands, &generator, &unmap, &reset, &states, &registers];
+    thread::scope(|scope| {
+        let threads = actions.map(|action| {
+            scope.spawn(move || -> Result<()> {
+                while begin.elapsed() < A_WHILE {
+                    action()?;
+                }
+                Ok(())
+            })
+        });
+        for thread in threads {
+            thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+        }
+        anyhow::Ok(())
+    })?;
+    device.device().reset()?;
+    same("PINS", 0, device.pins()?)?;
+    rig.stands_still()?;
+    succeeded("DMA_WRITE", device.dma_write(at(0, 0), PAGES * PAGE, 1)?)
 }
