@@ -33,13 +33,15 @@ mod irq;
 pub(crate) mod logging;
 mod migration;
 mod pins;
+mod virqfd;
 mod work;
 
-use irq::{Interrupts, SetIrqs};
+use irq::{Interrupts, IrqSetup, SetIrqs};
 use logging::Logging;
 use migration::Migration;
 use pins::PinTable;
 pub(crate) use pins::{PageMemory, BLOCK_PAGES, PAGE_PINS};
+use virqfd::Unmasker;
 use work::Worker;
 
 /// What `VFIO_DEVICE_GET_INFO` tells of a device.
@@ -181,6 +183,12 @@ struct Base<T: Operations> {
     /// It is never held while user memory is accessed: neither `copy_to_user()` nor `vfio_dma_rw()`.
     #[pin]
     pins: Mutex<PinTable>,
+    /// # Locking
+    ///
+    /// Taken before `interrupts`, while the user sets them, and by nobody who holds another lock but
+    /// `dev_set->lock`. Held while whatever unmasks INTx is waited for.
+    #[pin]
+    irq_setup: Mutex<IrqSetup<T>>,
     /// Whom to tell of interrupts. Not part of the open device's state, because `request_callback`
     /// comes at any time.
     ///
@@ -507,6 +515,13 @@ impl<T: Operations> VTable<T> {
 
         let base = pin_init!(Base {
             pins <- new_mutex!(PinTable::new(), "vfio::Base::pins"),
+            irq_setup <- new_mutex!(
+                IrqSetup {
+                    // SAFETY: This is a field of `dev`. `close_callback` disables it.
+                    unmasker: unsafe { Unmasker::new(dev) },
+                },
+                "vfio::Base::irq_setup"
+            ),
             interrupts <- new_mutex!(Interrupts::new(), "vfio::Base::interrupts"),
             logging <- new_mutex!(Logging::new(), "vfio::Base::logging"),
             migration <- new_mutex!(Migration::new(), "vfio::Base::migration"),
@@ -577,6 +592,7 @@ impl<T: Operations> VTable<T> {
         // doesn't run any more.
         unsafe { (*dev.0.state.get()).assume_init_drop() };
         dev.pins().unpin_all();
+        dev.0.base.irq_setup.lock().unmasker.disable();
         *dev.interrupts() = Interrupts::new();
         *dev.logging() = Logging::new();
     }
@@ -662,7 +678,7 @@ impl<T: Operations> VTable<T> {
                 GET_IRQ_INFO => irq::get_irq_info(arg, T::MSI_VECTORS)?,
                 SET_IRQS => {
                     let set = SetIrqs::from_user(arg, T::MSI_VECTORS)?;
-                    dev.interrupts().set(set)?;
+                    set.apply(dev, &dev.0.base.irq_setup.lock())?;
                 }
                 RESET => {
                     let mut migration = dev.migration();

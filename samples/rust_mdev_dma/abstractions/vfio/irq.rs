@@ -6,7 +6,7 @@
 //! it, see [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c). Unlike
 //! there, a call that fails has changed nothing.
 
-use super::{read_words, write_words};
+use super::{read_words, virqfd::Unmasker, write_words, OpenDevice, Operations};
 use crate::{abstractions::eventfd::EventFd, bindings};
 use core::ops::Range;
 use kernel::{
@@ -77,7 +77,7 @@ pub(super) fn get_irq_info(arg: usize, msi_vectors: usize) -> Result {
 enum Data {
     None,
     Bool(KVec<u8>),
-    EventFd(KVec<Option<EventFd>>),
+    EventFd(KVec<(i32, Option<EventFd>)>),
 }
 
 /// A call of `VFIO_DEVICE_SET_IRQS`: `struct vfio_irq_set`.
@@ -134,6 +134,27 @@ impl SetIrqs {
         })
     }
 
+    /// Does this to a device.
+    pub(super) fn apply<T: Operations>(self, dev: &OpenDevice<T>, setup: &IrqSetup<T>) -> Result {
+        match (self.index, self.action, &self.data) {
+            (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_UNMASK, Data::EventFd(eventfds)) => {
+                dev.interrupts().check_intx(&self)?;
+                match eventfds.first() {
+                    Some(&(fd, Some(_))) => setup.unmasker.enable(fd)?,
+                    _ => setup.unmasker.disable(),
+                }
+                return Ok(());
+            }
+            (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_TRIGGER, Data::None)
+                if self.range.is_empty() =>
+            {
+                setup.unmasker.disable()
+            }
+            _ => (),
+        }
+        dev.interrupts().set(self)
+    }
+
     /// Whether this says yes to the `i`th interrupt of the range.
     fn says(&self, i: usize) -> bool {
         match &self.data {
@@ -150,17 +171,23 @@ fn read_bools(data: UserPtr, size: usize) -> Result<KVec<u8>> {
     Ok(bools)
 }
 
-fn read_eventfds(data: UserPtr, count: u32) -> Result<KVec<Option<EventFd>>> {
+fn read_eventfds(data: UserPtr, count: u32) -> Result<KVec<(i32, Option<EventFd>)>> {
     let mut reader = UserSlice::new(data, count as usize * size_of::<i32>()).reader();
     let mut eventfds = KVec::with_capacity(count as usize, GFP_KERNEL)?;
     for _ in 0..count {
-        let eventfd = match reader.read::<i32>()? {
+        let fd = reader.read::<i32>()?;
+        let eventfd = match fd {
             -1 => None,
-            fd => Some(EventFd::from_fd(fd)?),
+            _ => Some(EventFd::from_fd(fd)?),
         };
-        eventfds.push(eventfd, GFP_KERNEL)?;
+        eventfds.push((fd, eventfd), GFP_KERNEL)?;
     }
     Ok(eventfds)
+}
+
+/// What calls of `VFIO_DEVICE_SET_IRQS` exclude each other by.
+pub(super) struct IrqSetup<T: Operations> {
+    pub(super) unmasker: Unmasker<T>,
 }
 
 /// How a device interrupts: by one of INTx and MSI at a time.
@@ -238,21 +265,33 @@ impl Interrupts {
         }
     }
 
+    /// Fails if there is no INTx to mask or unmask.
+    fn check_intx(&self, set: &SetIrqs) -> Result {
+        let enabled = matches!(self.mode, Mode::IntX { .. });
+        (enabled && set.range == (0..1)).then_some(()).ok_or(EINVAL)
+    }
+
     fn mask_intx(&mut self, set: &SetIrqs, mask: bool) -> Result {
-        let Mode::IntX { masked, .. } = &mut self.mode else {
-            return Err(EINVAL);
-        };
-        if set.range != (0..1) {
-            return Err(EINVAL);
-        }
+        self.check_intx(set)?;
         if matches!(set.data, Data::EventFd(_)) {
             return Err(ENOTTY);
         }
         if set.says(0) {
+            self.set_intx_masked(mask);
+        }
+        Ok(())
+    }
+
+    /// Lets INTx be signalled again.
+    pub(super) fn unmask_intx(&mut self) {
+        self.set_intx_masked(false);
+    }
+
+    fn set_intx_masked(&mut self, mask: bool) {
+        if let Mode::IntX { masked, .. } = &mut self.mode {
             *masked = mask;
             self.deliver_intx();
         }
-        Ok(())
     }
 
     fn trigger_intx(&mut self, set: SetIrqs) -> Result {
@@ -269,11 +308,11 @@ impl Interrupts {
         let says = set.says(0);
         match (&mut self.mode, set.data) {
             (Mode::IntX { trigger, .. }, Data::EventFd(mut eventfds)) => {
-                *trigger = eventfds.pop().flatten();
+                *trigger = eventfds.pop().and_then(|(_, eventfd)| eventfd);
             }
             (_, Data::EventFd(mut eventfds)) => {
                 self.mode = Mode::IntX {
-                    trigger: eventfds.pop().flatten(),
+                    trigger: eventfds.pop().and_then(|(_, eventfd)| eventfd),
                     masked: false,
                 };
                 self.deliver_intx();
@@ -307,7 +346,7 @@ impl Interrupts {
                 for _ in 0..set.range.start {
                     vectors.push(None, GFP_KERNEL)?;
                 }
-                for eventfd in eventfds {
+                for (_, eventfd) in eventfds {
                     vectors.push(eventfd, GFP_KERNEL)?;
                 }
                 self.mode = Mode::Msi(vectors);
@@ -320,7 +359,7 @@ impl Interrupts {
                     }
                 }
                 if let Data::EventFd(eventfds) = set.data {
-                    for (trigger, eventfd) in vectors.iter_mut().zip(eventfds) {
+                    for (trigger, (_, eventfd)) in vectors.iter_mut().zip(eventfds) {
                         *trigger = eventfd;
                     }
                 }
@@ -337,7 +376,7 @@ fn trigger_single(trigger: &mut Option<EventFd>, set: SetIrqs) -> Result {
         Data::None if trigger.is_none() => return Err(EINVAL),
         Data::None if set.range.is_empty() => *trigger = None,
         _ if set.range.is_empty() => return Err(EINVAL),
-        Data::EventFd(mut eventfds) => *trigger = eventfds.pop().flatten(),
+        Data::EventFd(mut eventfds) => *trigger = eventfds.pop().and_then(|(_, eventfd)| eventfd),
         Data::None | Data::Bool(_) if says => signal(trigger.as_ref()),
         Data::None | Data::Bool(_) => (),
     }

@@ -13,7 +13,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
 };
 
-/// An eventfd, to be signalled by the kernel.
+/// An eventfd, to be signalled by the kernel, or to signal it.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
 
@@ -22,6 +22,12 @@ impl EventFd {
     pub fn new() -> Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Self(fd.map_err(|e| Error::new("eventfd", e))?))
+    }
+
+    /// Signals it.
+    pub fn signal(&self) -> Result<()> {
+        let written = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        written.map(drop).map_err(|e| Error::new("write to an eventfd", e))
     }
 
     /// How often it was signalled since the last call.

@@ -3,7 +3,7 @@
 //! Interrupts: whom the device signals, and when.
 
 use super::{
-    Context, Scenario,
+    Context, Scenario, Skip,
     rig::{LONG, Rig, succeeded},
 };
 use crate::testbed::{PAGE, at, same, status};
@@ -19,6 +19,7 @@ use mdev_dma::{
 use std::{
     os::fd::{AsFd, BorrowedFd},
     thread,
+    time::Duration,
 };
 use vfio_client::{
     EventFd, IrqData, SetIrqs,
@@ -41,6 +42,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "irq/intx-disable",
         about: "the command register's INTx disable holds INTx back, the status bit shows it",
         run: intx_disable,
+    },
+    Scenario {
+        name: "irq/intx-unmask-eventfd",
+        about: "an eventfd that the user signals unmasks INTx, until it is taken away",
+        run: intx_unmask_eventfd,
     },
     Scenario {
         name: "irq/msi",
@@ -216,6 +222,53 @@ fn intx_disable(context: &Context<'_>) -> Result<()> {
     signalled("once it isn't", 1, &eventfd)
 }
 
+fn intx_unmask_eventfd(context: &Context<'_>) -> Result<()> {
+    const A_WHILE: Duration = Duration::from_millis(20);
+    let mut irqs = Irqs::new(context)?;
+    let [eventfd, unmask, other] = [EventFd::new()?, EventFd::new()?, EventFd::new()?];
+    let set = |irqs: &Irqs, fd: Option<&EventFd>| {
+        irqs.try_set(UNMASK, INTX, 0, 1, IrqData::EventFd(&[fd.map(AsFd::as_fd)]))
+    };
+    irqs.set_eventfds(INTX, 0, &[Some(&eventfd)])?;
+    let set_first = set(&irqs, Some(&unmask))?;
+    if set_first == Err(Errno::ENOTTY) {
+        return Err(Skip("this kernel has no CONFIG_VFIO_VIRQFD".into()).into());
+    }
+    ensure!(set_first.is_ok(), "UNMASK by eventfd: {set_first:?}");
+    let again = set(&irqs, Some(&other))?;
+    ensure!(again == Err(Errno::EBUSY), "by another as well: {again:?}");
+
+    irqs.command()?;
+    signalled("after a command", 1, &eventfd)?;
+    unmask.signal()?;
+    same("signals, unmasked while asserted", 1, eventfd.wait(LONG)?)?;
+    irqs.rig.device().clear_irqs(COMMAND)?;
+    unmask.signal()?;
+    thread::sleep(A_WHILE);
+    signalled("unmasked after it was cleared", 0, &eventfd)?;
+    irqs.command()?;
+    signalled("after one more command", 1, &eventfd)?;
+    ensure!(set(&irqs, None)?.is_ok(), "taking it away");
+    unmask.signal()?;
+    thread::sleep(A_WHILE);
+    signalled("after it was taken away", 0, &eventfd)?;
+
+    // It ends with INTx, with the device, and when it is closed itself.
+    ensure!(set(&irqs, Some(&other))?.is_ok(), "another");
+    irqs.disable(INTX)?;
+    irqs.set_eventfds(INTX, 0, &[Some(&eventfd)])?;
+    signalled("of INTx, enabled again while asserted", 1, &eventfd)?;
+    other.signal()?;
+    thread::sleep(A_WHILE);
+    signalled("of what ended with INTx", 0, &eventfd)?;
+    ensure!(set(&irqs, Some(&other))?.is_ok(), "the other again");
+    drop(other);
+    ensure!(set(&irqs, Some(&unmask))?.is_ok(), "one more, once the other was closed");
+    irqs.rig.close();
+    unmask.signal()?;
+    irqs.rig.open()
+}
+
 fn msi(context: &Context<'_>) -> Result<()> {
     let irqs = Irqs::new(context)?;
     let (first, second) = (EventFd::new()?, EventFd::new()?);
@@ -383,6 +436,7 @@ fn bad_set(context: &Context<'_>) -> Result<()> {
     let one = [Some(bad.as_fd())];
     let (fds, broken) = ([one[0]; 3], [one[0], Some(file.as_fd())]);
     let (fds, broken) = (IrqData::EventFd(&fds), IrqData::EventFd(&broken));
+    let fd = IrqData::EventFd(&one);
     let (none, bools) = (IrqData::None, IrqData::Bool(&[true; 3]));
     for (errno, action, index, start, count, data) in [
         // No such interrupts.
@@ -400,6 +454,7 @@ fn bad_set(context: &Context<'_>) -> Result<()> {
         // Not enabled.
         (Errno::EINVAL, MASK, INTX, 0, 1, none),
         (Errno::EINVAL, UNMASK, INTX, 0, 1, none),
+        (Errno::EINVAL, UNMASK, INTX, 0, 1, fd),
         (Errno::EINVAL, TRIGGER, INTX, 0, 1, none),
         (Errno::EINVAL, TRIGGER, ERR, 0, 1, none),
         (Errno::EINVAL, TRIGGER, REQ, 0, 0, none),
@@ -438,9 +493,9 @@ fn bad_set(context: &Context<'_>) -> Result<()> {
     irqs.disable(MSI)?;
     irqs.rig.device().clear_irqs(COMMAND)?;
     irqs.set_eventfds(INTX, 0, &[Some(&good)])?;
+    let found = irqs.try_set(MASK, INTX, 0, 1, IrqData::EventFd(&one))?;
+    ensure!(found == Err(Errno::ENOTTY), "MASK by eventfd: {found:?}");
     for action in [MASK, UNMASK] {
-        let found = irqs.try_set(action, INTX, 0, 1, IrqData::EventFd(&one))?;
-        ensure!(found == Err(Errno::ENOTTY), "by eventfd, {action:#x}: {found:?}");
         let found = irqs.try_set(action, INTX, 0, 0, IrqData::None)?;
         ensure!(found == Err(Errno::EINVAL), "of nothing, {action:#x}: {found:?}");
     }
