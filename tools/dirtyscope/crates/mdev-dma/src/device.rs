@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Error, Result, uapi};
+use crate::{Error, Result, sysfs::Mdev, uapi};
 use rustix::io::Errno;
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vfio_client::{Container, Device, DeviceNode, RegionInfo, uapi as vfio};
+use vfio_client::{Container, Device, DeviceNode, Ioas, RegionInfo, uapi as vfio};
 
 /// The operations, with their numbers: `enum rust_mdev_dma_op`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,15 @@ pub struct MdevDma {
 impl MdevDma {
     /// Opens the device, and checks that it is one whose interface this crate knows.
     pub fn open(container: &Arc<Container>, node: &DeviceNode) -> Result<Self> {
-        let device = Device::open(container, node)?;
+        Self::new(Device::open(container, node)?)
+    }
+
+    /// As [`Self::open`], by iommufd: see [`Device::open_in`].
+    pub fn open_in(ioas: &Arc<Ioas>, mdev: &Mdev) -> Result<Self> {
+        Self::new(Device::open_in(ioas, &mdev.path())?)
+    }
+
+    fn new(device: Device) -> Result<Self> {
         let bar = device.region_info(vfio::VFIO_PCI_BAR0_REGION_INDEX, None)?;
         if bar.size != u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE) {
             return Err(Error::Unknown(format!("BAR 0 has {:#x} bytes", bar.size)));

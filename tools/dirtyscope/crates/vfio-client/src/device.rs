@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Container, DeviceNode, Error, Result, sys};
+use crate::{Container, DeviceNode, Error, Ioas, Result, sys};
 use rustix::ioctl::Opcode;
-use std::{fs::File, sync::Arc};
+use std::{fs::File, path::Path, sync::Arc};
 use vfio_bindings::bindings::vfio::{
     vfio_device_feature, vfio_device_info, vfio_irq_info, vfio_region_info,
 };
@@ -45,20 +45,39 @@ pub struct IrqInfo {
 pub struct Device {
     // Dropped in this order.
     file: File,
-    container: Arc<Container>,
+    memory: SeenMemory,
     name: String,
+}
+
+/// What has the memory that a device sees.
+#[derive(Debug)]
+enum SeenMemory {
+    Container(Arc<Container>),
+    Ioas(Arc<Ioas>),
 }
 
 impl Device {
     /// Opens a device whose group is in `container`.
     pub fn open(container: &Arc<Container>, node: &DeviceNode) -> Result<Self> {
         let file = container.open_device(node)?;
-        Ok(Self { file, container: container.clone(), name: node.name.clone() })
+        let memory = SeenMemory::Container(container.clone());
+        Ok(Self { file, memory, name: node.name.clone() })
     }
 
-    /// The container that its group is in.
+    /// Opens the device with the folder `sysfs`, e.g. `/sys/bus/mdev/devices/UUID`, by iommufd.
+    /// Fails with `ENOENT` if the kernel has no `/dev/vfio/devices`.
+    pub fn open_in(ioas: &Arc<Ioas>, sysfs: &Path) -> Result<Self> {
+        let file = ioas.open_device(sysfs)?;
+        let memory = SeenMemory::Ioas(ioas.clone());
+        Ok(Self { file, memory, name: sysfs.display().to_string() })
+    }
+
+    /// The container that its group is in. Panics if it was opened by iommufd.
     pub fn container(&self) -> &Arc<Container> {
-        &self.container
+        match &self.memory {
+            SeenMemory::Container(container) => container,
+            SeenMemory::Ioas(ioas) => panic!("{} is in {ioas:?}, no container", self.name),
+        }
     }
 
     /// `VFIO_DEVICE_GET_INFO`

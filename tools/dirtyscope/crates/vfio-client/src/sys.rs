@@ -2,6 +2,7 @@
 
 //! The calls that the compiler can't check.
 
+use iommufd_bindings::IOMMUFD_TYPE;
 use rustix::{
     io::{Errno, Result},
     ioctl::{Ioctl, IoctlOutput, Opcode, opcode},
@@ -30,11 +31,18 @@ pub(crate) const IOMMU_MAP_DMA: Opcode = vfio(13);
 pub(crate) const IOMMU_UNMAP_DMA: Opcode = vfio(14);
 pub(crate) const IOMMU_DIRTY_PAGES: Opcode = vfio(17);
 pub(crate) const DEVICE_FEATURE: Opcode = vfio(17);
+pub(crate) const DEVICE_BIND_IOMMUFD: Opcode = vfio(18);
+pub(crate) const DEVICE_ATTACH_IOMMUFD_PT: Opcode = vfio(19);
 pub(crate) const MIG_GET_PRECOPY_INFO: Opcode = vfio(21);
 
 /// The number of the ioctl that comes `nr` after `VFIO_BASE`.
 pub(crate) const fn vfio(nr: u32) -> Opcode {
     opcode::none(VFIO_TYPE, (VFIO_BASE + nr) as u8)
+}
+
+/// The number of an iommufd's ioctl, from its `IOMMUFD_CMD_*`.
+pub(crate) const fn iommufd(command: u32) -> Opcode {
+    opcode::none(IOMMUFD_TYPE, command as u8)
 }
 
 /// An ioctl whose argument is `arg`, be it a number or an address, and whose result is the number

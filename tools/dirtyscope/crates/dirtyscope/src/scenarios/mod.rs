@@ -10,6 +10,7 @@ mod defect;
 mod device;
 mod dirty;
 mod generator;
+mod iommufd;
 mod irq;
 mod logging;
 mod map;
@@ -78,6 +79,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         generator::SCENARIOS,
         migration::SCENARIOS,
         logging::SCENARIOS,
+        iommufd::SCENARIOS,
         mdev::SCENARIOS,
         defect::SCENARIOS,
         module::SCENARIOS,
