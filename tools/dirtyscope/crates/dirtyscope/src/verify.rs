@@ -5,13 +5,14 @@
 use crate::{
     devices::Devices,
     ktap::{Report, Verdict},
-    scenarios::{self, Context, Scenario, Skip},
+    scenarios::{self, Context, Scenario, Skip, Stuck},
     signals,
     testbed::Failure,
     worker::{self, Event, Worker},
 };
 use anyhow::Result;
 use mdev_dma::sysfs::MdevType;
+use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsString,
     io,
@@ -138,6 +139,14 @@ fn select(patterns: &[String]) -> Result<Vec<&'static Scenario>> {
     Ok(selected)
 }
 
+/// What a worker says of a scenario that it ran.
+#[derive(Serialize, Deserialize)]
+struct Done {
+    verdict: Verdict,
+    /// Whether it can't go on, see [`Stuck`].
+    stuck: bool,
+}
+
 /// Has workers run the scenarios, and reports. One that hangs, or takes its worker with it, is followed
 /// by the next one in another worker.
 fn watch(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
@@ -151,11 +160,17 @@ fn watch(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
         let mut worker = Worker::start(arguments.for_worker(next, device))?;
         loop {
             let scenario = selected.get(next);
-            let limit = scenario.map_or(CLEANUP_LIMIT, |scenario| scenario.limit());
+            let limit = scenario.map_or(CLEANUP_LIMIT, |_| scenarios::LIMIT);
             let event = worker.next(limit)?;
-            let gone = !matches!(event, Event::Message(_));
+            let mut gone = !matches!(event, Event::Message(_));
             let verdict = match (scenario, event) {
-                (Some(_), Event::Message(verdict)) => verdict,
+                (Some(_), Event::Message(Done { verdict, stuck: false })) => verdict,
+                (Some(_), Event::Message(Done { verdict, stuck: true })) => {
+                    worker.abandon()?;
+                    device = None;
+                    gone = true;
+                    verdict
+                }
                 (Some(scenario), Event::Hung(what)) => {
                     device = None;
                     judge(scenario, &Failure::new(what.clone()).into(), what, arguments.strict)
@@ -204,7 +219,8 @@ fn work(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
             eprintln!("dirtyscope: stopped in {}", scenario.name);
             break;
         }
-        worker::send(&match result {
+        let stuck = matches!(&result, Ok(Err(error)) if error.is::<Stuck>());
+        let verdict = match result {
             Ok(Ok(())) => Verdict::Pass,
             Ok(Err(error)) => match error.downcast_ref::<Skip>() {
                 Some(Skip(why)) => Verdict::Skip(why.clone()),
@@ -214,7 +230,14 @@ fn work(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
                 let what = panic.lock().map_or_else(|_| String::new(), |what| what.clone());
                 Verdict::Fail(format!("{what}\n{}", context.log(LOG_LINES)))
             }
-        })?;
+        };
+        worker::send(&Done { verdict, stuck })?;
+        if stuck {
+            // Whatever this process did now would wait for what nobody gives back.
+            loop {
+                std::thread::park();
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -222,7 +245,7 @@ fn work(selected: &[&Scenario], arguments: &Arguments) -> Result<ExitCode> {
 /// Only a difference to the contract is a known defect; that a scenario could not get so far isn't.
 fn judge(scenario: &Scenario, error: &anyhow::Error, why: String, strict: bool) -> Verdict {
     match scenario.defect() {
-        Some(id) if !strict && error.is::<Failure>() => {
+        Some(id) if !strict && (error.is::<Failure>() || error.is::<Stuck>()) => {
             Verdict::Known(format!("known defect {id} of the kernel"), why)
         }
         _ => Verdict::Fail(why),

@@ -60,25 +60,39 @@ impl Worker {
             Err(RecvTimeoutError::Disconnected) => Ok(Event::Ended(self.child.wait()?)),
             Err(RecvTimeoutError::Timeout) => {
                 let stacks = stacks(self.child.id());
-                // What isn't blocked in the kernel ends.
-                self.child.kill().context("kill a worker")?;
+                self.abandon()?;
                 let what = format!("hung: nothing happened for {} s", limit.as_secs());
                 Ok(Event::Hung(format!("{what}\n{stacks}")))
             }
         }
     }
+
+    /// Ends what isn't blocked in the kernel, and doesn't wait for the rest.
+    pub fn abandon(&mut self) -> Result<()> {
+        self.child.kill().context("kill a worker")
+    }
+}
+
+/// How many tasks of a process wait in the kernel and can't be interrupted.
+pub fn count_blocked(pid: u32) -> usize {
+    tasks(pid).iter().filter(|task| state(task).starts_with('D')).count()
+}
+
+fn tasks(pid: u32) -> Vec<PathBuf> {
+    let folder = fs::read_dir(format!("/proc/{pid}/task"));
+    folder.into_iter().flatten().flatten().map(|task| task.path()).collect()
+}
+
+fn state(task: &Path) -> String {
+    let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.unwrap_or("?").trim().to_owned()
 }
 
 /// What the tasks of a process wait for in the kernel. Those that can't be interrupted are the ones
 /// that hang, if there are any.
-fn stacks(pid: u32) -> String {
-    let folder = fs::read_dir(format!("/proc/{pid}/task"));
-    let tasks: Vec<_> = folder.into_iter().flatten().flatten().map(|task| task.path()).collect();
-    let state = |task: &Path| {
-        let status = fs::read_to_string(task.join("status")).unwrap_or_default();
-        let state = status.lines().find_map(|line| line.strip_prefix("State:"));
-        state.unwrap_or("?").trim().to_owned()
-    };
+pub fn stacks(pid: u32) -> String {
+    let tasks = tasks(pid);
     let blocked = |task: &&PathBuf| state(task).starts_with('D');
     let any_blocked = tasks.iter().any(|task| blocked(&task));
 
@@ -91,7 +105,7 @@ fn stacks(pid: u32) -> String {
             let _ = writeln!(text, "    {}", line.trim_start_matches("[<0>] "));
         }
     }
-    text
+    text.trim_end().to_owned()
 }
 
 /// What a worker does first: it doesn't survive who started it.

@@ -34,7 +34,7 @@ use std::{
 use uuid::Uuid;
 
 /// After so long without a result, a scenario hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// A scenario.
 pub struct Scenario {
@@ -47,11 +47,6 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// After so long it hangs.
-    pub fn limit(&self) -> Duration {
-        if self.may_hang() { defect::HANG_LIMIT } else { LIMIT }
-    }
-
     /// Whether it leaves tasks behind that can't be killed, if the kernel has the defect it shows.
     pub fn may_hang(&self) -> bool {
         defect::HANGS.iter().any(|scenario| scenario.name == self.name)
@@ -101,6 +96,18 @@ impl fmt::Display for Skip {
 }
 
 impl std::error::Error for Skip {}
+
+/// A difference to the contract that left tasks of this process blocked for good, and devices in use.
+#[derive(Debug)]
+pub struct Stuck(pub String);
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Stuck {}
 
 /// What a scenario is given.
 pub struct Context<'a> {
