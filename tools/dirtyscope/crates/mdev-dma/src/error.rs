@@ -20,7 +20,7 @@ pub enum Error {
         source: io::Error,
     },
     /// There is no driver that makes such devices.
-    #[error("no mdev type {0}* below /sys/class/mdev_bus; insmod rust_mdev_dma.ko")]
+    #[error("no mdev type {0}-* below /sys/class/mdev_bus; insmod {0}.ko")]
     NoDriver(String),
 }
 

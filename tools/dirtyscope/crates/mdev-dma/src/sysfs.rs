@@ -20,10 +20,15 @@ pub struct MdevType {
 }
 
 impl MdevType {
-    /// Finds the type that the driver offers: the first one of any parent that begins with
-    /// `rust_mdev_dma-`.
+    /// Finds the type that the driver `rust_mdev_dma` offers, as [`Self::of_driver`] does.
     pub fn find() -> Result<Self> {
-        let prefix = format!("{}-", str_of(uapi::RUST_MDEV_DMA_NAME));
+        Self::of_driver(str_of(uapi::RUST_MDEV_DMA_NAME))
+    }
+
+    /// Finds the type that a driver offers: the first one of any parent that begins with its name
+    /// and `-`.
+    pub fn of_driver(name: &str) -> Result<Self> {
+        let prefix = format!("{name}-");
         let types = entries(Path::new(PARENTS))
             .unwrap_or_default()
             .into_iter()
@@ -34,7 +39,7 @@ impl MdevType {
                 return Ok(Self { path });
             }
         }
-        Err(Error::NoDriver(prefix))
+        Err(Error::NoDriver(name.to_owned()))
     }
 
     /// Finds the type of this name, such as `dma-log`, if the driver offers it.
