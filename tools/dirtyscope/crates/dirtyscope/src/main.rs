@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod devices;
 mod fuzz;
 mod hold;
@@ -38,6 +39,7 @@ struct Arguments {
 enum Command {
     Verify(verify::Arguments),
     Fuzz(fuzz::Arguments),
+    Bench(bench::Arguments),
     #[command(hide = true)]
     Hold(hold::Arguments),
 }
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Hold(arguments) => hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {
