@@ -3,7 +3,7 @@
 //! What a command does: see the uapi header for operations, errors, and how commands are cut.
 
 use super::{
-    pattern::{words_of, Block, Digest, WORD},
+    pattern::{words_of, Block, Digest, STRIDE, WORD},
     MdevDma,
 };
 use crate::{
@@ -147,9 +147,7 @@ impl Engine {
             for (page, bytes) in pages(&bytes) {
                 let block = Block::of(seed, window + page as u64);
                 let words = &mut self.window[page / WORD..(page + PAGE_SIZE) / WORD];
-                for i in words_of(&bytes) {
-                    words[i] = block.word(i).to_le();
-                }
+                block.fill(words, words_of(&bytes));
             }
             dev.dma_write(
                 window + bytes.start as u64,
@@ -229,14 +227,25 @@ pub(super) fn write_pinned(pins: &Pins<'_, MdevDma>, range: Range<u64>, seed: u6
     })
 }
 
-/// Writes `bytes` of a page: its whole words as such, the others byte by byte.
+/// Writes `bytes` of a page.
+#[inline]
 fn write_page(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
+    if bytes == (0..PAGE_SIZE) {
+        memory.write_words(0..PageMemory::WORDS, |i| block.words::<STRIDE>(i));
+    } else {
+        write_part(memory, bytes, block);
+    }
+}
+
+/// Writes `bytes` of a page: its whole words as such, the others byte by byte.
+#[inline(never)]
+fn write_part(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
     let words = bytes.start.div_ceil(WORD)..bytes.end / WORD;
     let head = bytes.start..bytes.end.min(words.start * WORD);
     let tail = head.end.max(words.end * WORD)..bytes.end;
 
     memory.write_bytes(head, |i| block.byte(i));
-    memory.write_words(words, |i| block.word(i));
+    memory.write_words(words, |i| [block.word(i)]);
     memory.write_bytes(tail, |i| block.byte(i));
 }
 

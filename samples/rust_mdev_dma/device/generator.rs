@@ -248,10 +248,8 @@ impl Generator {
                 pins.unpin(page)
             }
             _ => {
-                let block = Block::of(seed, page.start);
-                for (i, word) in self.page.iter_mut().enumerate() {
-                    *word = block.word(i).to_le();
-                }
+                let words = 0..self.page.len();
+                Block::of(seed, page.start).fill(&mut self.page, words);
                 dev.dma_write(page.start, self.page.as_bytes())
             }
         }

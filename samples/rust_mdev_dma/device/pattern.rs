@@ -7,7 +7,7 @@ use crate::bindings::{
     RUST_MDEV_DMA_PATTERN_BLOCK as BLOCK_SIZE, RUST_MDEV_DMA_PATTERN_MIX_1,
     RUST_MDEV_DMA_PATTERN_MIX_2, RUST_MDEV_DMA_PATTERN_STEP, RUST_MDEV_DMA_PATTERN_WORD_STEP,
 };
-use core::ops::Range;
+use core::{array::from_fn, ops::Range};
 
 // bindgen takes constants for signed that don't fit an `i64`.
 pub(super) const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
@@ -31,6 +31,9 @@ pub(super) fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Words that are dealt with in one turn of a loop where speed matters.
+pub(super) const STRIDE: usize = 16;
+
 /// The pattern of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
@@ -51,6 +54,27 @@ impl Block {
     pub(super) fn word(self, i: usize) -> u64 {
         self.first_word
             .wrapping_add((i as u64).wrapping_mul(WORD_STEP))
+    }
+
+    /// The words from number `i` on.
+    #[inline]
+    pub(super) fn words<const N: usize>(self, i: usize) -> [u64; N] {
+        let first = self.word(i);
+        from_fn(|j| first.wrapping_add(WORD_STEP.wrapping_mul(j as u64)))
+    }
+
+    /// Puts the words of `range`, little endian, into `words`, where number 0 is the block's first.
+    #[inline]
+    pub(super) fn fill(self, words: &mut [u64], range: Range<usize>) {
+        let mut next = range.start;
+        let mut strides = words[range].chunks_exact_mut(STRIDE);
+        for stride in &mut strides {
+            stride.copy_from_slice(&self.words::<STRIDE>(next).map(u64::to_le));
+            next += STRIDE;
+        }
+        for (i, word) in (next..).zip(strides.into_remainder()) {
+            *word = self.word(i).to_le();
+        }
     }
 
     /// Byte `i` of the block.

@@ -18,7 +18,7 @@ const SLABINFO: &str = "/proc/slabinfo";
 const CACHES: [&str; 2] = ["kmalloc-", "radix_tree_node"];
 
 /// Bytes mapped.
-const SIZE: u64 = 64 << 20;
+const SIZE: u64 = 256 << 20;
 
 /// Bytes that a pinned page may take.
 const GOAL: f64 = 16.0;
