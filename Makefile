@@ -8,13 +8,14 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
-.PHONY: help run fuzz test module tool shell boot-soak clean clean-cache
+.PHONY: help run fuzz bench test module tool shell boot-soak clean clean-cache
 
 help:
 	@echo 'Dirty pages of a mediated device, checked on a stock kernel in a VM.'
 	@echo
 	@echo '  make run          build all, boot the VM, run the scenarios'
 	@echo '  make fuzz         random sequences for a minute'
+	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
 	@echo '  make module       build rust_mdev_dma.ko for the VM, or for KDIR'
@@ -43,6 +44,9 @@ run:
 
 fuzz:
 	$(vm)/run fuzz
+
+bench:
+	$(vm)/bench
 
 test:
 	$(vm)/check
