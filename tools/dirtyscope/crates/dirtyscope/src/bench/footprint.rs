@@ -3,7 +3,7 @@
 //! The kernel memory that drivers take for what they keep pinned.
 
 use super::{
-    Bench, IOVA, PAGE_SIZE,
+    Bench, C_DRIVER, IOVA, PAGE_SIZE,
     report::{Footprint, Goal},
     timed_command,
 };
@@ -32,7 +32,7 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Footprint>> {
 
     let mut rows = Vec::new();
     let (rust, c) = (&bench.rust, &bench.c);
-    for (driver, device, other) in [("rust_mdev_dma", rust, c), ("c_mdev_dma", c, rust)] {
+    for (driver, device, other) in [("rust_mdev_dma", rust, c), (C_DRIVER, c, rust)] {
         for (pins, step) in [
             ("side by side", 1),
             ("one in each batch of 64", u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH)),

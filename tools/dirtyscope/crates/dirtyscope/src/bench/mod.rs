@@ -5,6 +5,7 @@
 mod footprint;
 mod race;
 mod report;
+mod state;
 mod stats;
 mod tracking;
 
@@ -49,8 +50,9 @@ const C_DRIVER: &str = "c_mdev_dma";
 /// The driver and a minimal one in C (tools/bench) do the same commands in turn, on the same pages. A
 /// ratio is the median of the rounds' ratios, more than 1 if the Rust driver is faster; where the
 /// true one lies is said with a confidence of 95 %. Then it measures how long VFIO_IOMMU_DIRTY_PAGES
-/// takes, and how that grows: with an exponent of 1, twice as much takes twice as long. Last, the
-/// kernel memory that drivers take for pinned pages.
+/// takes, how large the device's state is and how long stop-copy takes, and how that grows: with an
+/// exponent of 1, twice as much takes twice as long. Last, the kernel memory that drivers take for
+/// pinned pages.
 ///
 /// Needs root, the modules vfio, vfio_iommu_type1 and mdev, and the drivers rust_mdev_dma and
 /// c_mdev_dma. Ends with 0 whether goals are met or not, unless --check is given.
@@ -90,7 +92,7 @@ struct Bench<'a> {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let stop = signals::stop_on_signals()?;
     let rust = Devices::new(arguments.device)?.get(0)?;
-    let c = Created::new(C_DRIVER).context("the driver to compare with: tools/bench")?;
+    let c = Created::new(C_DRIVER).context("needs the driver to compare with, tools/bench")?;
     let report = measure(rust, c.0, arguments.rounds as usize, &stop)?;
 
     print!("{report}");
@@ -108,8 +110,8 @@ fn measure(rust: Mdev, c: Mdev, rounds: usize, stop: &AtomicBool) -> Result<Repo
     let bench = Bench::new(rust, c, rounds, stop)?;
     let comparisons = race::run(&bench)?;
     let memory = footprint::run(&bench)?;
-    // The size of the device's state, and how long stop-copy takes, belong here.
-    let growth = tracking::run(&bench)?;
+    let mut growth = tracking::run(&bench)?;
+    growth.extend(state::run(&bench)?);
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     Ok(Report { kernel, rounds, comparisons, growth, memory })
 }

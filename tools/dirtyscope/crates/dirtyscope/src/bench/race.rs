@@ -3,11 +3,11 @@
 //! The driver against the C module: the same commands, in turn.
 
 use super::{
-    Bench, IOVA, PAGE_SIZE,
+    Bench, C_DRIVER, IOVA, PAGE_SIZE,
     report::{Comparison, Goal, Unit},
     stats::{Estimate, median},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use mdev_dma::{MdevDma, Op, Width, pattern, uapi};
 use std::{
     sync::Arc,
@@ -58,14 +58,14 @@ fn pinned_writes(bench: &Bench<'_>, memory: &Memory) -> Result<Vec<Comparison>> 
     command(c, Op::Pin as u32, 0)?;
 
     let write = Op::Write as u32;
-    check_pattern(memory, rust, write)?;
-    check_pattern(memory, c, write)?;
+    check_pattern(memory, "rust_mdev_dma", rust, write)?;
+    check_pattern(memory, C_DRIVER, c, write)?;
     command(c, OP_MEMSET, 0xa5)?;
     check_memory(memory, &vec![0xa5; SIZE as usize], "MEMSET of the C module")?;
 
     let contestants = [
         Contestant { name: "", run: &|| command(rust, write, 1), goal: None },
-        Contestant { name: "c_mdev_dma", run: &|| command(c, write, 2), goal: Some(1.0) },
+        Contestant { name: C_DRIVER, run: &|| command(c, write, 2), goal: Some(1.0) },
         Contestant { name: "memset()", run: &|| command(c, OP_MEMSET, 3), goal: Some(0.95) },
     ];
     let rows = race(bench, "pinned writes", Unit::Bytes, SIZE as f64, &contestants)?;
@@ -81,7 +81,7 @@ fn pins(bench: &Bench<'_>) -> Result<Vec<Comparison>> {
     };
     let contestants = [
         Contestant { name: "", run: &|| pin_unpin(&bench.rust), goal: None },
-        Contestant { name: "c_mdev_dma", run: &|| pin_unpin(&bench.c), goal: Some(1.0) },
+        Contestant { name: C_DRIVER, run: &|| pin_unpin(&bench.c), goal: Some(1.0) },
     ];
     let pages = SIZE / PAGE_SIZE;
     race(bench, "pin and unpin", Unit::Pages, pages as f64, &contestants)
@@ -90,11 +90,11 @@ fn pins(bench: &Bench<'_>) -> Result<Vec<Comparison>> {
 fn dma_writes(bench: &Bench<'_>, memory: &Arc<Memory>) -> Result<Vec<Comparison>> {
     let (rust, c) = (&bench.rust, &bench.c);
     let write = Op::DmaWrite as u32;
-    check_pattern(memory, rust, write)?;
-    check_pattern(memory, c, write)?;
+    check_pattern(memory, "rust_mdev_dma", rust, write)?;
+    check_pattern(memory, C_DRIVER, c, write)?;
     let contestants = [
         Contestant { name: "", run: &|| command(rust, write, 1), goal: None },
-        Contestant { name: "c_mdev_dma", run: &|| command(c, write, 2), goal: Some(1.0) },
+        Contestant { name: C_DRIVER, run: &|| command(c, write, 2), goal: Some(1.0) },
     ];
     // Where pages lie to one another matters to caches and TLBs, those of an emulator too. The
     // drivers' buffers stay where they are: the memory moves.
@@ -114,7 +114,7 @@ fn registers(bench: &Bench<'_>) -> Result<Vec<Comparison>> {
     ] {
         let contestants = [
             Contestant { name: "", run: &|| access(&bench.rust), goal: None },
-            Contestant { name: "c_mdev_dma", run: &|| access(&bench.c), goal: None },
+            Contestant { name: C_DRIVER, run: &|| access(&bench.c), goal: None },
         ];
         let unit = Unit::Accesses;
         rows.extend(race(bench, what, unit, ACCESSES.into(), &contestants)?);
@@ -138,19 +138,20 @@ fn command(device: &MdevDma, op: u32, seed: u64) -> Result<Duration> {
 }
 
 /// A device that doesn't write what it should is fast, but no good.
-fn check_pattern(memory: &Memory, device: &MdevDma, op: u32) -> Result<()> {
+fn check_pattern(memory: &Memory, name: &str, device: &MdevDma, op: u32) -> Result<()> {
     const SEED: u64 = 0xbe7c;
     memory.write(0, &vec![0; SIZE as usize]);
     command(device, op, SEED)?;
     let mut expected = vec![0; SIZE as usize];
     pattern::fill(&mut expected, SEED, IOVA);
-    check_memory(memory, &expected, &format!("operation {op}"))
+    check_memory(memory, &expected, &format!("operation {op} of {name}"))
 }
 
 fn check_memory(memory: &Memory, expected: &[u8], what: &str) -> Result<()> {
-    let wrong = memory.first_difference(0, expected);
-    ensure!(wrong.is_none(), "{what} did not write what it should at {:#x?}", wrong);
-    Ok(())
+    match memory.first_difference(0, expected) {
+        None => Ok(()),
+        Some(at) => bail!("{what} did not write what it should at byte {at:#x}"),
+    }
 }
 
 /// Has all contestants do the same in every round, each round in another order, after one that

@@ -105,22 +105,45 @@ pub struct Comparison {
     pub goal: Option<Goal>,
 }
 
-/// How long something takes, against how much there is.
+/// What something costs, against how much there is.
 #[derive(Serialize)]
 pub struct Growth {
     pub operation: &'static str,
+    pub cost: Cost,
     /// What grows, and what doesn't.
     pub axis: &'static str,
-    /// How much there was, and the median in nanoseconds.
+    /// How much there was, and the median of the cost.
     pub points: Vec<(f64, f64)>,
-    /// `e`, where time grows as `axis^e`.
+    /// `e`, where the cost grows as `axis^e`.
     pub exponent: f64,
 }
 
+#[derive(Clone, Copy, Serialize)]
+pub enum Cost {
+    #[serde(rename = "ns")]
+    Nanoseconds,
+    #[serde(rename = "bytes")]
+    Bytes,
+}
+
+impl Cost {
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::Nanoseconds => format!("{:.1} us", value / 1e3),
+            Self::Bytes => format!("{value:.0} bytes"),
+        }
+    }
+}
+
 impl Growth {
-    pub fn new(operation: &'static str, axis: &'static str, points: Vec<(f64, f64)>) -> Self {
+    pub fn new(
+        operation: &'static str,
+        cost: Cost,
+        axis: &'static str,
+        points: Vec<(f64, f64)>,
+    ) -> Self {
         let exponent = exponent(&points);
-        Self { operation, axis, points, exponent }
+        Self { operation, cost, axis, points, exponent }
     }
 }
 
@@ -164,10 +187,10 @@ impl Report {
     }
 
     fn show_growth(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rows = vec![["type1", "against", "", "", "exponent"].map(str::to_owned)];
+        let mut rows = vec![["", "against", "from", "to", "exponent"].map(str::to_owned)];
         for row in &self.growth {
             let point = |point: Option<&(f64, f64)>| {
-                point.map_or(String::new(), |&(x, ns)| format!("{x:.0}: {:.1} us", ns / 1e3))
+                point.map_or(String::new(), |&(x, y)| format!("{x:.0}: {}", row.cost.show(y)))
             };
             rows.push([
                 row.operation.to_owned(),

@@ -3,7 +3,12 @@
 //! How long type1 takes to begin, report and end its account, against how much there is to account
 //! for.
 
-use super::{Bench, IOVA, PAGE_SIZE, report::Growth, stats::median, timed_command};
+use super::{
+    Bench, IOVA, PAGE_SIZE,
+    report::{Cost, Growth},
+    stats::median,
+    timed_command,
+};
 use anyhow::{Result, ensure};
 use mdev_dma::Op;
 use std::{
@@ -16,7 +21,7 @@ use vfio_client::{
 };
 
 /// Times that one case is measured.
-const REPETITIONS: usize = 5;
+const REPETITIONS: usize = 11;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -39,9 +44,9 @@ struct Case {
 /// Measures everything.
 pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
     let mut growth = Vec::new();
-    let sizes = [4 * GIB, 16 * GIB, 64 * GIB, 256 * GIB];
-    let cases = sizes.map(|size| (size, Case { size, mappings: 1, pins: 0 }));
-    growth.extend(axis(bench, "bytes mapped (1 mapping, nothing pinned)", &cases)?);
+    let sizes = [4, 16, 64, 256];
+    let cases = sizes.map(|gib| (gib, Case { size: gib * GIB, mappings: 1, pins: 0 }));
+    growth.extend(axis(bench, "GiB mapped (1 mapping, nothing pinned)", &cases)?);
 
     let most = bench.rust.limits().max_pins.min(65536);
     let pins = [most / 16, most / 8, most / 4, most / 2, most];
@@ -70,7 +75,7 @@ fn axis(bench: &Bench<'_>, axis: &'static str, cases: &[(u64, Case)]) -> Result<
     let growth = OPERATIONS.into_iter().zip(points).enumerate();
     Ok(growth
         .filter(|&(i, _)| !(one && i == 2))
-        .map(|(_, (operation, points))| Growth::new(operation, axis, points))
+        .map(|(_, (operation, points))| Growth::new(operation, Cost::Nanoseconds, axis, points))
         .collect())
 }
 
