@@ -283,6 +283,7 @@ impl Interrupts {
     }
 
     /// Lets INTx be signalled again.
+    #[cfg(CONFIG_VFIO_VIRQFD)]
     pub(super) fn unmask_intx(&mut self) {
         self.set_intx_masked(false);
     }

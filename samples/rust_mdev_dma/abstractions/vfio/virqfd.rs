@@ -11,7 +11,7 @@ use core::{
     cell::UnsafeCell,
     ptr::{null_mut, NonNull},
 };
-use kernel::{error::to_result, prelude::*};
+use kernel::prelude::*;
 
 /// What unmasks the INTx of a device.
 ///
@@ -19,6 +19,7 @@ use kernel::{error::to_result, prelude::*};
 ///
 /// - `self` is a field of `dev`, and so isn't moved.
 /// - `virqfd` is only accessed by VFIO, which has a lock for it.
+#[cfg_attr(not(CONFIG_VFIO_VIRQFD), expect(dead_code))]
 pub(super) struct Unmasker<T: Operations> {
     virqfd: UnsafeCell<*mut bindings::virqfd>,
     dev: NonNull<Device<T>>,
@@ -45,7 +46,7 @@ impl<T: Operations> Unmasker<T> {
         // SAFETY: Any number may be asked for. By the type invariants `virqfd` stays where it is, and
         // `unmask_callback` may have the device until `disable()`, which whoever made `self` has
         // promised to call.
-        to_result(unsafe {
+        kernel::error::to_result(unsafe {
             bindings::vfio_virqfd_enable(
                 self.dev.as_ptr().cast(),
                 None,
