@@ -6,6 +6,7 @@ use super::{
     Bench, C_DRIVER, IOVA, PAGE_SIZE,
     report::{Comparison, Goal, Unit},
     stats::{Estimate, median},
+    timed_command,
 };
 use anyhow::{Result, bail};
 use mdev_dma::{MdevDma, Op, Width, pattern, uapi};
@@ -26,7 +27,10 @@ const ACCESSES: u32 = 500;
 /// something else to do.
 const SIZE: u64 = 2 << 20;
 
-/// Bytes of memory beyond those: what is mapped can begin at any page of so many.
+/// Bytes that are pinned and unpinned, for the same reason: four batches.
+const PIN_SIZE: u64 = 4 * uapi::RUST_MDEV_DMA_PIN_BATCH as u64 * PAGE_SIZE;
+
+/// Bytes of memory beyond what is mapped, which can begin at any page of so many.
 const SPARE: u64 = 64 << 10;
 
 /// Somebody who takes part.
@@ -76,14 +80,14 @@ fn pinned_writes(bench: &Bench<'_>, memory: &Memory) -> Result<Vec<Comparison>> 
 
 fn pins(bench: &Bench<'_>) -> Result<Vec<Comparison>> {
     let pin_unpin = |device: &MdevDma| {
-        let pin = command(device, Op::Pin as u32, 0)?;
-        Ok(pin + command(device, Op::Unpin as u32, 0)?)
+        let pin = timed_command(device, Op::Pin as u32, IOVA, PIN_SIZE, 0)?;
+        Ok(pin + timed_command(device, Op::Unpin as u32, IOVA, PIN_SIZE, 0)?)
     };
     let contestants = [
         Contestant { name: "", run: &|| pin_unpin(&bench.rust), goal: None },
         Contestant { name: C_DRIVER, run: &|| pin_unpin(&bench.c), goal: Some(1.0) },
     ];
-    let pages = SIZE / PAGE_SIZE;
+    let pages = PIN_SIZE / PAGE_SIZE;
     race(bench, "pin and unpin", Unit::Pages, pages as f64, &contestants)
 }
 
@@ -134,7 +138,7 @@ fn accesses(mut access: impl FnMut() -> mdev_dma::Result<()>) -> Result<Duration
 
 /// Runs a command over all of the memory. Returns how long it took: the write to COMMAND, that is.
 fn command(device: &MdevDma, op: u32, seed: u64) -> Result<Duration> {
-    super::timed_command(device, op, IOVA, SIZE, seed)
+    timed_command(device, op, IOVA, SIZE, seed)
 }
 
 /// A device that doesn't write what it should is fast, but no good.
