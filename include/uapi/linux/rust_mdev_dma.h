@@ -110,7 +110,8 @@ enum rust_mdev_dma_op {
  *	EINVAL		PIN or UNPIN of parts of pages
  *	ENOSPC		PIN would take more than MAX_PINS, or than PAGE_PINS of a page
  *	ENXIO		UNPIN, WRITE or READ of a page that isn't pinned
- *	EINTR		PIN, DMA_WRITE or DMA_READ met a signal between two batches
+ *	EINTR		PIN, DMA_WRITE or DMA_READ met a signal, or a reset by somebody
+ *			else, between two batches
  *
  * And while there is no command's status to show:
  *

@@ -201,6 +201,7 @@ fn close(context: &Context<'_>) -> Result<()> {
 }
 
 fn unmap(context: &Context<'_>) -> Result<()> {
+    const MANY: u64 = 1 << 12;
     for op in Device::ALL {
         let rig = Rig::new(context, MANY)?;
         let device = rig.device();

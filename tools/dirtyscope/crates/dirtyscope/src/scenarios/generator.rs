@@ -205,7 +205,7 @@ fn rate(context: &Context<'_>) -> Result<()> {
 
 /// What a migration does with memory, in small.
 fn pre_copy(context: &Context<'_>) -> Result<()> {
-    const PAGES: u64 = 1000;
+    const PAGES: u64 = 400;
     for mode in [DMA_RW, PIN, ALL] {
         let rig = Rig::new(context, PAGES)?;
         let program = program(PAGES, mode);
