@@ -126,7 +126,7 @@ impl PinnedPages {
     }
 
     fn all_pinned(&self, pages: Range<usize>) -> bool {
-        self.counts[pages].iter().all(|&count| count > 0)
+        self.counts[pages].iter().min() > Some(&0)
     }
 
     fn iova_of(&self, page: usize) -> u64 {
@@ -139,37 +139,43 @@ impl PinnedPages {
     ///
     /// `vdev` is open, and stays so until the last of these pins is given back.
     unsafe fn pin(&mut self, pages: Range<usize>) -> Result {
-        if self.counts[pages.clone()].contains(&PAGE_PINS) {
+        // With fewer pins in the whole block, no page has so many.
+        if self.held >= u32::from(PAGE_PINS) && self.counts[pages.clone()].contains(&PAGE_PINS) {
             return Err(ENOSPC);
         }
 
-        let mut got = [null_mut(); BLOCK_PAGES];
-        // SAFETY: `vdev` is open, and `got` has room for a block's pages.
+        // `vfio_pin_pages()` overwrites entries of pages that were pinned before: with the same if it
+        // succeeds, with anything if it fails.
+        let before = (self.held != 0).then(|| *self.pages);
+        // SAFETY: `vdev` is open, and there is an entry for each of the pages.
         let ret = unsafe {
             bindings::vfio_pin_pages(
                 self.vdev.as_ptr(),
                 self.iova_of(pages.start),
                 pages.len() as c_int,
                 (bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int,
-                got.as_mut_ptr(),
+                self.pages[pages.clone()].as_mut_ptr(),
             )
         };
-        if ret < 0 {
-            return to_result(ret);
-        }
 
         // INVARIANT: `vfio_pin_pages()` pinned the first `ret` of the pages.
-        let pinned = pages.start..pages.start + (ret as usize).min(pages.len());
-        self.pages[pinned.clone()].copy_from_slice(&got[..pinned.len()]);
+        let pinned = pages.start..pages.start + (ret.max(0) as usize).min(pages.len());
         for count in &mut self.counts[pinned.clone()] {
-            *count += 1;
+            // None was `PAGE_PINS`.
+            *count = count.wrapping_add(1);
         }
         self.held += pinned.len() as u32;
-        if pinned.len() < pages.len() {
-            self.unpin(pinned);
-            return Err(EFAULT);
+        if pinned.len() == pages.len() {
+            return Ok(());
         }
-        Ok(())
+
+        // INVARIANT: The pages that are still pinned then are those that were pinned before.
+        self.unpin(pinned);
+        if let Some(before) = before {
+            *self.pages = before;
+        }
+        to_result(ret.min(0))?;
+        Err(EFAULT)
     }
 
     /// Gives back one pin of each of `pages`, which must all be pinned.
@@ -180,7 +186,8 @@ impl PinnedPages {
 
         // INVARIANT: The pins are given back right here.
         for count in &mut self.counts[pages.clone()] {
-            *count -= 1;
+            // None was 0.
+            *count = count.wrapping_sub(1);
         }
         self.held -= pages.len() as u32;
         // SAFETY: By the type invariant the device is open, and `self` owned a pin of each page.

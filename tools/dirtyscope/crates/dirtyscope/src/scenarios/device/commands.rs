@@ -45,6 +45,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: pin_fails_in_later_batch,
     },
     Scenario {
+        name: "device/pin-fails-beside-pins",
+        about: "a PIN that fails leaves pages of its batch that were pinned before as they were",
+        run: pin_fails_beside_pins,
+    },
+    Scenario {
         name: "device/dma-stops",
         about: "DMA_WRITE and DMA_READ stop at the first chunk that fails and count those before",
         run: dma_stops,
@@ -189,6 +194,17 @@ fn pin_fails_in_later_batch(context: &Context<'_>) -> Result<()> {
     bed.reports(&[10..11, 256..320])?;
     bed.refused(Errno::ENXIO, command(0, Device::Read, pages(256..257)))?;
     unchanged(&mut bed)
+}
+
+fn pin_fails_beside_pins(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 4)?;
+    bed.pin(1..3)?;
+    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(0..8)))?;
+    bed.has_pins(2)?;
+    bed.transfer(Device::Write, pages(1..3))?;
+    bed.transfer(Device::Read, pages(1..3))?;
+    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(0..1)))?;
+    bed.check()
 }
 
 fn dma_stops(context: &Context<'_>) -> Result<()> {
