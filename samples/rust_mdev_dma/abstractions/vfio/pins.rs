@@ -3,11 +3,7 @@
 //! Pages of the user's memory that a VFIO device keeps pinned.
 
 use crate::bindings;
-use core::{
-    marker::PhantomData,
-    ops::Range,
-    ptr::{null_mut, NonNull},
-};
+use core::{marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{
     error::to_result,
     page::{PAGE_SHIFT, PAGE_SIZE},
