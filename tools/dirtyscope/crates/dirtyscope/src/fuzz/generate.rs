@@ -321,7 +321,7 @@ mod tests {
         let strategy = sequences(contract(), 1..121, avoided);
         let mut runner = runner(1);
         let mut outcomes = BTreeMap::new();
-        for _ in 0..400 {
+        for _ in 0..800 {
             let (mut contract, program, _) = strategy.new_tree(&mut runner).unwrap().current();
             for op in program {
                 let text = op.to_string();

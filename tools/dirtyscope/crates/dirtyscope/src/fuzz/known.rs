@@ -86,7 +86,7 @@ fn shift(next: &Next<'_>) -> bool {
             true => (pages.saturating_sub(shift), pages.min(shift)),
             false => (0, 0),
         };
-        let at = |page: u64| read.iova + page * PAGE;
+        let at = |page: u64| read.iova.saturating_add(page * PAGE);
         let others = at(page - shift + others)..at(page);
         shift != 0
             && (mapping.is_dirty_in(at(page + own)..at(page + pages))
@@ -150,7 +150,7 @@ impl Part<'_> {
     /// Its dirty pages, in bytes of IOVA.
     fn dirty_runs(&self) -> impl Iterator<Item = Range<u64>> {
         let runs = self.dirty.map(|dirty| dirty.runs()).unwrap_or_default();
-        let at = |page: u64| self.iova + page * PAGE;
+        let at = |page: u64| self.iova.saturating_add(page * PAGE);
         runs.into_iter().map(move |run| at(run.start)..at(run.end))
     }
 
