@@ -6,6 +6,7 @@
 //! and add it there.
 
 mod background;
+mod client;
 mod defect;
 mod device;
 mod dirty;
@@ -76,6 +77,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         logging::SCENARIOS,
         iommufd::SCENARIOS,
         mdev::SCENARIOS,
+        client::SCENARIOS,
         defect::SCENARIOS,
         module::SCENARIOS,
         // Whatever comes after one of these may meet locks that nobody gives back.
