@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A QEMU that runs no guest: `-accel qtest` has no CPU, whoever talks to it does what a guest would.
+//!
+//! [`Qemu`] is the process, [`Qtest`] accesses the machine as its CPU, [`Monitor`] has QEMU's own
+//! commands. Addresses and lengths are in bytes. Every wait has a limit.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod error;
+mod monitor;
+mod process;
+mod qtest;
+
+pub use error::{Error, Result};
+pub use monitor::{Migration, MigrationStatus, Monitor};
+pub use process::Qemu;
+pub use qapi::qmp::RunState;
+pub use qtest::{Qtest, Width};

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::{Error, Monitor, Qtest, Result, error::LIMIT};
+use rustix::io::{FdFlags, fcntl_setfd};
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::{net::UnixStream, process::ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// A running QEMU. It is killed when this is dropped, and ends when this process does.
+pub struct Qemu {
+    child: Child,
+    log: PathBuf,
+    qtest: Qtest,
+    monitor: Monitor,
+}
+
+impl Qemu {
+    /// Runs `program` with `arguments`, which say what machine it is, and waits until its monitor
+    /// answers. What QEMU says goes to `log`.
+    ///
+    /// No other thread may start a process meanwhile: it would inherit the connections.
+    pub fn start(program: &str, arguments: &[String], log: &Path) -> Result<Self> {
+        let could_not = |source| Error::Start { program: program.into(), source };
+        let output = File::create(log).map_err(could_not)?;
+        let (qtest, qtest_end) = connection().map_err(could_not)?;
+        let (monitor, monitor_end) = connection().map_err(could_not)?;
+        let socket = |name, end: &UnixStream| format!("socket,id={name},fd={}", end.as_raw_fd());
+        let child = Command::new(program)
+            .args(["-accel", "qtest", "-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-run-with", "exit-with-parent=on"])
+            .args(["-chardev", &socket("qtest", &qtest_end), "-qtest", "chardev:qtest"])
+            .args(["-qtest-log", "/dev/null"])
+            .args(["-chardev", &socket("qmp", &monitor_end), "-qmp", "chardev:qmp"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().map_err(could_not)?)
+            .stderr(output)
+            .spawn()
+            .map_err(could_not)?;
+        // QEMU alone has its ends now: when it ends, we see it.
+        drop((qtest_end, monitor_end));
+        let (log, qtest) = (log.to_path_buf(), Qtest::new(qtest));
+        match Monitor::new(monitor) {
+            Ok(monitor) => Ok(Self { child, log, qtest, monitor }),
+            Err(error) => Err(refused_to_start(child, &log, error)),
+        }
+    }
+
+    /// The machine, as its CPU sees it.
+    pub fn qtest(&self) -> &Qtest {
+        &self.qtest
+    }
+
+    /// QEMU's own commands.
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    /// Kills it, as if its host had died.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// What QEMU has said, and how it ended if it has.
+    pub fn log(&mut self) -> String {
+        let mut text = fs::read_to_string(&self.log).unwrap_or_default();
+        if let Ok(Some(status)) = self.child.try_wait() {
+            text.push_str(&match status.signal() {
+                Some(signal) => format!("(killed by signal {signal})"),
+                None => format!("(ended, {status})"),
+            });
+        }
+        text
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A connection: our end, and the end for a child to inherit.
+fn connection() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(LIMIT))?;
+    ours.set_write_timeout(Some(LIMIT))?;
+    fcntl_setfd(&theirs, FdFlags::empty())?;
+    Ok((ours, theirs))
+}
+
+/// A QEMU that refuses to start says why on its standard error.
+fn refused_to_start(mut child: Child, log: &Path, error: Error) -> Error {
+    let _ = child.kill();
+    let _ = child.wait();
+    match fs::read_to_string(log) {
+        Ok(text) if !text.trim().is_empty() => {
+            Error::Refused { what: "start QEMU".into(), answer: text.trim().into() }
+        }
+        _ => error,
+    }
+}
