@@ -6,6 +6,7 @@
 
 mod bench;
 mod devices;
+mod filter;
 mod fuzz;
 mod hold;
 mod ktap;

@@ -4,6 +4,7 @@
 
 use crate::{
     devices::Devices,
+    filter,
     ktap::{Report, Verdict},
     scenarios::{self, Context, Scenario, Skip, Stuck},
     signals,
@@ -106,7 +107,7 @@ impl Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let selected = select(&arguments.filter)?;
+    let selected = filter::select(scenarios::all(), |scenario| scenario.name, &arguments.filter)?;
     if arguments.list {
         for scenario in &selected {
             println!("{:<36} {}", scenario.name, scenario.about);
@@ -121,22 +122,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(next) => work(&selected[next..], arguments),
         None => watch(&selected, arguments),
     }
-}
-
-/// The scenarios that any of the patterns selects.
-fn select(patterns: &[String]) -> Result<Vec<&'static Scenario>> {
-    let mut selected: Vec<_> = scenarios::all().collect();
-    if !patterns.is_empty() {
-        let patterns = patterns.iter().map(|p| {
-            // A pattern without wildcards is one with wildcards around it.
-            let bare = !p.contains(['*', '?', '[']);
-            glob::Pattern::new(&if bare { format!("*{p}*") } else { p.clone() })
-        });
-        let patterns = patterns.collect::<Result<Vec<_>, _>>()?;
-        selected.retain(|scenario| patterns.iter().any(|p| p.matches(scenario.name)));
-        anyhow::ensure!(!selected.is_empty(), "no scenario is selected; --list shows all names");
-    }
-    Ok(selected)
 }
 
 /// What a worker says of a scenario that it ran.
