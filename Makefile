@@ -8,13 +8,15 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
-.PHONY: help run fuzz bench test module tool shell boot-soak clean clean-cache
+.PHONY: help run fuzz migrate bench test module tool shell boot-soak clean \
+	clean-cache
 
 help:
 	@echo 'Dirty pages of a mediated device, checked on a stock kernel in a VM.'
 	@echo
 	@echo '  make run          build all, boot the VM, run the scenarios'
 	@echo '  make fuzz         random sequences for a minute'
+	@echo '  make migrate      migrate machines of QEMU, compare their memory'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
@@ -37,6 +39,7 @@ help:
 	@echo '  MIRROR=...   Debian mirror, default: the one this host uses'
 	@echo '  ACCEL=kvm    run the VM on KVM, default: tcg'
 	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
+	@echo '  ROUNDS=...   migrations in a row, after one of each kind, default: 50'
 	@echo '  N=...        boots of make boot-soak, default: 100'
 
 run:
@@ -44,6 +47,10 @@ run:
 
 fuzz:
 	$(vm)/run fuzz
+
+ROUNDS ?= 50
+migrate:
+	$(vm)/migrate '$(ROUNDS)'
 
 bench:
 	$(vm)/bench

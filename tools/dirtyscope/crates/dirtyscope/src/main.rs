@@ -10,6 +10,7 @@ mod filter;
 mod fuzz;
 mod hold;
 mod ktap;
+mod migrate;
 mod scenarios;
 mod signals;
 mod testbed;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "See \"dirtyscope help verify\" and \"dirtyscope help fuzz\" for what they need, and examples."
+    after_help = "See \"dirtyscope help verify\", and so on, for what each needs, and examples."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -40,6 +41,7 @@ struct Arguments {
 enum Command {
     Verify(verify::Arguments),
     Fuzz(fuzz::Arguments),
+    Migrate(migrate::Arguments),
     Bench(bench::Arguments),
     #[command(hide = true)]
     Hold(hold::Arguments),
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Hold(arguments) => hold::run(&arguments),
     };
