@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
-.PHONY: help run fuzz migrate bench test module tool shell boot-soak clean \
+.PHONY: help run fuzz migrate migrate-control bench test module tool shell boot-soak clean \
 	clean-cache
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo '  make run          build all, boot the VM, run the scenarios'
 	@echo '  make fuzz         random sequences for a minute'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
+	@echo '  make migrate-control  see that this finds what a broken type1 loses'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
@@ -51,6 +52,9 @@ fuzz:
 ROUNDS ?= 50
 migrate:
 	$(vm)/migrate '$(ROUNDS)'
+
+migrate-control:
+	$(vm)/migrate-control
 
 bench:
 	$(vm)/bench
