@@ -4,18 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-mod bench;
-mod devices;
-mod filter;
-mod fuzz;
-mod hold;
-mod ktap;
-mod migrate;
-mod scenarios;
-mod signals;
-mod testbed;
 mod verify;
-mod worker;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -41,19 +30,21 @@ struct Arguments {
 enum Command {
     Verify(verify::Arguments),
     Fuzz(fuzz::Arguments),
-    Migrate(migrate::Arguments),
+    Migrate(migration::Arguments),
     Bench(bench::Arguments),
+    Report(report::Arguments),
     #[command(hide = true)]
-    Hold(hold::Arguments),
+    Hold(device_tests::hold::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Verify(arguments) => verify::run(&arguments),
-        Command::Fuzz(arguments) => fuzz::run(&arguments),
-        Command::Migrate(arguments) => migrate::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments, report::ktap()),
+        Command::Fuzz(arguments) => fuzz::run(&arguments, report::ktap()),
+        Command::Migrate(arguments) => migration::run(&arguments, report::ktap()),
         Command::Bench(arguments) => bench::run(&arguments),
-        Command::Hold(arguments) => hold::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
+        Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("dirtyscope: {error:#}");

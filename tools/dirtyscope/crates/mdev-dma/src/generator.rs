@@ -5,13 +5,10 @@
 //! The driver has an implementation of its own; scenarios hold memory against this one.
 
 use crate::{
-    MdevDma, Result, Width,
+    MdevDma, PAGE, Result, Width,
     pattern::{STEP, mix},
     uapi,
 };
-
-/// Bytes of a page.
-const PAGE: u64 = uapi::RUST_MDEV_DMA_PATTERN_BLOCK as u64;
 
 const STRIDE: u64 = uapi::RUST_MDEV_DMA_GEN_STRIDE as u64;
 

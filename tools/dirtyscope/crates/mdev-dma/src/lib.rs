@@ -19,6 +19,9 @@ pub use device::{IN_PROGRESS, Limits, MdevDma, Op, Outcome, Width};
 pub use error::{Error, Result};
 pub use generator::{Program, Progress};
 
+/// Bytes of a page: what devices and type1 count in.
+pub const PAGE: u64 = uapi::RUST_MDEV_DMA_PATTERN_BLOCK as u64;
+
 pub mod uapi {
     //! The constants of `include/uapi/linux/rust_mdev_dma.h`.
     #![allow(missing_docs, non_camel_case_types)]

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{Error, Result};
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use std::{
     collections::BTreeMap,
+    fs::File,
     ops::Range,
     ptr::{NonNull, null_mut},
     sync::{
@@ -28,7 +29,8 @@ pub enum Access {
     ReadWrite,
 }
 
-/// Anonymous memory for devices to read and write: what a VMM would call guest memory.
+/// Memory for devices to read and write: what a VMM would call guest memory. It is anonymous, or that
+/// of a file, which other processes may map too.
 ///
 /// Devices write to it behind Rust's back, at any time while it is mapped into a container. So it is
 /// never referred to as bytes: what is read and written is copied, in words that are accessed
@@ -38,7 +40,7 @@ pub enum Access {
 /// # Invariants
 ///
 /// `words` and `len` are a mapping of our own, readable and writable but for the pages in
-/// `restricted`, whole pages, zeroed by the kernel when it was made. Rust accesses it by `AtomicU64`
+/// `restricted`, whole pages. Rust accesses it by `AtomicU64`
 /// only, while it holds the lock of `restricted`. Behind it are `guard` bytes of our own that can't be
 /// accessed.
 #[derive(Debug)]
@@ -84,6 +86,23 @@ impl Memory {
         unsafe { mprotect(ptr, len, MprotectFlags::READ | MprotectFlags::WRITE) }
             .map_err(|e| Error::new(what(), e))?;
         Ok(this)
+    }
+
+    /// The first `len` bytes of a file, a multiple of the page size: what is written here is there, and
+    /// the other way round. The file must not shrink.
+    ///
+    /// Fails with what `mmap()` says.
+    pub fn of_file(file: &File, len: usize) -> Result<Self> {
+        let what = || format!("mmap of {len:#x} bytes of {file:?}");
+        let whole_pages = len % rustix::param::page_size() == 0;
+        assert!(whole_pages, "{len:#x} bytes are no whole pages");
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: The kernel chooses an address where nothing is.
+        let ptr = unsafe { mmap(null_mut(), len, access, MapFlags::SHARED, file, 0) }
+            .map_err(|e| Error::new(what(), e))?;
+        // INVARIANT: The mapping was just made, readable and writable, and begins at a page.
+        let words = NonNull::new(ptr.cast()).ok_or_else(|| Error::other(what()))?;
+        Ok(Self { words, len, guard: 0, restricted: RwLock::default() })
     }
 
     /// Bytes that can be mapped: its size, and that of its guard.

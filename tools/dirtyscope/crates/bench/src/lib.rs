@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `dirtyscope bench`: how fast the driver is, and type1.
+
+#![forbid(unsafe_code)]
+
+mod footprint;
+mod race;
+mod report;
+mod state;
+mod stats;
+mod tracking;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use harness::{Devices, new_uuid, stop_on_signals};
+use mdev_dma::{
+    MdevDma, Width,
+    sysfs::{Mdev, MdevType},
+    uapi,
+};
+use report::Report;
+use std::{
+    fs::File,
+    io::{Write, stdout},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use uuid::Uuid;
+use vfio_client::{
+    Container, Group, MapArgs, Memory, UnmapArgs,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
+};
+
+const PAGE_SIZE: u64 = uapi::RUST_MDEV_DMA_PATTERN_BLOCK as u64;
+
+/// Where memory is mapped.
+const IOVA: u64 = 1 << 30;
+
+/// The driver and the mdev type of `tools/bench/c_mdev_dma.c`.
+const C_DRIVER: &str = "c_mdev_dma";
+
+/// Measure how fast the driver and type1 are on this kernel
+///
+/// The driver and a minimal one in C (tools/bench) do the same commands in turn, on the same pages. A
+/// ratio is the median of the rounds' ratios, more than 1 if the Rust driver is faster; where the
+/// true one lies is said with a confidence of 95 %. Then it measures how long VFIO_IOMMU_DIRTY_PAGES
+/// takes, how large the device's state is and how long stop-copy takes, and how that grows: with an
+/// exponent of 1, twice as much takes twice as long. Last, the kernel memory that drivers take for
+/// pinned pages.
+///
+/// Needs root, the modules vfio, vfio_iommu_type1 and mdev, and the drivers rust_mdev_dma and
+/// c_mdev_dma. Ends with 0 whether goals are met or not, unless --check is given.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  dirtyscope bench
+  dirtyscope bench --rounds 51 --json bench.json
+  dirtyscope bench --check --json - | tail -n 1 | jq .comparisons")]
+pub struct Arguments {
+    /// An existing device of rust_mdev_dma to use; without it, one is created and removed at the end
+    #[arg(long, value_name = "UUID")]
+    device: Option<Uuid>,
+
+    /// How often everything is compared
+    #[arg(long, value_name = "NUMBER", default_value_t = 1001, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rounds: u32,
+
+    /// Write the results to this file too, as JSON; "-" is a line of the output
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Take a goal that isn't met for a failure
+    #[arg(long)]
+    check: bool,
+}
+
+/// What all measurements need.
+struct Bench<'a> {
+    rust: MdevDma,
+    c: MdevDma,
+    rounds: usize,
+    stop: &'a AtomicBool,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let stop = stop_on_signals()?;
+    let rust = Devices::new(arguments.device)?.get(0)?;
+    let c = Created::new(C_DRIVER).context("needs the driver to compare with, tools/bench")?;
+    let report = measure(rust, c.0, arguments.rounds as usize, &stop)?;
+
+    print!("{report}");
+    if let Some(path) = &arguments.json {
+        write_json(&report, path)?;
+    }
+    Ok(match report.not_met() {
+        0 => ExitCode::SUCCESS,
+        _ if arguments.check => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn measure(rust: Mdev, c: Mdev, rounds: usize, stop: &AtomicBool) -> Result<Report> {
+    let bench = Bench::new(rust, c, rounds, stop)?;
+    let comparisons = race::run(&bench)?;
+    let memory = footprint::run(&bench)?;
+    let mut growth = tracking::run(&bench)?;
+    growth.extend(state::run(&bench)?);
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    Ok(Report { kernel, rounds, comparisons, growth, memory })
+}
+
+fn write_json(report: &Report, path: &Path) -> Result<()> {
+    let json = serde_json::to_string(report)?;
+    if path == Path::new("-") {
+        writeln!(stdout(), "{json}")?;
+        return Ok(());
+    }
+    let mut file = File::create(path).with_context(|| path.display().to_string())?;
+    writeln!(file, "{json}").with_context(|| path.display().to_string())
+}
+
+impl<'a> Bench<'a> {
+    /// Both devices are in one container: they work on the same pages.
+    fn new(rust: Mdev, c: Mdev, rounds: usize, stop: &'a AtomicBool) -> Result<Self> {
+        let (rust, c) = (rust.node()?, c.node()?);
+        let container = Container::new(Group::open(&rust)?)?;
+        container.attach(Group::open(&c)?)?;
+        let (rust, c) = (MdevDma::open(&container, &rust)?, MdevDma::open(&container, &c)?);
+        Ok(Self { rust, c, rounds, stop })
+    }
+
+    /// Maps `size` bytes of memory at [`IOVA`], from byte `offset` of it on.
+    fn map(&self, memory: &Arc<Memory>, offset: u64, size: u64) -> Result<()> {
+        let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+        let offset = offset as usize;
+        let args = MapArgs { memory, offset, iova: IOVA, size, flags, argsz: None };
+        Ok(self.rust.device().container().map(&args)?)
+    }
+
+    /// Unmaps `size` bytes there.
+    fn unmap(&self, size: u64) -> Result<()> {
+        let args = UnmapArgs { iova: IOVA, size, ..Default::default() };
+        self.rust.device().container().unmap(&args)?;
+        Ok(())
+    }
+
+    /// Says what comes next.
+    fn progress(&self, what: &str) {
+        eprintln!("dirtyscope: {what} ...");
+    }
+
+    fn check_stopped(&self) -> Result<()> {
+        if self.stop.load(Relaxed) {
+            bail!("stopped");
+        }
+        Ok(())
+    }
+}
+
+/// Runs a command, which must succeed. Returns how long the device took for it: the time of the write
+/// to COMMAND.
+fn timed_command(device: &MdevDma, op: u32, iova: u64, length: u64, seed: u64) -> Result<Duration> {
+    device.write(uapi::RUST_MDEV_DMA_REG_IOVA, Width::Quad, iova)?;
+    device.write(uapi::RUST_MDEV_DMA_REG_LENGTH, Width::Quad, length)?;
+    device.write(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad, seed)?;
+    let begin = Instant::now();
+    device.write(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long, op.into())?;
+    let elapsed = begin.elapsed();
+    let outcome = device.outcome()?;
+    ensure!(
+        outcome.status == 0 && outcome.count == length,
+        "operation {op} of {iova:#x}+{length:#x} failed: {outcome:?}"
+    );
+    Ok(elapsed)
+}
+
+/// A device that is removed when this is dropped.
+struct Created(Mdev);
+
+impl Created {
+    fn new(driver: &str) -> Result<Self> {
+        Ok(Self(MdevType::of_driver(driver)?.create(new_uuid()?)?))
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remove() {
+            eprintln!("dirtyscope: {} stays: {error}", self.0.uuid);
+        }
+    }
+}

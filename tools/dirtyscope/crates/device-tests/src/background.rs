@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Commands that run in the background: that they do the same, and how they end early.
+
+use crate::fixture::{Fixture, LONG, succeeded};
+use anyhow::{Result, anyhow, ensure};
+use dirty_model::{Errno, Protection};
+use harness::{Context, Scenario, scenario};
+use mdev_dma::{
+    IN_PROGRESS, Op as Device, Program, Width,
+    uapi::{
+        RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND, RUST_MDEV_DMA_GEN_DMA_RW,
+        RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND, RUST_MDEV_DMA_REG_IOVA,
+    },
+};
+use std::{
+    ops::Range,
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
+use vfio_client::{
+    EventFd, IrqData, MigState, SetIrqs,
+    uapi::{VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_MSI_IRQ_INDEX},
+};
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "device/background/same",
+        "each operation does the same in the background, and memory, too, is the same",
+        same_outcome,
+    ),
+    scenario(
+        "device/background/same-errors",
+        "each operation fails in the background as it does in the foreground",
+        same_errors,
+    ),
+    scenario(
+        "device/background/in-progress",
+        "the status is EINPROGRESS meanwhile, others are refused, the end interrupts",
+        in_progress,
+    ),
+    scenario("device/background/reset", "RESET ends a command early", reset),
+    scenario("device/background/close", "closing the device ends a command early", close),
+    scenario("device/background/unmap", "memory can be unmapped while a command uses it", unmap),
+    scenario(
+        "device/background/at-once",
+        "everything that can be done to a device, by threads at the same time",
+        at_once,
+    ),
+];
+
+/// Pages that take long enough to deal with to see it in progress.
+const MANY: u64 = 1 << 14;
+
+/// As [`command`], to run in the background.
+fn background(op: Device, bytes: Range<u64>) -> Op {
+    match command(0, op, bytes) {
+        Op::Command { device, op, iova, length, seed } => {
+            Op::Command { device, op: op | BACKGROUND, iova, length, seed }
+        }
+        other => other,
+    }
+}
+
+fn same_outcome(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 200)?;
+    bed.must(background(Device::Pin, pages(3..150)))?;
+    bed.has_pins(147)?;
+    bed.start()?;
+    bed.must(background(Device::Unpin, pages(20..150)))?;
+    bed.reports(&[3..150])?;
+    bed.reports(&[3..20])?;
+    bed.must(background(Device::Write, at(3, 5)..at(19, 7)))?;
+    bed.must(background(Device::Read, at(4, 3)..at(12, 1)))?;
+    bed.must(background(Device::DmaWrite, at(50, 1)..at(90, 77)))?;
+    bed.must(background(Device::DmaRead, at(2, 9)..at(120, 3)))?;
+    bed.reports(&[3..20, 50..91])?;
+    bed.must(background(Device::Pin, pages(3..20)))?;
+    bed.must(background(Device::Unpin, pages(3..20)))?;
+    bed.must(background(Device::Unpin, pages(3..20)))?;
+    bed.reports(&[3..20])?;
+    bed.check()
+}
+
+fn same_errors(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.must(map(64..70, Protection { read: true, write: false }))?;
+    bed.pin(10..11)?;
+    bed.start()?;
+    let max = bed.device(0).limits().max_length;
+    for op in Device::ALL {
+        let pinned = matches!(op, Device::Write | Device::Read | Device::Unpin);
+        bed.refused(Errno::EINVAL, background(op, at(10, 0)..at(10, 0)))?;
+        bed.refused(Errno::E2BIG, background(op, at(0, 0)..at(0, max + PAGE)))?;
+        let not_mapped = if pinned { Errno::ENXIO } else { Errno::EINVAL };
+        bed.refused(not_mapped, background(op, pages(100..101)))?;
+        if op != Device::DmaRead {
+            let read_only = if pinned { Errno::ENXIO } else { Errno::EPERM };
+            bed.refused(read_only, background(op, pages(65..66)))?;
+        }
+    }
+    let op = Op::Command { device: 0, op: 7 | BACKGROUND, iova: at(10, 0), length: PAGE, seed: 0 };
+    bed.refused(Errno::EOPNOTSUPP, op)?;
+    bed.refused(Errno::EINVAL, background(Device::Pin, at(10, 1)..at(11, 1)))?;
+    bed.must(Op::Close { device: 0 })?;
+    bed.must(Op::Open { device: 0 })?;
+    bed.reports(&[10..11])?;
+    bed.check()
+}
+
+fn in_progress(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, MANY)?;
+    let (device, eventfd) = (fixture.device(), EventFd::new()?);
+    let fds = [Some(std::os::fd::AsFd::as_fd(&eventfd))];
+    device.device().set_irqs(&SetIrqs {
+        index: VFIO_PCI_MSI_IRQ_INDEX,
+        action: VFIO_IRQ_SET_ACTION_TRIGGER,
+        start: 0,
+        count: 1,
+        data: IrqData::EventFd(&fds),
+        argsz: None,
+    })?;
+    device.enable_irqs(COMMAND)?;
+
+    device.run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
+    ensure!(!device.refused()?, "a command was refused although none was in progress");
+    for op in [Device::Pin as u32, Device::DmaWrite as u32 | BACKGROUND, 99] {
+        let outcome = device.run(op, at(3, 0), PAGE, 2)?;
+        same("STATUS while it is in progress", IN_PROGRESS.into(), outcome.status.into())?;
+        ensure!(device.refused()?, "a command wasn't refused");
+    }
+    same(
+        "IOVA, which may be written",
+        at(3, 0),
+        device.read(RUST_MDEV_DMA_REG_IOVA, Width::Quad)?,
+    )?;
+    same("number of interrupts", 1, eventfd.wait(LONG)?)?;
+    let outcome = device.outcome()?;
+    succeeded("DMA_WRITE", outcome)?;
+    same("COUNT", MANY * PAGE, outcome.count)?;
+    same("PINS", 0, device.pins()?)?;
+
+    let digest = device.dma_read(at(0, 0), MANY * PAGE)?.digest;
+    ensure!(!device.refused()?, "a command was refused although none was in progress");
+    device.dma_write(at(0, 0), MANY * PAGE, 1)?;
+    same("digest after the same again", digest, device.dma_read(at(0, 0), MANY * PAGE)?.digest)
+}
+
+/// Has all pages written, and returns when that has begun.
+fn begin(fixture: &Fixture) -> Result<()> {
+    fixture.device().run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    while fixture.page(0).iter().all(|&byte| byte == 0) {
+        ensure!(fixture.device().outcome()?.status == IN_PROGRESS, "it ended, and wrote nothing");
+    }
+    Ok(())
+}
+
+/// Whether the last page is as it was: then the command that writes all pages ended early.
+fn ended_early(fixture: &Fixture) -> Result<()> {
+    fixture.stands_still()?;
+    ensure!(fixture.page(MANY - 1).iter().all(|&byte| byte == 0), "it was completed");
+    Ok(())
+}
+
+fn reset(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, MANY)?;
+    let device = fixture.device();
+    begin(&fixture)?;
+    device.device().reset()?;
+    let outcome = device.outcome()?;
+    ensure!(outcome == mdev_dma::Outcome { status: 0, count: 0, digest: 0 }, "{outcome:?}");
+    ended_early(&fixture)?;
+    succeeded("DMA_WRITE", device.dma_write(at(0, 0), PAGE, 2)?)?;
+
+    device.run_in_background(Device::Pin, at(0, 0), MANY * PAGE, 1)?;
+    device.device().reset()?;
+    same("PINS", 0, device.pins()?)
+}
+
+fn close(context: &Context<'_>) -> Result<()> {
+    let mut fixture = Fixture::new(context, MANY)?;
+    begin(&fixture)?;
+    fixture.close();
+    ended_early(&fixture)?;
+    fixture.open()?;
+    let outcome = fixture.device().outcome()?;
+    ensure!(outcome == mdev_dma::Outcome { status: 0, count: 0, digest: 0 }, "{outcome:?}");
+    succeeded("DMA_WRITE", fixture.device().dma_write(at(0, 0), PAGE, 2)?)
+}
+
+fn unmap(context: &Context<'_>) -> Result<()> {
+    const MANY: u64 = 1 << 12;
+    for op in Device::ALL {
+        let fixture = Fixture::new(context, MANY)?;
+        let device = fixture.device();
+        if matches!(op, Device::Unpin | Device::Write | Device::Read) {
+            fixture.pin(0..MANY)?;
+        }
+        device.run_in_background(op, at(0, 0), MANY * PAGE, 1)?;
+        fixture.unmap(0..MANY)?;
+        same("PINS", 0, device.pins()?)?;
+        let outcome = device.wait(LONG)?;
+        let errno = Errno(outcome.status as i32);
+        // If it was faster, it succeeded.
+        let known = matches!(errno, Errno(0) | Errno::EINVAL | Errno::ENXIO);
+        ensure!(known, "{op}: {outcome:?}");
+        fixture.stands_still()?;
+        same("PINS", 0, device.pins()?)?;
+    }
+    Ok(())
+}
+
+/// Nothing is said of what comes of it, but that the device is what it was once it is over: no thread
+/// hangs, no call fails as it mustn't, and the kernel doesn't complain.
+fn at_once(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 256;
+    const A_WHILE: Duration = Duration::from_millis(400);
+    let fixture = Fixture::new(context, PAGES)?;
+    let (device, begin) = (fixture.device(), Instant::now());
+    let program = Program {
+        iova: at(0, 0),
+        length: PAGES * PAGE,
+        seed: 1,
+        limit: 0,
+        rate: 0,
+        mode: RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN,
+    };
+    let commands = || -> Result<()> {
+        for (n, op) in (0..).zip(Device::ALL) {
+            device.run(op as u32, at(n, 0), 64 * PAGE, n)?;
+            device.run_in_background(op, at(n, 0), 64 * PAGE, n)?;
+        }
+        Ok(())
+    };
+    let generator = || Ok(device.start_generator(&program)?);
+    let unmap = || {
+        fixture.unmap(0..PAGES)?;
+        fixture.map(0..PAGES)
+    };
+    let reset = || Ok(device.device().reset()?);
+    let states = || -> Result<()> {
+        for state in [MigState::PreCopy, MigState::StopCopy, MigState::Running] {
+            // A reset in between makes another way of it, which may not exist.
+            let found = status(device.device().set_migration_state(state))?.map(drop);
+            ensure!(matches!(found, Ok(()) | Err(Errno::EINVAL)), "{state}: {found:?}");
+        }
+        Ok(())
+    };
+    let registers = || -> Result<()> {
+        device.pins()?;
+        device.generator()?;
+        device.clear_irqs(u32::MAX)?;
+        Ok(device.enable_irqs(COMMAND)?)
+    };
+    let actions: [&(dyn Fn() -> Result<()> + Sync); 6] =
+        [&commands, &generator, &unmap, &reset, &states, &registers];
+    thread::scope(|scope| {
+        let threads = actions.map(|action| {
+            scope.spawn(move || -> Result<()> {
+                while begin.elapsed() < A_WHILE {
+                    action()?;
+                }
+                Ok(())
+            })
+        });
+        for thread in threads {
+            thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+        }
+        anyhow::Ok(())
+    })?;
+    device.device().reset()?;
+    same("PINS", 0, device.pins()?)?;
+    fixture.stands_still()?;
+    succeeded("DMA_WRITE", device.dma_write(at(0, 0), PAGES * PAGE, 1)?)
+}

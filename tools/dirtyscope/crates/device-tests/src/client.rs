@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Software that was written for other devices.
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use harness::{Context, Scenario, Skip, scenario};
+use mdev_dma::PAGE;
+use mdev_dma::{
+    Op, pattern,
+    sysfs::{Mdev, MdevType},
+    uapi,
+};
+use std::{fs, io, process::Command};
+use uuid::Uuid;
+use vmm_client::Vmm;
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "device/client/vfio-ioctls",
+        "rust-vmm's vfio-ioctls opens the device, maps memory, and is interrupted",
+        vfio_ioctls,
+    ),
+    scenario(
+        "device/client/vfio-ioctls-migrates",
+        "rust-vmm's vfio-ioctls brings the state of a device to another one",
+        vfio_ioctls_migrates,
+    ),
+    scenario(
+        "device/client/mdevctl",
+        "mdevctl defines a device, starts, lists, stops and undefines it",
+        mdevctl,
+    ),
+];
+
+/// Memory in two pieces.
+const LENGTH: u64 = 16 * PAGE;
+const FIRST: u64 = 0x10_0000;
+const SECOND: u64 = 0x1_0000_0000;
+
+fn open(context: &Context<'_>, device: usize) -> Result<Vmm> {
+    let path = context.device(device)?.path();
+    Ok(Vmm::open(&path, &[(FIRST, LENGTH as usize), (SECOND, LENGTH as usize)])?)
+}
+
+fn vfio_ioctls(context: &Context<'_>) -> Result<()> {
+    let vmm = open(context, 0)?;
+    let ids = (uapi::RUST_MDEV_DMA_PCI_VENDOR_ID, uapi::RUST_MDEV_DMA_PCI_DEVICE_ID);
+    let (vendor, device) = vmm.ids();
+    ensure!((vendor.into(), device.into()) == ids, "it is {vendor:04x}:{device:04x}");
+    ensure!(vmm.bar_size() == u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE), "BAR 0 has another size");
+    ensure!(vmm.read(uapi::RUST_MDEV_DMA_REG_MAGIC) == uapi::RUST_MDEV_DMA_MAGIC, "MAGIC differs");
+
+    let eventfd = vmm.enable_msi()?;
+    vmm.write(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE, uapi::RUST_MDEV_DMA_IRQ_COMMAND);
+    run(&vmm, Op::Pin, FIRST, LENGTH, 0)?;
+    ensure!(eventfd.read().context("MSI")? == 1, "one command sent more than one message");
+    vmm.disable_msi()?;
+    run(&vmm, Op::Write, FIRST, LENGTH, 1)?;
+    run(&vmm, Op::DmaWrite, SECOND, LENGTH, 2)?;
+    let silent = eventfd.read().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    ensure!(silent, "MSI is disabled, and there was a message");
+    contains(&vmm, FIRST, 1)?;
+    contains(&vmm, SECOND, 2)?;
+
+    let pins = vmm.read(uapi::RUST_MDEV_DMA_REG_PINS);
+    ensure!(u64::from(pins) == LENGTH / PAGE, "the device has {pins} pins");
+    vmm.unmap()?;
+    let pins = vmm.read(uapi::RUST_MDEV_DMA_REG_PINS);
+    ensure!(pins == 0, "memory is unmapped, and the device has {pins} pins");
+    vmm.reset();
+    let enabled = vmm.read(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE);
+    ensure!(enabled == 0, "after a reset, IRQ_ENABLE is {enabled:#x}");
+    Ok(())
+}
+
+fn vfio_ioctls_migrates(context: &Context<'_>) -> Result<()> {
+    let source = open(context, 0)?;
+    run(&source, Op::Pin, SECOND, LENGTH, 0)?;
+    source.write(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE, uapi::RUST_MDEV_DMA_IRQ_COMMAND);
+    let state = source.save()?;
+    context.note(format!("{} bytes of state", state.len()));
+
+    let destination = open(context, 1)?;
+    let cut = destination.restore(&state[..state.len() - 1]);
+    ensure!(cut.is_err(), "the device takes a state that is cut short");
+    destination.reset();
+    destination.restore(&state)?;
+    let pins = destination.read(uapi::RUST_MDEV_DMA_REG_PINS);
+    ensure!(u64::from(pins) == LENGTH / PAGE, "the device has {pins} pins");
+    let enabled = destination.read(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE);
+    ensure!(enabled == uapi::RUST_MDEV_DMA_IRQ_COMMAND, "IRQ_ENABLE is {enabled:#x}");
+    run(&destination, Op::Write, SECOND, LENGTH, 3)?;
+    contains(&destination, SECOND, 3)?;
+    source.reset();
+    Ok(())
+}
+
+/// All memory from here on is what a write with this seed puts there.
+fn contains(vmm: &Vmm, iova: u64, seed: u64) -> Result<()> {
+    let (mut found, mut wanted) = (vec![0; LENGTH as usize], vec![0; LENGTH as usize]);
+    vmm.copy_from_memory(iova, &mut found)?;
+    pattern::fill(&mut wanted, seed, iova);
+    ensure!(found == wanted, "memory at {iova:#x} isn't what the device has written");
+    Ok(())
+}
+
+fn run(vmm: &Vmm, op: Op, iova: u64, length: u64, seed: u64) -> Result<()> {
+    let status = vmm.run(op, iova, length, seed);
+    ensure!(status == 0, "{op:?} {iova:#x}+{length:#x} ended with errno {status}");
+    Ok(())
+}
+
+/// A device that mdevctl knows. Forgotten, and removed if it exists, when dropped.
+struct Defined<'a> {
+    context: &'a Context<'a>,
+    uuid: Uuid,
+}
+
+impl Drop for Defined<'_> {
+    fn drop(&mut self) {
+        let uuid = self.uuid.to_string();
+        // Whatever isn't there any more is no loss.
+        if (Mdev { uuid: self.uuid }).exists() {
+            let _ = call(self.context, &["stop", "--uuid", &uuid]);
+        }
+        let _ = call(self.context, &["undefine", "--uuid", &uuid]);
+    }
+}
+
+fn mdevctl(context: &Context<'_>) -> Result<()> {
+    let mdev_type = MdevType::find()?;
+    let (type_name, parent) = names(&mdev_type)?;
+    let types = call(context, &["types"])?;
+    ensure!(types.contains(&type_name), "mdevctl knows no type {type_name}:\n{types}");
+
+    let defined = Defined { context, uuid: context.new_uuid()? };
+    let (mdev, uuid) = (Mdev { uuid: defined.uuid }, defined.uuid.to_string());
+    let uuid = uuid.as_str();
+    let listed = |list: &[&str]| -> Result<bool> { Ok(call(context, list)?.contains(uuid)) };
+    call(context, &["define", "--uuid", uuid, "--parent", &parent, "--type", &type_name])?;
+    ensure!(listed(&["list", "--defined"])?, "mdevctl doesn't list what it has defined");
+    ensure!(!mdev.exists(), "defining a device has made it");
+
+    let available = mdev_type.available_instances()?;
+    call(context, &["start", "--uuid", uuid])?;
+    ensure!(mdev.exists(), "mdevctl has started it, and it isn't there");
+    ensure!(listed(&["list"])?, "mdevctl doesn't list what it has started");
+    ensure!(mdev_type.available_instances()? + 1 == available, "it isn't counted as an instance");
+    drop(Vmm::open(&mdev.path(), &[(0, PAGE as usize)]).context("open what mdevctl made")?);
+
+    call(context, &["stop", "--uuid", uuid])?;
+    ensure!(!mdev.exists(), "mdevctl has stopped it, and it is still there");
+    ensure!(!listed(&["list"])?, "mdevctl lists what it has stopped");
+    call(context, &["undefine", "--uuid", uuid])?;
+    ensure!(!listed(&["list", "--defined"])?, "mdevctl lists what it has forgotten");
+    Ok(())
+}
+
+/// How mdevctl calls the type and its parent.
+fn names(mdev_type: &MdevType) -> Result<(String, String)> {
+    let path = fs::canonicalize(mdev_type.path())?;
+    let parent = path.parent().and_then(|types| types.parent());
+    let name = |path: Option<&std::path::Path>| {
+        path.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned())
+    };
+    name(Some(&path)).zip(name(parent)).ok_or_else(|| anyhow!("{} is no type", path.display()))
+}
+
+/// What mdevctl says. It has to succeed.
+fn call(context: &Context<'_>, arguments: &[&str]) -> Result<String> {
+    context.note(format!("mdevctl {}", arguments.join(" ")));
+    let output = Command::new("mdevctl").args(arguments).output().map_err(|error| {
+        anyhow!(Skip(format!("mdevctl: {error}; install Debian's package of that name")))
+    })?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "mdevctl {}: {errors}", arguments.join(" "));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A device and memory without the model: for what changes memory while nobody asks for it.
+
+use anyhow::{Context as _, Result, ensure};
+use dirty_model::{Bitmap, BitmapBuffer};
+use harness::Context;
+use mdev_dma::{IN_PROGRESS, MdevDma, Outcome, Program, Progress, pattern, sysfs::Mdev};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::{PAGE, at, same};
+use vfio_client::{
+    BitmapArgs, Container, DeviceNode, Group, MapArgs, Memory, UnmapArgs,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
+};
+
+/// What takes longer is broken.
+pub const LONG: Duration = Duration::from_secs(20);
+
+/// A container with a device and, from page 0 on, zeroed memory.
+pub struct Fixture {
+    // Closed in this order.
+    device: Option<MdevDma>,
+    node: DeviceNode,
+    pub container: Arc<Container>,
+    pub memory: Arc<Memory>,
+}
+
+impl Fixture {
+    /// With so many pages, which are mapped.
+    pub fn new(context: &Context<'_>, pages: u64) -> Result<Self> {
+        let this = Self::without_mapping(context, 0, pages)?;
+        this.map(0..pages)?;
+        Ok(this)
+    }
+
+    /// With the context's `device`th device, and so many pages.
+    pub fn without_mapping(context: &Context<'_>, device: usize, pages: u64) -> Result<Self> {
+        Self::on(context.device(device)?, pages)
+    }
+
+    /// With a device, and so many pages.
+    pub fn on(mdev: Mdev, pages: u64) -> Result<Self> {
+        let node = mdev.node()?;
+        let container = Container::new(Group::open(&node)?)?;
+        let device = Some(MdevDma::open(&container, &node)?);
+        let memory = Arc::new(Memory::new((pages * PAGE) as usize)?);
+        Ok(Self { device, node, container, memory })
+    }
+
+    /// The device, which is open.
+    pub fn device(&self) -> &MdevDma {
+        self.device.as_ref().expect("the device is open")
+    }
+
+    /// Closes the device.
+    pub fn close(&mut self) {
+        self.device = None;
+    }
+
+    /// Opens it again.
+    pub fn open(&mut self) -> Result<()> {
+        self.device = Some(MdevDma::open(&self.container, &self.node)?);
+        Ok(())
+    }
+
+    /// Maps `pages` of the memory.
+    pub fn map(&self, pages: Range<u64>) -> Result<()> {
+        Ok(self.container.map(&MapArgs {
+            memory: &self.memory,
+            offset: (pages.start * PAGE) as usize,
+            iova: at(pages.start, 0),
+            size: (pages.end - pages.start) * PAGE,
+            flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+            argsz: None,
+        })?)
+    }
+
+    /// Unmaps `pages`.
+    pub fn unmap(&self, pages: Range<u64>) -> Result<()> {
+        let size = (pages.end - pages.start) * PAGE;
+        let args = UnmapArgs { iova: at(pages.start, 0), size, ..Default::default() };
+        same("bytes unmapped", size, self.container.unmap(&args)?)
+    }
+
+    /// Pins `pages`.
+    pub fn pin(&self, pages: Range<u64>) -> Result<()> {
+        let length = (pages.end - pages.start) * PAGE;
+        succeeded("PIN", self.device().pin(at(pages.start, 0), length)?)
+    }
+
+    /// What is dirty of the first so many pages, which are a mapping.
+    pub fn dirty(&self, pages: u64) -> Result<Bitmap> {
+        let BitmapBuffer { pgsize, size, .. } = BitmapBuffer::covering(pages * PAGE, PAGE);
+        let args = BitmapArgs { pgsize, size };
+        let words = self.container.dirty_bitmap(at(0, 0), pages * PAGE, &args)?;
+        Ok(Bitmap::from_words(words, pages))
+    }
+
+    /// Copies a page.
+    pub fn page(&self, page: u64) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE as usize];
+        self.memory.read((page * PAGE) as usize, &mut bytes);
+        bytes
+    }
+
+    /// Copies all pages.
+    pub fn copy(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.memory.len()];
+        self.memory.read(0, &mut bytes);
+        bytes
+    }
+
+    /// Waits for the generator to stop by itself.
+    pub fn wait_for_generator(&self) -> Result<Progress> {
+        let begin = Instant::now();
+        loop {
+            let progress = self.device().generator()?;
+            if progress.status != IN_PROGRESS {
+                return Ok(progress);
+            }
+            ensure!(begin.elapsed() < LONG, "the generator still runs: {progress:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until the generator has made so many writes more, or none if it has stopped.
+    pub fn wait_for_writes(&self, more: u64) -> Result<()> {
+        let first = self.device().generator()?;
+        let begin = Instant::now();
+        loop {
+            let now = self.device().generator()?;
+            ensure!(now.status == IN_PROGRESS, "the generator has stopped: {now:?}");
+            if now.counter >= first.counter + more {
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < LONG, "the generator is at {now:?}, it was at {first:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Compares all memory with what it contains after `counter` writes of a program that it had
+    /// been zero before.
+    pub fn has_generated(&self, program: &Program, counter: u64) -> Result<()> {
+        check_generated(&self.copy(), program, counter)
+    }
+
+    /// Fails if the device writes pages now.
+    pub fn stands_still(&self) -> Result<()> {
+        let before = self.first_words();
+        thread::sleep(Duration::from_millis(30));
+        ensure!(self.first_words() == before, "memory has changed, although nothing runs");
+        Ok(())
+    }
+
+    /// The first word of each page, which no two writes of a page have in common.
+    fn first_words(&self) -> Vec<[u8; 8]> {
+        let mut words = vec![[0; 8]; self.memory.len() / PAGE as usize];
+        for (page, word) in words.iter_mut().enumerate() {
+            self.memory.read(page * PAGE as usize, word);
+        }
+        words
+    }
+}
+
+/// Compares memory, which begins at page 0 and was zero, with what it contains after `counter` writes
+/// of a program.
+pub fn check_generated(memory: &[u8], program: &Program, counter: u64) -> Result<()> {
+    let seeds: BTreeMap<_, _> = program.contents(counter).collect();
+    let mut expected = vec![0; PAGE as usize];
+    let mut wrong = Vec::new();
+    for (page, found) in (0..).zip(memory.chunks(PAGE as usize)) {
+        match seeds.get(&at(page, 0)) {
+            Some(&seed) => pattern::fill(&mut expected, seed, at(page, 0)),
+            None => expected.fill(0),
+        }
+        if found != expected {
+            wrong.push(page);
+        }
+    }
+    ensure!(wrong.is_empty(), "after {counter} writes, pages are wrong: {wrong:?}");
+    Ok(())
+}
+
+/// Fails unless a command succeeded.
+pub fn succeeded(what: &str, outcome: Outcome) -> Result<()> {
+    ensure!(outcome.status == 0, "{what}: {outcome:?}");
+    Ok(())
+}
+
+/// Fails unless the generator stands so.
+pub fn stands(found: Progress, status: i32, counter: u64) -> Result<()> {
+    let expected = Progress { status: status as u32, counter };
+    (found == expected).then_some(()).with_context(|| format!("{found:?}, not {expected:?}"))
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! How a device's pins and registers end: by reset, by close, by the death of their process.
+
+use anyhow::{Context as _, Result, ensure};
+use dirty_model::Errno;
+use harness::{Context, Scenario, scenario};
+use mdev_dma::{Op as Device, Width, uapi};
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+use testbed::{Op, PAGE, Testbed, at, command, pages, same};
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "device/lifetime/reset",
+        "RESET gives back all pins and clears registers; what was dirty stays so once",
+        reset,
+    ),
+    scenario(
+        "device/lifetime/close",
+        "closing gives back all pins, opening again begins anew",
+        close,
+    ),
+    scenario(
+        "device/lifetime/process-killed",
+        "a process killed with pins, and a generator that runs, leaves nothing behind",
+        process_killed,
+    ),
+];
+
+fn reset(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.start()?;
+    bed.pin(3..6)?;
+    bed.pin(3..4)?;
+    bed.transfer(Device::Read, pages(3..6))?;
+    bed.must(Op::Reset { device: 0 })?;
+    bed.has_pins(0)?;
+    let registers = (uapi::RUST_MDEV_DMA_REG_IOVA..=uapi::RUST_MDEV_DMA_REG_DIGEST).step_by(8);
+    for register in registers {
+        let value = bed.device(0).read(register, Width::Quad)?;
+        same(&format!("register {register:#x}"), 0, value)?;
+    }
+    bed.refused(Errno::ENXIO, command(0, Device::Write, pages(3..4)))?;
+    bed.reports(&[3..6])?;
+    bed.reports(&[])?;
+    bed.pin(3..4)?;
+    bed.reports(&[3..4])?;
+    bed.must(Op::Reset { device: 0 })?;
+    bed.must(Op::Reset { device: 0 })?;
+    bed.check()
+}
+
+fn close(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.start()?;
+    for _ in 0..3 {
+        bed.pin(3..64)?;
+        bed.transfer(Device::Write, at(3, 5)..at(5, 5))?;
+        bed.must(Op::Close { device: 0 })?;
+        bed.reports(&[3..64])?;
+        bed.reports(&[])?;
+        bed.must(Op::Open { device: 0 })?;
+        bed.has_pins(0)?;
+        let seed = bed.device(0).read(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad)?;
+        same("SEED", 0, seed)?;
+        bed.refused(Errno::ENXIO, command(0, Device::Write, pages(3..4)))?;
+        bed.check()?;
+    }
+    Ok(())
+}
+
+/// A child that is killed when it is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let ended = self.0.kill().and_then(|()| self.0.wait());
+        debug_assert!(ended.is_ok());
+    }
+}
+
+fn process_killed(context: &Context<'_>) -> Result<()> {
+    let mdev = context.device(0)?;
+    for _ in 0..2 {
+        let mut hold = Command::new(env::current_exe()?);
+        hold.args(["hold", &mdev.uuid.to_string(), &(100 * PAGE).to_string()]);
+        let child = hold.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = Killed(child);
+        let mut line = String::new();
+        BufReader::new(child.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        ensure!(line == "0 100\n", "the other process says {line:?}, not that it pinned 100 pages");
+        drop(child);
+
+        let mut bed = Testbed::with_pages(context, 100)?;
+        bed.has_pins(0)?;
+        bed.pin(0..100)?;
+        bed.check()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,585 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Migration of the device: its states, the stream of its state, and that it stands still.
+
+use crate::fixture::{Fixture, LONG, stands, succeeded};
+use anyhow::{Context as _, Result, ensure};
+use dirty_model::Errno;
+use harness::{Context, Scenario, scenario};
+use mdev_dma::{
+    IN_PROGRESS, Op as Device, Program, Width, pattern,
+    uapi::{
+        self, RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
+        RUST_MDEV_DMA_GEN_PINNED as PINNED, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
+    },
+};
+use std::{os::fd::AsFd, thread, time::Duration};
+use testbed::{PAGE, at, same, status};
+use vfio_client::{
+    DataFile, EventFd, IrqData,
+    MigState::{self, PreCopy, PreCopyP2p, Resuming, Running, RunningP2p, Stop, StopCopy},
+    SetIrqs,
+    uapi::{
+        VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_MIGRATION_P2P, VFIO_MIGRATION_PRE_COPY,
+        VFIO_MIGRATION_STOP_COPY, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
+    },
+};
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "device/migration-state/states",
+        "from each state to each: it gets there or is refused, and data files come and go",
+        states,
+    ),
+    scenario(
+        "device/migration-state/stop",
+        "in RUNNING the generator changes memory, in P2P states and STOP nothing does",
+        stop,
+    ),
+    scenario(
+        "device/migration-state/stop-waits",
+        "stopping waits for a command in the background; one that is rung then, waits",
+        stop_waits,
+    ),
+    scenario(
+        "device/migration-state/state",
+        "registers, configuration space, pins, generator and command arrive as they were",
+        state,
+    ),
+    scenario(
+        "device/migration-state/interrupt",
+        "what was pending interrupts where the device goes on",
+        interrupt,
+    ),
+    scenario(
+        "device/migration-state/pre-copy",
+        "PRE_COPY has data to read, then ENOMSG, then the state; and tells how much",
+        pre_copy,
+    ),
+    scenario(
+        "device/migration-state/chunks",
+        "the stream is the same however it is read and written",
+        chunks,
+    ),
+    scenario(
+        "device/migration-state/bad-stream",
+        "a stream cut short or changed anywhere is EINVAL and ERROR, RESET mends that",
+        bad_stream,
+    ),
+    scenario(
+        "device/migration-state/bad-state",
+        "states that make no sense, though their checksum is right, are EINVAL and ERROR",
+        bad_state,
+    ),
+    scenario(
+        "device/migration-state/pins-not-mapped",
+        "pins of memory that isn't mapped fail as PIN does, and none is left",
+        pins_not_mapped,
+    ),
+    scenario(
+        "device/migration-state/ended-file",
+        "a data file outlives its use, the device and its memory, and answers ENODEV",
+        ended_file,
+    ),
+];
+
+/// The generator's window begins at page 0, and has so many pages.
+const WINDOW: u64 = 200;
+
+/// Pages of memory.
+const PAGES: u64 = 300;
+
+fn program(mode: u32) -> Program {
+    Program { iova: at(0, 0), length: WINDOW * PAGE, seed: 77, limit: 0, rate: 0, mode }
+}
+
+/// Brings a device to a state without a data file.
+fn set(fixture: &Fixture, state: MigState) -> Result<()> {
+    let file = fixture.device().device().set_migration_state(state)?;
+    ensure!(file.is_none(), "{state} came with a data file");
+    is_in(fixture, state)
+}
+
+/// Brings a device to a state with a data file.
+fn begin(fixture: &Fixture, state: MigState) -> Result<DataFile> {
+    let file = fixture.device().device().set_migration_state(state)?;
+    is_in(fixture, state)?;
+    file.with_context(|| format!("{state} came without a data file"))
+}
+
+fn is_in(fixture: &Fixture, state: MigState) -> Result<()> {
+    let found = fixture.device().device().migration_state()?;
+    ensure!(found == state, "the state is {found}, not {state}");
+    Ok(())
+}
+
+/// Stops a device, and reads its state.
+fn save(fixture: &Fixture) -> Result<Vec<u8>> {
+    let size = fixture.device().device().migration_data_size()?;
+    let stream = begin(fixture, StopCopy)?.read_to_end(1 << 16)?;
+    same("bytes of the stream", size, stream.len() as u64)?;
+    Ok(stream)
+}
+
+/// Writes all of a stream.
+fn write(file: &DataFile, stream: &[u8]) -> Result<()> {
+    same("bytes written", stream.len() as u64, file.write(stream)? as u64)
+}
+
+/// Has a device take over a state, up to STOP.
+fn load(fixture: &Fixture, stream: &[u8]) -> Result<()> {
+    write(&begin(fixture, Resuming)?, stream)?;
+    set(fixture, Stop)
+}
+
+/// Has a device take over a stream, which must fail with `errno` and leave nothing behind.
+fn fails(fixture: &Fixture, what: &str, errno: Errno, stream: &[u8]) -> Result<()> {
+    write(&begin(fixture, Resuming)?, stream)?;
+    let found = status(fixture.device().device().set_migration_state(Running))?.map(drop);
+    ensure!(found == Err(errno), "{what}: {found:?}, not {errno}");
+    is_in(fixture, MigState::Error)?;
+    for state in MigState::ALL.into_iter().filter(|&state| state != MigState::Error) {
+        let found = status(fixture.device().device().set_migration_state(state))?.map(drop);
+        ensure!(found == Err(Errno::EINVAL), "from ERROR to {state}: {found:?}");
+    }
+    same("PINS", 0, fixture.device().pins()?)?;
+    stands(fixture.device().generator()?, 0, 0)?;
+    same("SEED", 0, fixture.device().read(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad)?)?;
+    fixture.device().device().reset()?;
+    is_in(fixture, Running)?;
+    succeeded("DMA_READ", fixture.device().dma_read(at(0, 0), PAGE)?)
+}
+
+fn states(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, 1)?;
+    let device = fixture.device().device();
+    let flags = VFIO_MIGRATION_STOP_COPY | VFIO_MIGRATION_PRE_COPY | VFIO_MIGRATION_P2P;
+    same("migration flags", flags.into(), device.migration_flags()?)?;
+    is_in(&fixture, Running)?;
+    let stream = save(&fixture)?;
+    device.reset()?;
+    let saving = [PreCopy, PreCopyP2p, StopCopy];
+    let states = MigState::ALL.into_iter().filter(|&state| state != MigState::Error);
+    for from in states.clone() {
+        for to in states.clone() {
+            let before = device.set_migration_state(from)?;
+            if from == Resuming {
+                write(before.as_ref().context("no data file")?, &stream)?;
+            }
+            let what = format!("from {from} to {to}");
+            let found = status(device.set_migration_state(to))?;
+            if from == StopCopy && matches!(to, PreCopy | PreCopyP2p) {
+                ensure!(found.as_ref().err() == Some(&Errno::EINVAL), "{what}: {found:?}");
+                is_in(&fixture, StopCopy)?;
+            } else {
+                is_in(&fixture, to)?;
+                let Ok(after) = found else { anyhow::bail!("{what}: {found:?}") };
+                let same_session = from == to || saving.contains(&from) && saving.contains(&to);
+                let has_data = to == Resuming || saving.contains(&to);
+                ensure!(after.is_some() == (has_data && !same_session), "{what}: {after:?}");
+                if let Some(after) = &after {
+                    let (reads, writes) = after.access()?;
+                    ensure!(writes == (to == Resuming) && reads != writes, "{what}: access");
+                }
+            }
+            device.reset()?;
+            is_in(&fixture, Running)?;
+        }
+    }
+    for number in [0, 8, 99, u32::MAX] {
+        let found = status(device.set_migration_state_number(number))?.map(drop);
+        ensure!(found == Err(Errno::EINVAL), "state {number}: {found:?}");
+        is_in(&fixture, Running)?;
+    }
+    Ok(())
+}
+
+fn stop(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, PAGES)?;
+    fixture.pin(0..WINDOW)?;
+    let program = program(PINNED | DMA_RW | PIN);
+    fixture.device().start_generator(&program)?;
+    let changes = || -> Result<()> {
+        let before = fixture.copy();
+        fixture.wait_for_writes(1)?;
+        ensure!(fixture.copy() != before, "memory stays as it is, although the device runs");
+        Ok(())
+    };
+    let still = || -> Result<u64> {
+        let first = fixture.device().generator()?;
+        same("GEN_STATUS", IN_PROGRESS.into(), first.status.into())?;
+        fixture.stands_still()?;
+        ensure!(fixture.device().generator()? == first, "the counter goes on");
+        fixture.has_generated(&program, first.counter)?;
+        Ok(first.counter)
+    };
+    changes()?;
+    let mut counter = 0;
+    for state in [RunningP2p, Stop, StopCopy, PreCopyP2p] {
+        drop(fixture.device().device().set_migration_state(Running)?);
+        changes()?;
+        drop(fixture.device().device().set_migration_state(state)?);
+        let now = still()?;
+        ensure!(now > counter, "it went on from {counter} to {now}");
+        counter = now;
+    }
+    drop(fixture.device().device().set_migration_state(PreCopy)?);
+    changes()
+}
+
+fn stop_waits(context: &Context<'_>) -> Result<()> {
+    const MANY: u64 = 1 << 13;
+    let fixture = Fixture::new(context, MANY)?;
+    let device = fixture.device();
+    device.run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    while fixture.page(0).iter().all(|&byte| byte == 0) {
+        same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
+    }
+    set(&fixture, RunningP2p)?;
+    let outcome = device.outcome()?;
+    succeeded("DMA_WRITE", outcome)?;
+    same("COUNT", MANY * PAGE, outcome.count)?;
+    fixture.stands_still()?;
+
+    for state in [RunningP2p, Stop] {
+        set(&fixture, state)?;
+        let before = fixture.page(5);
+        for background in [0, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND] {
+            let op = Device::DmaWrite as u32 | background;
+            let outcome = device.run(op, at(5, 0), PAGE, 8 + state as u64)?;
+            same("STATUS of what waits", IN_PROGRESS.into(), outcome.status.into())?;
+            same("REFUSED", u64::from(background != 0), device.refused()?.into())?;
+        }
+        fixture.stands_still()?;
+        ensure!(fixture.page(5) == before, "it was written in {state}");
+        set(&fixture, Running)?;
+        succeeded("DMA_WRITE", device.wait(LONG)?)?;
+        ensure!(fixture.page(5) != before, "it wasn't written");
+    }
+    Ok(())
+}
+
+/// The bytes of a device's configuration space and registers, but those that only its driver knows.
+fn visible(fixture: &Fixture) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; 256];
+    let device = fixture.device();
+    let config = device.device().region_info(VFIO_PCI_CONFIG_REGION_INDEX, None)?.offset;
+    device.device().read_at(config, &mut bytes)?;
+    for register in (0..uapi::RUST_MDEV_DMA_BAR_SIZE).step_by(8) {
+        bytes.extend(device.read(register, Width::Quad)?.to_le_bytes());
+    }
+    Ok(bytes)
+}
+
+fn state(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, PAGES)?;
+    let device = fixture.device();
+    let config = device.device().region_info(VFIO_PCI_CONFIG_REGION_INDEX, None)?.offset;
+    for (offset, value) in [(0x04, 0x0406), (0x10, 0xfebf_0000), (0x3c, 11), (0x44, 0xfee0_0000)] {
+        let value: u32 = value;
+        device.device().write_at(config + offset, &value.to_le_bytes())?;
+    }
+    // Pins of different counts, in several blocks.
+    fixture.pin(0..WINDOW)?;
+    fixture.pin(50..150)?;
+    fixture.pin(60..61)?;
+    fixture.pin(PAGES - 1..PAGES)?;
+    device.enable_irqs(COMMAND)?;
+    succeeded("DMA_READ", device.dma_read(at(3, 1), 5 * PAGE)?)?;
+    let program = program(PINNED | DMA_RW);
+    device.start_generator(&program)?;
+    fixture.wait_for_writes(WINDOW / 2)?;
+    set(&fixture, Stop)?;
+    device.run(Device::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
+
+    let (seen, stream) = (visible(&fixture)?, save(&fixture)?);
+    let counter = device.generator()?.counter;
+    fixture.has_generated(&program, counter)?;
+
+    // Another device, whose memory has the same contents at another place.
+    let other = Fixture::without_mapping(context, 1, PAGES)?;
+    other.memory.write(0, &fixture.copy());
+    other.map(0..PAGES)?;
+    load(&other, &stream)?;
+    let found = visible(&other)?;
+    let differs = (0..seen.len()).find(|&i| seen[i] != found[i]);
+    ensure!(differs.is_none(), "byte {differs:x?} of configuration space and registers differs");
+    same("PINS", WINDOW + 100 + 1 + 1, other.device().pins()?)?;
+    other.stands_still()?;
+    ensure!(save(&other)? == stream, "saved again, the state is another");
+
+    // It goes on where it stood, the first one stands still.
+    set(&other, Running)?;
+    succeeded("DMA_WRITE", other.device().wait(LONG)?)?;
+    other.wait_for_writes(WINDOW + 10)?;
+    let progress = other.device().stop_generator()?;
+    ensure!(progress.counter > counter + WINDOW, "{progress:?}, it was at {counter}");
+    let memory = other.copy();
+    let window = (WINDOW * PAGE) as usize;
+    crate::fixture::check_generated(&memory[..window], &program, progress.counter)?;
+    let mut expected = vec![0; PAGE as usize];
+    pattern::fill(&mut expected, 5, at(WINDOW, 0));
+    ensure!(other.page(WINDOW) == expected, "the command that waited wrote something else");
+    fixture.stands_still()?;
+    for (pages, times) in [(0..50, 1), (50..60, 2), (60..61, 3), (PAGES - 1..PAGES, 1)] {
+        let (iova, length) = (at(pages.start, 0), (pages.end - pages.start) * PAGE);
+        for _ in 0..times {
+            succeeded("UNPIN", other.device().unpin(iova, length)?)?;
+        }
+        let again = other.device().unpin(iova, length)?.status;
+        same("UNPIN once more", Errno::ENXIO.0 as u64, again.into())?;
+    }
+    Ok(())
+}
+
+fn interrupt(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, 1)?;
+    fixture.device().enable_irqs(COMMAND)?;
+    succeeded("DMA_READ", fixture.device().dma_read(at(0, 0), 8)?)?;
+    let stream = save(&fixture)?;
+
+    let (other, eventfd) = (Fixture::without_mapping(context, 1, 1)?, EventFd::new()?);
+    let fds = [Some(eventfd.as_fd())];
+    other.device().device().set_irqs(&SetIrqs {
+        index: VFIO_PCI_INTX_IRQ_INDEX,
+        action: VFIO_IRQ_SET_ACTION_TRIGGER,
+        start: 0,
+        count: 1,
+        data: IrqData::EventFd(&fds),
+        argsz: None,
+    })?;
+    load(&other, &stream)?;
+    thread::sleep(Duration::from_millis(10));
+    same("interrupts while it stands still", 0, eventfd.take()?)?;
+    set(&other, Running)?;
+    same("interrupts once it runs", 1, eventfd.wait(LONG)?)
+}
+
+fn pre_copy(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, PAGES)?;
+    fixture.pin(0..10)?;
+    let program = program(DMA_RW);
+    fixture.device().start_generator(&program)?;
+    let file = begin(&fixture, PreCopy)?;
+    let info = file.precopy_info(None)?;
+    ensure!(info.initial_bytes > 0 && info.dirty_bytes == 0, "{info:?}");
+    ensure!(file.is_readable()?, "there is something to read, but poll says no");
+    let mut stream = vec![0; 10];
+    same("bytes read", 10, file.read(&mut stream)? as u64)?;
+    same("initial_bytes after reading 10", info.initial_bytes - 10, {
+        file.precopy_info(None)?.initial_bytes
+    })?;
+    stream.resize(info.initial_bytes as usize, 0);
+    file.read(&mut stream[10..])?;
+    let nothing = |what: &str| -> Result<()> {
+        let found = status(file.read(&mut [0; 10]))?;
+        ensure!(found == Err(ENOMSG), "{what}: {found:?}, not ENOMSG");
+        ensure!(!file.is_readable()?, "{what}: poll says that there is something to read");
+        Ok(())
+    };
+    nothing("at the end of what is there in PRE_COPY")?;
+    same("initial_bytes", 0, file.precopy_info(None)?.initial_bytes)?;
+    let short = status(file.precopy_info(Some(23)))?;
+    ensure!(short == Err(Errno::EINVAL), "argsz 23: {short:?}");
+    fixture.wait_for_writes(10)?;
+    set(&fixture, PreCopyP2p)?;
+    nothing("in PRE_COPY_P2P")?;
+    set(&fixture, PreCopy)?;
+    fixture.wait_for_writes(10)?;
+
+    set(&fixture, StopCopy)?;
+    ensure!(file.is_readable()?, "there is the state to read, but poll says no");
+    let info = status(file.precopy_info(None))?;
+    ensure!(info == Err(Errno::EINVAL), "precopy_info in STOP_COPY: {info:?}");
+    stream.extend(file.read_to_end(4096)?);
+    same("bytes read at the end", 0, file.read(&mut [0; 10])? as u64)?;
+    ensure!(file.is_readable()?, "at the end poll says no");
+    let counter = fixture.device().generator()?.counter;
+    fixture.has_generated(&program, counter)?;
+
+    let other = Fixture::without_mapping(context, 1, PAGES)?;
+    other.map(0..PAGES)?;
+    load(&other, &stream)?;
+    same("GEN_COUNTER", counter, other.device().generator()?.counter)?;
+    same("PINS", 10, other.device().pins()?)?;
+
+    // A migration that is given up: the device runs as if nothing had been.
+    set(&fixture, Running)?;
+    fixture.wait_for_writes(10)?;
+    let file = begin(&fixture, PreCopy)?;
+    set(&fixture, Running)?;
+    fixture.wait_for_writes(10)?;
+    let found = status(file.read(&mut [0; 10]))?;
+    ensure!(found == Err(Errno::ENODEV), "read after PRE_COPY: {found:?}");
+    Ok(())
+}
+
+fn chunks(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, PAGES)?;
+    for page in (0..PAGES).step_by(2) {
+        fixture.pin(page..page + 1)?;
+    }
+    let stream = save(&fixture)?;
+    let other = Fixture::without_mapping(context, 1, PAGES)?;
+    other.map(0..PAGES)?;
+    for at_once in [1, 7, 64, 4096] {
+        set(&fixture, Stop)?;
+        ensure!(begin(&fixture, StopCopy)?.read_to_end(at_once)? == stream, "{at_once} at once");
+        let file = begin(&other, Resuming)?;
+        for chunk in stream.chunks(at_once) {
+            write(&file, chunk)?;
+        }
+        let empty: &[u8] = &[];
+        write(&file, empty)?;
+        set(&other, Stop)?;
+        same("PINS", PAGES / 2, other.device().pins()?)?;
+    }
+    Ok(())
+}
+
+/// A device with something in its state, stopped; and its stream.
+fn interesting(context: &Context<'_>) -> Result<(Fixture, Vec<u8>)> {
+    let fixture = Fixture::new(context, PAGES)?;
+    fixture.pin(0..10)?;
+    fixture.pin(5..6)?;
+    succeeded("DMA_WRITE", fixture.device().dma_write(at(20, 0), PAGE, 4)?)?;
+    set(&fixture, Stop)?;
+    fixture.device().start_generator(&program(DMA_RW))?;
+    fixture.device().run(Device::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
+    let stream = save(&fixture)?;
+    Ok((fixture, stream))
+}
+
+fn bad_stream(context: &Context<'_>) -> Result<()> {
+    let (_rig, stream) = interesting(context)?;
+    let other = Fixture::without_mapping(context, 1, PAGES)?;
+    other.map(0..PAGES)?;
+    for len in (0..stream.len()).step_by(23).chain([stream.len() - 1]) {
+        fails(&other, &format!("{len} bytes"), Errno::EINVAL, &stream[..len])?;
+    }
+    for at in (0..stream.len()).step_by(5) {
+        let mut changed = stream.clone();
+        changed[at] ^= 1 << (at % 8);
+        fails(&other, &format!("byte {at} changed"), Errno::EINVAL, &changed)?;
+    }
+    let twice = [&stream[..], &stream[..]].concat();
+    fails(&other, "twice", Errno::EINVAL, &twice)?;
+    fails(&other, "one byte more", Errno::EINVAL, &[&stream[..], &[0]].concat())?;
+    fails(&other, "zeroes", Errno::EINVAL, &[0; 1000])?;
+
+    // More than any state has.
+    let file = begin(&other, Resuming)?;
+    let much = vec![0; 1 << 20];
+    let mut written = 0;
+    let error = loop {
+        match status(file.write(&much))? {
+            Ok(n) => written += n,
+            Err(errno) => break errno,
+        }
+        ensure!(written < 1 << 30, "{written} bytes were taken");
+    };
+    ensure!(error == EFBIG, "writing on and on: {error}");
+    other.device().device().reset()?;
+    load(&other, &stream)
+}
+
+fn bad_state(context: &Context<'_>) -> Result<()> {
+    let (_rig, stream) = interesting(context)?;
+    let other = Fixture::without_mapping(context, 1, PAGES)?;
+    other.map(0..PAGES)?;
+    // See the header: where things are.
+    let identity = 0..48;
+    let device = 48..stream.len();
+    let fields = 48 + 32 + 256 + uapi::RUST_MDEV_DMA_REG_GEN_COUNTER as usize + 8;
+    let field = |n: usize| fields + 8 * n;
+    let registers = 48 + 32 + 256;
+    let runs = field(14);
+    let quad = |value: u64| value.to_le_bytes().to_vec();
+    let long = |value: u32| value.to_le_bytes().to_vec();
+    let einval = Errno::EINVAL;
+    for (what, errno, at, bytes) in [
+        ("another device", einval, 32, quad(0x1234)),
+        ("another page size", einval, 40, quad(16384)),
+        ("a later version of identity", einval, 8, long(2)),
+        ("a later version of state", einval, 48 + 8, long(2)),
+        ("no such section", einval, 48 + 12, long(3)),
+        ("the same section twice", einval, 48 + 12, long(1)),
+        ("a huge section", einval, 48 + 16, quad(u64::MAX)),
+        ("in progress without a command", einval, field(0), quad(0)),
+        ("neither yes nor no", einval, field(0), quad(2)),
+        ("a command of no number", einval, field(1), quad(1 << 40)),
+        (
+            "a command that isn't in progress",
+            einval,
+            registers + uapi::RUST_MDEV_DMA_REG_STATUS as usize,
+            long(0),
+        ),
+        ("a generator without window", einval, field(7), quad(0)),
+        ("a generator without mode", einval, field(10) + 4, long(0)),
+        ("a window that wraps", Errno::EOVERFLOW, field(6), quad(u64::MAX << 12)),
+        ("a status of no number", einval, field(12), quad(1 << 40)),
+        ("too many runs", einval, field(13), quad(1000)),
+        ("runs that wrap", einval, field(13), quad(1 << 60)),
+        ("too few runs", einval, field(13), quad(0)),
+        ("a run at no page", einval, runs, quad(testbed::at(0, 8))),
+        ("a run of no pages", einval, runs + 8, long(0)),
+        ("a run without pins", einval, runs + 12, long(0)),
+        ("a run of too many pins", einval, runs + 12, long(65536)),
+        ("a run that wraps", einval, runs, quad(u64::MAX << 12)),
+        ("more pins than there may be", Errno::ENOSPC, runs + 12, long(65535)),
+        ("more pages than there may be", Errno::ENOSPC, runs + 8, long(1 << 31)),
+        ("a run that isn't mapped", einval, runs, quad(testbed::at(PAGES, 0))),
+    ] {
+        let mut changed = stream.clone();
+        changed[at..at + bytes.len()].copy_from_slice(&bytes);
+        for section in [identity.clone(), device.clone()] {
+            let section = &mut changed[section];
+            let summed = [&section[..24], &section[32..]].concat();
+            let checksum = pattern::digest(&summed, 0);
+            section[24..32].copy_from_slice(&checksum.to_le_bytes());
+        }
+        fails(&other, what, errno, &changed)?;
+    }
+    load(&other, &stream)
+}
+
+fn pins_not_mapped(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, PAGES)?;
+    fixture.pin(0..PAGES)?;
+    let stream = save(&fixture)?;
+    let other = Fixture::without_mapping(context, 1, PAGES)?;
+    other.map(0..PAGES - 1)?;
+    fails(&other, "the last page isn't mapped", Errno::EINVAL, &stream)?;
+    other.map(PAGES - 1..PAGES)?;
+    load(&other, &stream)?;
+    same("PINS", PAGES, other.device().pins()?)
+}
+
+fn ended_file(context: &Context<'_>) -> Result<()> {
+    let mut fixture = Fixture::new(context, 1)?;
+    let ended = |what: &str, file: &DataFile, errno| -> Result<()> {
+        let (reads, _) = file.access()?;
+        let found = match reads {
+            true => status(file.read(&mut [0; 10]))?,
+            false => status(file.write(&[0; 10]))?,
+        };
+        ensure!(found == Err(errno), "{what}: {found:?}, not {errno}");
+        Ok(())
+    };
+    let file = begin(&fixture, StopCopy)?;
+    set(&fixture, Stop)?;
+    ended("STOP_COPY ended", &file, Errno::ENODEV)?;
+    let file = begin(&fixture, Resuming)?;
+    fixture.device().device().reset()?;
+    ended("RESUMING was reset", &file, Errno::ENODEV)?;
+    let first = begin(&fixture, PreCopy)?;
+    fixture.close();
+    ended("the device was closed", &first, Errno::ENODEV)?;
+    fixture.open()?;
+    is_in(&fixture, Running)?;
+    drop(fixture);
+    ended("everything was closed", &first, Errno::ENODEV)
+}
+
+const ENOMSG: Errno = Errno(42);
+const EFBIG: Errno = Errno(27);

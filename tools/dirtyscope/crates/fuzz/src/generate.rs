@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Random sequences of operations, valid and invalid ones.
+//!
+//! What comes next is chosen by what the model has by then, so that most operations meet something:
+//! mappings, pins, dirty pages. Addresses are few, so that they collide.
+
+use crate::triggers::{Trigger, triggers_any};
+use dirty_model::BITMAP_PAGES_MAX;
+use mdev_dma::{Op as Device, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
+use proptest::{prelude::*, sample::select, strategy::Union};
+use proptest_state_machine::Sequential;
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::AtomicUsize},
+};
+use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, program::DEVICES};
+use vfio_client::uapi::{
+    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
+    VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
+};
+
+/// Where most mappings are, in bytes.
+const BASE: u64 = 0x4000_0000;
+
+/// Pages from `BASE` on in which mappings begin.
+const PAGES: u64 = 200;
+
+/// Where mappings are that are too large to be tracked, or nearly so.
+const HUGE: u64 = 1 << 45;
+
+/// Strategies for sequences of operations that begin with a container without mappings, of which
+/// `contract` is what is owed, and show none of the defects `avoided`.
+pub fn sequences(
+    contract: Contract,
+    length: Range<usize>,
+    avoided: Vec<&'static Trigger>,
+) -> impl Strategy<Value = (Contract, Vec<Op>, Option<Arc<AtomicUsize>>)> {
+    let possible = move |contract: &Contract, op: &Op| {
+        contract.allows(op) && !triggers_any(&avoided, contract, op)
+    };
+    let next = |mut contract: Contract, op: &Op| {
+        contract.apply(op);
+        contract
+    };
+    Sequential::new(length.into(), move || Just(contract.clone()), possible, operation, next)
+}
+
+/// The next operation.
+fn operation(contract: &Contract) -> BoxedStrategy<Op> {
+    let mappings = Mappings::of(contract);
+    let start = if contract.model.tracking() { 1 } else { 8 };
+    let map = if mappings.0.len() < 6 { 16 } else { 3 };
+    let any = Union::new_weighted(vec![
+        (map, map_op().boxed()),
+        (4, unmap_op(&mappings)),
+        (4, bitmap_op(&mappings, |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer })),
+        (12, bitmap_op(&mappings, |iova, size, buffer| Op::GetBitmap { iova, size, buffer })),
+        (start, Just(Op::Start).boxed()),
+        (1, prop_oneof![4 => Just(Op::Stop), 1 => dirty_pages_op()].boxed()),
+        (2, device_op(contract)),
+        (14, pages_op(&mappings, Device::Pin)),
+        (10, pinned_op(contract, &mappings)),
+        (16, bytes_op(&mappings)),
+        (1, invalid_command(&mappings)),
+        (3, process_op(&mappings)),
+        (1, Just(Op::Check).boxed()),
+    ]);
+    // Some commands are run by a kernel thread.
+    (any, 0..8u32)
+        .prop_map(|(mut next, eighth)| {
+            if let Op::Command { op, .. } = &mut next {
+                *op |= if eighth == 7 { BACKGROUND } else { 0 };
+            }
+            next
+        })
+        .boxed()
+}
+
+/// IOVA and size of what is mapped.
+#[derive(Clone)]
+struct Mappings(Vec<(u64, u64)>);
+
+impl Mappings {
+    fn of(contract: &Contract) -> Self {
+        Self(contract.model.mappings().map(|mapping| (mapping.iova, mapping.size)).collect())
+    }
+
+    /// A mapping, or where one could be.
+    fn one(&self) -> BoxedStrategy<(u64, u64)> {
+        match self.0.is_empty() {
+            true => Just((BASE, 16 * PAGE)).boxed(),
+            false => select(self.0.clone()).boxed(),
+        }
+    }
+
+    /// Ranges of whole pages: a mapping, all from one mapping to another, more, or other.
+    fn ranges(&self) -> BoxedStrategy<(u64, u64)> {
+        let hull = (self.one(), self.one()).prop_map(|((a, a_size), (b, b_size))| {
+            let start = a.min(b);
+            (start, (a - start).saturating_add(a_size).max((b - start).saturating_add(b_size)))
+        });
+        let around =
+            (hull.clone(), 0..70u64, 0..70u64).prop_map(|((iova, size), before, after)| {
+                let start = iova.saturating_sub(before * PAGE);
+                (start, size.saturating_add(iova - start).saturating_add(after * PAGE))
+            });
+        let other = (0..PAGES + 70, 0..140u64).prop_map(|(p, n)| (BASE + p * PAGE, n * PAGE));
+        let invalid = (self.one(), select(vec![1, PAGE - 1, 1 << 63, u64::MAX - PAGE + 1]));
+        let invalid = invalid.prop_map(|((iova, size), off)| match off {
+            PAGE.. => (iova, off),
+            off => (iova + off, size),
+        });
+        prop_oneof![8 => self.one(), 8 => hull, 4 => around, 2 => other, 1 => invalid].boxed()
+    }
+
+    /// Some pages of a mapping, sometimes beyond its end.
+    fn pages(&self) -> BoxedStrategy<(u64, u64)> {
+        let count = prop_oneof![8 => 1..6u64, 2 => 1..80u64];
+        let pages = (self.one(), 0..160u64, count).prop_map(|((iova, size), first, count)| {
+            let first = first % (size / PAGE).max(1);
+            (iova + first * PAGE, count * PAGE)
+        });
+        let from_the_end = (self.one(), 0..4u64, 0..4u64).prop_map(|((iova, size), back, more)| {
+            let back = (back + 1).min(size / PAGE) * PAGE;
+            ((iova + (size - back)), back.saturating_add(more * PAGE))
+        });
+        prop_oneof![6 => pages, 2 => from_the_end].boxed()
+    }
+}
+
+fn map_op() -> impl Strategy<Value = Op> {
+    let pages = prop_oneof![10 => 1..20u64, 4 => 55..75u64, 2 => 120..140u64];
+    let usual = (0..PAGES, pages).prop_map(|(first, n)| (BASE + first * PAGE, n * PAGE));
+    let edges = (1..10u64).prop_map(|n| ((n * PAGE).wrapping_neg(), n * PAGE));
+    let zero = (1..70u64).prop_map(|n| (0, n * PAGE));
+    let huge = select(vec![1 << 18, BITMAP_PAGES_MAX + 1]).prop_map(|n| (HUGE, n * PAGE));
+    let invalid = (0..PAGES, 0..4u32).prop_map(|(first, kind)| match kind {
+        0 => (BASE + first * PAGE, 0),
+        1 => (BASE + first * PAGE, PAGE + 8),
+        2 => (BASE + first * PAGE + 1, PAGE),
+        // Beyond the end of the address space.
+        _ => ((PAGE * (first + 1)).wrapping_neg(), PAGE * (first + 2)),
+    });
+    let range = prop_oneof![30 => usual, 1 => edges, 1 => zero, 1 => huge, 1 => invalid];
+    let rw = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    let flags = prop_oneof![
+        30 => Just(rw),
+        2 => Just(VFIO_DMA_MAP_FLAG_READ),
+        1 => select(vec![VFIO_DMA_MAP_FLAG_WRITE, 0, VFIO_DMA_MAP_FLAG_VADDR, rw | (1 << 31)]),
+    ];
+    let missing = prop_oneof![10 => Just(0), 2 => 0..70u64];
+    (range, flags, missing).prop_map(|((iova, size), flags, missing)| {
+        // Not so much memory behind what is huge.
+        let backed = size.saturating_sub(missing * PAGE).min(140 * PAGE);
+        Op::Map { iova, size, backed, flags }
+    })
+}
+
+fn unmap_op(mappings: &Mappings) -> BoxedStrategy<Op> {
+    let flags = select(vec![
+        VFIO_DMA_UNMAP_FLAG_ALL,
+        VFIO_DMA_UNMAP_FLAG_VADDR,
+        VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR,
+        1 << 31,
+    ]);
+    let range = || mappings.ranges();
+    prop_oneof![
+        12 => range().prop_map(|(iova, size)| Op::unmap(iova, size)),
+        1 => Just(Op::unmap_all()),
+        1 => (range(), flags).prop_map(|((iova, size), flags)| Op::Unmap { iova, size, flags }),
+    ]
+    .boxed()
+}
+
+/// A read of a bitmap, most often into a buffer that is right for it.
+fn bitmap_op(mappings: &Mappings, op: fn(u64, u64, Buffer) -> Op) -> BoxedStrategy<Op> {
+    let wrong = (0..7u32, 0..6u64);
+    let buffer = prop_oneof![10 => Just(None), 5 => wrong.prop_map(Some)];
+    (mappings.ranges(), buffer)
+        .prop_map(move |((iova, size), wrong)| {
+            let good = Buffer::covering(size);
+            let buffer = match wrong {
+                None => good,
+                Some((0, _)) => good.with_memory(BufferMemory::ReadOnly),
+                // The contract doesn't say which of two errors comes first.
+                Some((1, _)) if iova.checked_add(size).is_none() => good,
+                Some((1, n)) => {
+                    let pgsize = [0, 1, PAGE / 2, 2 * PAGE, 3 * PAGE, 1 << 63][n as usize];
+                    Buffer { pgsize, ..good }
+                }
+                Some((2, n)) => {
+                    let sizes = [0, good.size.saturating_sub(1), good.size + 1, good.size + 8];
+                    let max = BITMAP_PAGES_MAX.div_ceil(64) * 8;
+                    let size = sizes.into_iter().chain([max, max + 1]).nth(n as usize);
+                    Buffer { size: size.unwrap_or(0), ..good }
+                }
+                Some((_, words)) => good.with_memory(BufferMemory::Ends(8 * words)),
+            };
+            op(iova, size, buffer)
+        })
+        .boxed()
+}
+
+/// Flags that are none of START, STOP and GET_BITMAP alone.
+fn dirty_pages_op() -> impl Strategy<Value = Op> {
+    select(vec![0, 3, 5, 6, 7, 8, 1 | (1 << 31)]).prop_map(|flags| Op::DirtyPages { flags })
+}
+
+/// Opens a device that is closed; closes or resets one that is open.
+fn device_op(contract: &Contract) -> BoxedStrategy<Op> {
+    let ops = (0..DEVICES).flat_map(|device| match contract.device(device) {
+        None => vec![Op::Open { device }; 3],
+        Some(_) => vec![Op::Reset { device }, Op::Close { device }],
+    });
+    select(ops.collect::<Vec<_>>()).boxed()
+}
+
+/// A command for whole pages of mappings.
+fn pages_op(mappings: &Mappings, op: Device) -> BoxedStrategy<Op> {
+    (0..DEVICES, mappings.pages())
+        .prop_map(move |(device, (iova, length))| Op::Command {
+            device,
+            op: op as u32,
+            iova,
+            length,
+            seed: 0,
+        })
+        .boxed()
+}
+
+/// An operation on pinned pages.
+fn pinned_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
+    let pinned = (0..DEVICES).flat_map(|slot| {
+        let pages = contract.device(slot).map(|id| contract.model.pinned(id));
+        pages.into_iter().flatten().map(move |page| (slot, page))
+    });
+    let pinned: Vec<_> = pinned.collect();
+    if pinned.is_empty() {
+        let op =
+            prop_oneof![4 => Just(Device::Pin), 1 => Just(Device::Unpin), 1 => Just(Device::Read)];
+        let mappings = mappings.clone();
+        return op.prop_flat_map(move |op| pages_op(&mappings, op)).boxed();
+    }
+    let count = prop_oneof![3 => Just(1), 1 => 1..4u64];
+    let unpin = (select(pinned.clone()), count).prop_map(|((device, iova), n)| Op::Command {
+        device,
+        op: Device::Unpin as u32,
+        iova,
+        length: n * PAGE,
+        seed: 0,
+    });
+    let transfer = (select(pinned), 0..PAGE, 1..2 * PAGE, any::<u16>(), any::<bool>());
+    let transfer = transfer.prop_map(|((device, page), offset, length, seed, write)| {
+        let op = if write { Device::Write } else { Device::Read };
+        let seed = if write { seed.into() } else { 0 };
+        Op::Command { device, op: op as u32, iova: page + offset, length, seed }
+    });
+    prop_oneof![unpin, transfer].boxed()
+}
+
+/// `vfio_dma_rw()` of bytes at any alignment.
+fn bytes_op(mappings: &Mappings) -> BoxedStrategy<Op> {
+    let end = prop_oneof![4 => Just(0), 2 => 0..PAGE];
+    let begin = prop_oneof![4 => Just(0), 2 => 0..PAGE];
+    let op = prop_oneof![3 => Just(Device::DmaWrite), 1 => Just(Device::DmaRead)];
+    (0..DEVICES, op, mappings.pages(), begin, end, any::<u16>())
+        .prop_map(|(device, op, (iova, length), begin, end, seed)| {
+            let length = length.saturating_sub(begin + end).max(1);
+            let seed = if op == Device::DmaWrite { seed.into() } else { 0 };
+            Op::Command { device, op: op as u32, iova: iova + begin, length, seed }
+        })
+        .boxed()
+}
+
+/// Commands that are none, or whose range is none.
+fn invalid_command(mappings: &Mappings) -> BoxedStrategy<Op> {
+    let length = select(vec![0, 1, PAGE, 1 << 40, u64::MAX]);
+    (0..DEVICES, select(vec![1, 2, 3, 4, 5, 6, 0, 7, 31, u32::MAX]), mappings.one(), length)
+        .prop_map(|(device, op, (iova, size), length)| {
+            let iova = iova + (size - 1);
+            Op::Command { device, op, iova, length, seed: 0 }
+        })
+        .boxed()
+}
+
+/// What the process does to its memory.
+fn process_op(mappings: &Mappings) -> BoxedStrategy<Op> {
+    (0..3, mappings.pages(), any::<u16>())
+        .prop_map(|(kind, (iova, size), seed)| match kind {
+            0 => Op::Hide { iova, size },
+            1 => Op::Show { iova, size },
+            _ => Op::UserWrite { iova, length: size - 1, seed: seed.into() },
+        })
+        .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{search::runner, triggers::TRIGGERS};
+    use dirty_model::{Errno, Limits};
+    use proptest::strategy::ValueTree;
+    use std::collections::BTreeMap;
+
+    fn contract() -> Contract {
+        let limits = Limits {
+            max_pins: 65536,
+            page_pins: 65535,
+            max_length: 1 << 28,
+            pin_batch: 64 * PAGE,
+            dma_chunk: 16 * PAGE,
+        };
+        let mut contract = Contract::new(65535, limits);
+        contract.apply(&Op::Open { device: 0 });
+        contract
+    }
+
+    /// How often operations came of which kind, and how they end.
+    fn outcomes(avoided: Vec<&'static Trigger>) -> BTreeMap<(String, Option<Errno>), u32> {
+        let strategy = sequences(contract(), 1..121, avoided);
+        let mut runner = runner(1);
+        let mut outcomes = BTreeMap::new();
+        for _ in 0..800 {
+            let (mut contract, program, _) = strategy.new_tree(&mut runner).unwrap().current();
+            for op in program {
+                let text = op.to_string();
+                let mut words = text.split(' ');
+                let mut kind = words.next().unwrap_or_default().to_owned();
+                if ["device", "process"].contains(&kind.as_str()) {
+                    let place = |word: &&str| *word == "background" || word.parse::<u32>().is_ok();
+                    kind = words.find(|word| !place(word)).unwrap_or("?").into();
+                }
+                let status = contract.apply(&op).answer.status;
+                *outcomes.entry((kind, status.err())).or_insert(0) += 1;
+            }
+        }
+        outcomes
+    }
+
+    #[test]
+    fn everything_is_tried_and_ends_in_every_way() {
+        let outcomes = outcomes(Vec::new());
+        let ok = None;
+        let (efault, einval, eperm) =
+            (Some(Errno::EFAULT), Some(Errno::EINVAL), Some(Errno::EPERM));
+        let (overflow, e2big, enxio) =
+            (Some(Errno::EOVERFLOW), Some(Errno::E2BIG), Some(Errno::ENXIO));
+        let read = vec![ok, einval, overflow, efault];
+        let dma = vec![ok, einval, overflow, e2big, eperm, efault];
+        let pinned = vec![ok, einval, overflow, e2big, enxio];
+        for (kind, ends) in [
+            ("MAP", vec![ok, einval, overflow, Some(Errno::EEXIST), Some(Errno::ENOENT)]),
+            ("UNMAP", vec![ok, einval, overflow, Some(Errno::EBUSY)]),
+            ("UNMAP_BITMAP", read.clone()),
+            ("GET_BITMAP", read),
+            ("START", vec![ok, einval]),
+            ("STOP", vec![ok]),
+            ("DIRTY_PAGES", vec![einval]),
+            ("PIN", dma.clone()),
+            ("UNPIN", pinned.clone()),
+            ("READ", pinned.clone()),
+            ("WRITE", pinned),
+            ("DMA_WRITE", dma.clone()),
+            ("DMA_READ", dma),
+            ("OPEN", vec![ok]),
+            ("CLOSE", vec![ok]),
+            ("RESET", vec![ok]),
+            ("HIDE", vec![ok]),
+            ("SHOW", vec![ok]),
+            ("CHECK", vec![ok]),
+        ] {
+            for end in ends {
+                let count = outcomes.get(&(kind.to_owned(), end)).copied().unwrap_or(0);
+                assert!(count >= 2, "{kind} -> {end:?}: {count} times");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_sequences() {
+        assert_eq!(outcomes(TRIGGERS.iter().collect()), outcomes(TRIGGERS.iter().collect()));
+    }
+
+    #[test]
+    fn every_known_defect_can_be_reached_and_avoided() {
+        for trigger in TRIGGERS {
+            let shown = |avoided: Vec<&'static Trigger>| {
+                let strategy = sequences(contract(), 1..121, avoided);
+                let mut runner = runner(1);
+                let trees = (0..200).map(|_| strategy.new_tree(&mut runner).unwrap());
+                let programs = trees.map(|tree| tree.current().1);
+                let shows = |program: Vec<Op>| {
+                    let mut contract = contract();
+                    program.iter().any(|op| {
+                        let shows = triggers_any(&[trigger], &contract, op);
+                        contract.apply(op);
+                        shows
+                    })
+                };
+                programs.filter(|program| shows(program.clone())).count()
+            };
+            assert!(shown(Vec::new()) >= 3, "{} isn't reached", trigger.defect);
+            assert_eq!(shown(vec![trigger]), 0, "{} isn't avoided", trigger.defect);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `dirtyscope fuzz`: random sequences of operations, and the shortest one that fails.
+
+#![forbid(unsafe_code)]
+
+mod generate;
+mod search;
+mod triggers;
+
+use anyhow::{Context as _, Result};
+use events::{Event, Verdict, last_sequence};
+use harness::{
+    EXIT_SKIP, Messages, Output, Recorder, Sink, new_uuid, stop_on_signals,
+    worker::{self, Reported, Worker},
+};
+use mdev_dma::sysfs::MdevType;
+use search::{Message, Search};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+use testbed::{Op, program};
+use triggers::{TRIGGERS, Trigger};
+use uuid::Uuid;
+
+/// After so long without a word, a sequence hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Try random sequences of operations on this kernel
+///
+/// Does sequences of random operations, valid and invalid ones, in the kernel and in a model of what
+/// the kernel must do, and compares answers, dirty pages, memory contents and counters. A sequence
+/// that fails is shrunk to the shortest one that fails, shown, and saved as a file for --replay. One
+/// that hangs is reported with what its tasks wait for.
+///
+/// Sequences steer around the known defects of type1 (Documentation/findings), as exactly as these
+/// are understood: see --avoid and --strict.
+///
+/// Needs what "dirtyscope verify" needs. Prints KTAP version 1, a result for each seed.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  dirtyscope fuzz                         a minute, from a random seed
+  dirtyscope fuzz --seed 1 --seed 2 --ops 20000
+  dirtyscope fuzz --strict --seconds 10   finds the known defects again
+  dirtyscope fuzz --avoid D5 --avoid D6   all others
+  dirtyscope fuzz --replay fuzz-1.ops     what failed, once more")]
+pub struct Arguments {
+    /// An existing mediated device to use; without it, one is created and removed at the end
+    #[arg(long, value_name = "UUID")]
+    device: Option<Uuid>,
+
+    /// Where to begin; the same seed gives the same sequences. May be given again
+    #[arg(long, value_name = "NUMBER")]
+    seed: Vec<u64>,
+
+    /// Operations to do for a seed [default: no limit]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    ops: Option<u64>,
+
+    /// Seconds to go on for a seed [default: 60, no limit with --ops]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+
+    /// The longest sequence
+    #[arg(long, value_name = "OPERATIONS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..100_000))]
+    length: u64,
+
+    /// Steer around this known defect only; may be given again
+    #[arg(long, value_name = "ID", value_parser = TRIGGERS.iter().map(|trigger| trigger.defect).collect::<Vec<_>>())]
+    avoid: Vec<String>,
+
+    /// Steer around no known defect
+    #[arg(long, conflicts_with = "avoid")]
+    strict: bool,
+
+    /// The directory to save sequences in that fail
+    #[arg(long, value_name = "DIRECTORY", default_value = ".")]
+    save: PathBuf,
+
+    /// Do the operations of this file, and nothing else; may be given again
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "ops", "seconds", "avoid", "strict"])]
+    replay: Vec<PathBuf>,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Arguments {
+    /// The defects to steer around.
+    fn avoided(&self) -> Vec<&'static Trigger> {
+        let all = self.avoid.is_empty() && !self.strict;
+        let chosen = |one: &&Trigger| all || self.avoid.iter().any(|id| id == one.defect);
+        TRIGGERS.iter().filter(chosen).collect()
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        let seconds = self.seconds.or(self.ops.is_none().then_some(60));
+        seconds.map(Duration::from_secs)
+    }
+}
+
+/// What gives one result.
+#[derive(Serialize, Deserialize)]
+enum Job {
+    Seed(u64),
+    Replay(PathBuf),
+}
+
+impl Job {
+    fn name(&self) -> String {
+        match self {
+            Self::Seed(seed) => format!("fuzz/seed-{seed}"),
+            Self::Replay(file) => {
+                format!("replay/{}", file.file_stem().unwrap_or_default().to_string_lossy())
+            }
+        }
+    }
+
+    fn about(&self) -> String {
+        match self {
+            Self::Seed(seed) => format!("random sequences from seed {seed}"),
+            Self::Replay(file) => format!("the operations of {}", file.display()),
+        }
+    }
+}
+
+/// Runs the command. `print` gets what happens.
+pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
+    if let Some((job, log)) = worker::job::<Job>()? {
+        work(arguments, &job, log)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let jobs = jobs(arguments)?;
+    let output = &arguments.output;
+    if let Err(error) = MdevType::find() {
+        output.begin("fuzz", 0, Some(error.to_string()), print)?.end(false)?;
+        return Ok(EXIT_SKIP.into());
+    }
+    let stop = stop_on_signals()?;
+    let mut recorder = output.begin("fuzz", jobs.len(), None, print)?;
+    let mut messages = Messages::from_now()?;
+    let mut all_passed = true;
+    for job in jobs {
+        recorder.begin(&job.name(), &job.about())?;
+        let Some((mut verdict, hung)) = watch(arguments, &job, &mut recorder, &stop)? else {
+            recorder.end(true)?;
+            return Ok(ExitCode::FAILURE);
+        };
+        complaints(&mut messages, &mut recorder, &mut verdict)?;
+        all_passed &= verdict == Verdict::Pass;
+        recorder.result(&job.name(), verdict)?;
+        if hung {
+            // What hangs has the devices: nothing more can be tried.
+            all_passed = false;
+            break;
+        }
+    }
+    recorder.end(false)?;
+    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Records what the kernel has logged. Its complaints are a failure.
+fn complaints(
+    messages: &mut Messages,
+    recorder: &mut Recorder,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    for message in messages.read()? {
+        if message.complaint {
+            let complaint = format!("the kernel complained: {}", message.text);
+            *verdict = match verdict {
+                Verdict::Fail { why } => Verdict::Fail { why: format!("{why}\n{complaint}") },
+                _ => Verdict::Fail { why: complaint },
+            };
+        }
+        recorder.record(&Event::Kernel(message))?;
+    }
+    Ok(())
+}
+
+fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
+    if !arguments.replay.is_empty() {
+        return Ok(arguments.replay.iter().cloned().map(Job::Replay).collect());
+    }
+    if !arguments.seed.is_empty() {
+        return Ok(arguments.seed.iter().copied().map(Job::Seed).collect());
+    }
+    // Small enough to be typed.
+    let seed = new_uuid()?.as_u128() as u32;
+    Ok(vec![Job::Seed(seed.into())])
+}
+
+/// Has a worker do a job. Says what came of it, and whether it hangs; nothing if it was stopped.
+fn watch(
+    arguments: &Arguments,
+    job: &Job,
+    recorder: &mut Recorder,
+    stop: &AtomicBool,
+) -> Result<Option<(Verdict, bool)>> {
+    let mut worker = Worker::start(job, &recorder.log_path())?;
+    loop {
+        let reported = worker.next(LIMIT)?;
+        recorder.follow()?;
+        let (what, hung) = match reported {
+            Reported::Message(Message::Progress) => continue,
+            Reported::Message(Message::Passed) => return Ok(Some((Verdict::Pass, false))),
+            Reported::Message(Message::Failed { what, program }) => {
+                return Ok(Some((failed(arguments, job, what, &program, recorder)?, false)));
+            }
+            Reported::Hung(stacks) => (format!("hung for {} s\n{stacks}", LIMIT.as_secs()), true),
+            Reported::Ended(_) if stop.load(Relaxed) => return Ok(None),
+            Reported::Ended(status) => (format!("the process that did it ended, {status}"), false),
+        };
+        let program = last_sequence(&recorder.rest()?);
+        return Ok(Some((failed(arguments, job, what, &program, recorder)?, hung)));
+    }
+}
+
+/// Saves a sequence that failed.
+fn failed(
+    arguments: &Arguments,
+    job: &Job,
+    what: String,
+    program: &str,
+    recorder: &mut Recorder,
+) -> Result<Verdict> {
+    if let Job::Seed(seed) = job {
+        let file = format!("fuzz-{seed}.ops");
+        let text = format!("# {}\n{program}", what.lines().next().unwrap_or_default());
+        let path = arguments.save.join(&file);
+        fs::write(&path, &text).with_context(|| format!("save {}", path.display()))?;
+        recorder.record(&Event::Saved { file, text })?;
+    }
+    Ok(Verdict::Fail { why: what })
+}
+
+fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
+    let stop = stop_on_signals()?;
+    let (avoided, length) = (arguments.avoided(), arguments.length as usize);
+    let mut search = Search::new(arguments.device, avoided, length, stop, log)?;
+    let found = match job {
+        Job::Replay(file) => search.replay(&read_program(file)?)?,
+        &Job::Seed(seed) => {
+            search.run(seed, arguments.ops.unwrap_or(u64::MAX), arguments.limit())?
+        }
+    };
+    worker::send(&found.unwrap_or(Message::Passed))
+}
+
+fn read_program(path: &Path) -> Result<Vec<Op>> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    program::parse(&text).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::{
+    generate,
+    triggers::{Trigger, triggers_any},
+};
+use anyhow::{Result, ensure};
+use events::Event;
+use harness::{Context, Devices, Failure, Log, Progress, worker};
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use testbed::{
+    Contract, Op, Testbed,
+    program::{self, Failed},
+};
+use uuid::Uuid;
+
+/// The longest sequence of which pairs of operations are left out.
+const PAIRS_MAX: usize = 16;
+
+/// What a worker says.
+#[derive(Serialize, Deserialize)]
+pub enum Message {
+    /// The log says how far it got.
+    Progress,
+    /// All of it passed.
+    Passed,
+    /// A program failed; the log has what was done.
+    Failed { what: String, program: String },
+}
+
+/// Does sequences of operations, each on a container of its own.
+pub struct Search {
+    devices: Mutex<Devices>,
+    log: Mutex<Log>,
+    contract: Contract,
+    avoided: Vec<&'static Trigger>,
+    length: usize,
+    done: Done,
+    progress: Progress,
+    stop: Arc<AtomicBool>,
+}
+
+impl Search {
+    /// With the user's device, if there is one. Sequences have no more than `length` operations. It
+    /// ends early when `stop` is set.
+    pub fn new(
+        device: Option<Uuid>,
+        avoided: Vec<&'static Trigger>,
+        length: usize,
+        stop: Arc<AtomicBool>,
+        log: Log,
+    ) -> Result<Self> {
+        let (devices, log) = (Mutex::new(Devices::new(device)?), Mutex::new(log));
+        let contract = Testbed::new(&Context::quiet(&devices, &log))?.contract().clone();
+        let (done, progress) = (Done::nothing(), Progress::new());
+        Ok(Self { devices, log, contract, avoided, length, done, progress, stop })
+    }
+
+    /// Does so many operations, or goes on for so long. Returns the shortest program that fails, if
+    /// one does.
+    pub fn run(
+        &mut self,
+        seed: u64,
+        ops: u64,
+        seconds: Option<Duration>,
+    ) -> Result<Option<Message>> {
+        let strategy =
+            generate::sequences(self.contract.clone(), 1..self.length + 1, self.avoided.clone());
+        let mut runner = runner(seed);
+        let start = Instant::now();
+        while self.done.ops < ops && seconds.is_none_or(|limit| start.elapsed() < limit) {
+            let mut tree = strategy.new_tree(&mut runner).map_err(|e| anyhow::anyhow!("{e}"))?;
+            let (_, program, seen) = tree.current();
+            let Err(failed) = self.attempt(&program)? else { continue };
+            if let Some(seen) = seen {
+                seen.store(failed.done.min(program.len()), Relaxed);
+            }
+            let program = self.shrink(&mut tree, program)?;
+            return self.explain(&program).map(Some);
+        }
+        ensure!(self.done.ops > 0, "no operation was done");
+        self.say(self.done.to_string())?;
+        Ok(None)
+    }
+
+    /// Does a program once. Returns how it fails, if it does.
+    pub fn replay(&mut self, program: &[Op]) -> Result<Option<Message>> {
+        match self.attempt(program)? {
+            Ok(()) => Ok(None),
+            Err(_) => self.explain(program).map(Some),
+        }
+    }
+
+    /// Does a program, on a new container with two groups and the first of their devices open. At the
+    /// end all that is dirty is read, and everything is compared.
+    fn attempt(&mut self, program: &[Op]) -> Result<Result<(), Failed>> {
+        ensure!(!self.stop.load(Relaxed), "stopped");
+        self.begin_sequence()?;
+        let context = Context::quiet(&self.devices, &self.log);
+        let result = program::run(&context, program)?;
+        self.done.ops += program.len() as u64;
+        self.done.sequences += 1;
+        if self.progress.is_due() {
+            self.say(self.done.to_string())?;
+        }
+        Ok(result)
+    }
+
+    /// Logs that a sequence begins. What the one before did isn't of interest any more.
+    fn begin_sequence(&self) -> Result<()> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.take_back();
+        log.append(&Event::Sequence)
+    }
+
+    /// Says how far it got, between two sequences.
+    fn say(&self, text: String) -> Result<()> {
+        {
+            let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.take_back();
+            log.append(&Event::Progress { text })?;
+            log.keep();
+        }
+        worker::send(&Message::Progress)
+    }
+
+    /// The shortest program that fails, of those that are simpler than `program`.
+    fn shrink<T>(
+        &mut self,
+        tree: &mut impl ValueTree<Value = (Contract, Vec<Op>, T)>,
+        program: Vec<Op>,
+    ) -> Result<Vec<Op>> {
+        let count = program.len();
+        self.say(format!("a sequence of {count} operations fails, shrinking it"))?;
+        let mut best = program;
+        let mut more = tree.simplify();
+        while more {
+            let (_, program, _) = tree.current();
+            more = match self.attempt(&program)? {
+                Err(_) => {
+                    best = program;
+                    tree.simplify()
+                }
+                Ok(()) => tree.complicate(),
+            };
+        }
+        self.shorten(best)
+    }
+
+    /// Leaves out single operations, and pairs of them, as long as the rest fails.
+    fn shorten(&mut self, mut best: Vec<Op>) -> Result<Vec<Op>> {
+        'again: loop {
+            let singles = (0..best.len()).rev().map(|i| (i, i));
+            let pairs = (0..best.len()).rev().flat_map(|j| (0..j).rev().map(move |i| (i, j)));
+            let fewer = singles.chain(pairs.filter(|_| best.len() <= PAIRS_MAX));
+            for (i, j) in fewer.collect::<Vec<_>>() {
+                let kept = best.iter().enumerate().filter(|&(k, _)| k != i && k != j);
+                let program: Vec<_> = kept.map(|(_, op)| op.clone()).collect();
+                if self.possible(&program) && self.attempt(&program)?.is_err() {
+                    best = program;
+                    continue 'again;
+                }
+            }
+            return Ok(best);
+        }
+    }
+
+    /// Whether sequences may be like this.
+    fn possible(&self, program: &[Op]) -> bool {
+        let mut contract = self.contract.clone();
+        program.iter().all(|op| {
+            let good = contract.allows(op) && !triggers_any(&self.avoided, &contract, op);
+            if good {
+                contract.apply(op);
+            }
+            good
+        })
+    }
+
+    /// Does a program that fails once more, to say how.
+    fn explain(&mut self, program: &[Op]) -> Result<Message> {
+        self.begin_sequence()?;
+        let context = Context::new(&self.devices, &self.log, None);
+        let what = match program::run(&context, program)? {
+            Ok(()) => "it failed before, and doesn't any more".to_owned(),
+            Err(failed) => match failed.error.downcast::<Failure>() {
+                Ok(failure) => {
+                    let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+                    log.append(&Event::Difference(failure.0.clone()))?;
+                    failure.to_string()
+                }
+                Err(error) => format!("{error:#}"),
+            },
+        };
+        Ok(Message::Failed { what, program: program::text(program) })
+    }
+}
+
+/// Where all random choices of a search come from.
+pub fn runner(seed: u64) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let config =
+        Config { max_local_rejects: u32::MAX, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, rng)
+}
+
+/// What a search has done.
+struct Done {
+    ops: u64,
+    sequences: u64,
+    start: Instant,
+}
+
+impl Done {
+    fn nothing() -> Self {
+        Self { ops: 0, sequences: 0, start: Instant::now() }
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ops, sequences, start } = self;
+        let seconds = start.elapsed().as_secs_f64();
+        let rate = *ops as f64 / seconds.max(0.001);
+        write!(
+            f,
+            "{ops} operations in {sequences} sequences, {seconds:.0} s, {rate:.0} operations/s"
+        )
+    }
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Which operations run into a known defect of type1, so that sequences can be made that don't.
+//!
+//! What makes a defect show is told from the model's state before the operation, as exactly as its
+//! cause is known (see `Documentation/findings/`): what is steered around is not tested.
+
+use dirty_model::{BitmapBuffer, Errno, MappingView};
+use mdev_dma::Op as Device;
+use std::ops::Range;
+use testbed::{Contract, Op, PAGE, operation};
+
+/// Pages that one word of a bitmap has.
+const WORD_PAGES: u64 = 64;
+
+/// A defect, and whether an operation shows it.
+pub struct Trigger {
+    pub defect: &'static str,
+    shows: fn(&Next<'_>) -> bool,
+}
+
+/// Whether `op`, done next, shows one of these defects.
+pub fn triggers_any(triggers: &[&Trigger], contract: &Contract, op: &Op) -> bool {
+    let next = Next { contract, op, read: Read::of(contract, op) };
+    triggers.iter().any(|trigger| (trigger.shows)(&next))
+}
+
+/// An operation, and what is owed before it.
+struct Next<'a> {
+    contract: &'a Contract,
+    op: &'a Op,
+    read: Option<Read<'a>>,
+}
+
+/// The defects that sequences of operations can reach.
+pub const TRIGGERS: &[Trigger] = &[
+    Trigger { defect: "D1", shows: page_size_0 },
+    Trigger { defect: "D4", shows: no_flag },
+    Trigger { defect: "D5", shows: pin_unwind },
+    Trigger { defect: "D6", shows: shift },
+    Trigger { defect: "D7", shows: read_consumes },
+    Trigger { defect: "D8", shows: unmap_partial },
+    Trigger { defect: "D9", shows: dma_rw_partial },
+];
+
+fn page_size_0(next: &Next<'_>) -> bool {
+    matches!(next.op, Op::GetBitmap { buffer, .. } | Op::UnmapBitmap { buffer, .. } if buffer.pgsize == 0)
+}
+
+fn no_flag(next: &Next<'_>) -> bool {
+    matches!(next.op, Op::DirtyPages { flags: 0 })
+}
+
+/// A batch fails after pages of it were pinned that are not dirty otherwise.
+fn pin_unwind(next: &Next<'_>) -> bool {
+    let contract = next.contract;
+    let &Op::Command { device, op, iova, length, .. } = next.op else { return false };
+    let Some(id) = contract.device(device).filter(|_| operation(op) == Some(Device::Pin)) else {
+        return false;
+    };
+    if !contract.model.tracking() || (iova | length) % PAGE != 0 {
+        return false;
+    }
+    let Some(end) = iova.checked_add(length) else { return false };
+    let batch_size = u64::from(mdev_dma::uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE;
+    let mut next = iova;
+    while next < end {
+        let batch = next..end.min((next - next % batch_size).saturating_add(batch_size));
+        next = batch.end;
+        if let Some(failure) = contract.model.pin_failure(id, batch.clone()) {
+            return !all_dirty(contract, batch.start..failure.page);
+        }
+    }
+    false
+}
+
+/// A mapping that doesn't begin at a word of the bitmap is shifted to where it belongs, in place, and
+/// gets the bits of others that share the word. Some of both stay: its own that were shifted beyond its
+/// end, and those of others that are beyond it anyway; or all, if the bitmap can't be written.
+fn shift(next: &Next<'_>) -> bool {
+    let Some(read) = next.read.as_ref().filter(|read| !read.unmaps_all()) else { return false };
+    read.mappings.iter().enumerate().any(|(i, mapping)| {
+        let (page, pages) = ((mapping.iova - read.iova) / PAGE, mapping.size / PAGE);
+        let shift = page % WORD_PAGES;
+        let (own, others) = match mapping.fits {
+            true => (pages.saturating_sub(shift), pages.min(shift)),
+            false => (0, 0),
+        };
+        let at = |page: u64| read.iova.saturating_add(page * PAGE);
+        let others = at(page - shift + others)..at(page);
+        shift != 0
+            && (mapping.is_dirty_in(at(page + own)..at(page + pages))
+                || read.mappings[..i].iter().any(|other| other.is_dirty_in(others.clone())))
+    })
+}
+
+/// A read fails in a mapping behind one with dirty pages, of which not all are pinned.
+fn read_consumes(next: &Next<'_>) -> bool {
+    let Some(read) = next.read.as_ref().filter(|read| !read.unmaps && read.fails()) else {
+        return false;
+    };
+    let written = |mapping: &Part<'_>| {
+        let mut pages = mapping.dirty_runs().flat_map(|run| run.step_by(PAGE as usize));
+        pages.any(|page| !next.contract.model.is_pinned(page))
+    };
+    read.mappings.iter().any(|mapping| mapping.fits && written(mapping))
+}
+
+/// An unmap of several mappings fails because a bitmap can't be written.
+fn unmap_partial(next: &Next<'_>) -> bool {
+    next.read.as_ref().is_some_and(|read| read.unmaps && read.fails() && read.several)
+}
+
+/// A write faults after it wrote to pages that are not dirty otherwise.
+fn dma_rw_partial(next: &Next<'_>) -> bool {
+    let Next { contract, op, .. } = next;
+    let &&Op::Command { op: number, iova, .. } = op else { return false };
+    if operation(number) != Some(Device::DmaWrite) || !contract.model.tracking() {
+        return false;
+    }
+    let owed = (*contract).clone().apply(op);
+    let end = owed.transferred.end;
+    if owed.answer.status != Err(Errno::EFAULT) || end == iova {
+        return false;
+    }
+    // It wrote to the last mapping from where that begins on, or where its call did.
+    let mapping = mapping_of(contract, end - 1).map_or(0, |mapping| mapping.iova);
+    !all_dirty(contract, mapping.max(iova + owed.answer.count)..end)
+}
+
+/// A range whose bitmap is read, with what type1 gets to see of it.
+struct Read<'a> {
+    iova: u64,
+    unmaps: bool,
+    /// Its mappings, up to the first whose bitmap can't be written.
+    mappings: Vec<Part<'a>>,
+    /// Whether it has more than one.
+    several: bool,
+}
+
+struct Part<'a> {
+    iova: u64,
+    size: u64,
+    dirty: Option<&'a dirty_model::Bitmap>,
+    /// Whether its bitmap can be written.
+    fits: bool,
+}
+
+impl Part<'_> {
+    /// Its dirty pages, in bytes of IOVA.
+    fn dirty_runs(&self) -> impl Iterator<Item = Range<u64>> {
+        let runs = self.dirty.map(|dirty| dirty.runs()).unwrap_or_default();
+        let at = |page: u64| self.iova.saturating_add(page * PAGE);
+        runs.into_iter().map(move |run| at(run.start)..at(run.end))
+    }
+
+    fn is_dirty_in(&self, range: Range<u64>) -> bool {
+        self.dirty_runs().any(|run| run.start < range.end && range.start < run.end)
+    }
+}
+
+impl<'a> Read<'a> {
+    /// If `op` is a read that gets as far as to write bitmaps.
+    fn of(contract: &'a Contract, op: &Op) -> Option<Self> {
+        let (iova, size, buffer, unmaps) = match *op {
+            Op::GetBitmap { iova, size, buffer } => (iova, size, buffer, false),
+            Op::UnmapBitmap { iova, size, buffer } => (iova, size, buffer, true),
+            _ => return None,
+        };
+        match contract.clone().apply(op).answer.status {
+            Ok(()) | Err(Errno::EFAULT) => {}
+            Err(_) => return None,
+        }
+        let buffer: BitmapBuffer = buffer.to_model();
+        let parts = contract.model.mappings_in(iova, size, &buffer);
+        let parts =
+            parts.map(|(MappingView { iova, size, dirty }, fits)| Part { iova, size, dirty, fits });
+        let mut mappings: Vec<_> = parts.collect();
+        let several = mappings.len() > 1;
+        if let Some(first) = mappings.iter().position(|mapping| !mapping.fits) {
+            mappings.truncate(first + 1);
+        }
+        Some(Self { iova, unmaps, mappings, several })
+    }
+
+    fn fails(&self) -> bool {
+        self.mappings.iter().any(|mapping| !mapping.fits)
+    }
+
+    /// Whether all its mappings are gone afterwards, and their bitmaps with them.
+    fn unmaps_all(&self) -> bool {
+        self.unmaps && !self.fails()
+    }
+}
+
+/// Whether the model has all pages of a range dirty.
+fn all_dirty(contract: &Contract, range: Range<u64>) -> bool {
+    let first = range.start - range.start % PAGE;
+    (first..range.end).step_by(PAGE as usize).all(|page| {
+        mapping_of(contract, page).is_some_and(|mapping| {
+            mapping.dirty.is_some_and(|dirty| dirty.get((page - mapping.iova) / PAGE))
+        })
+    })
+}
+
+fn mapping_of(contract: &Contract, iova: u64) -> Option<MappingView<'_>> {
+    let mut mappings = contract.model.mappings();
+    mappings.find(|mapping| iova.checked_sub(mapping.iova).is_some_and(|at| at < mapping.size))
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What every run needs: devices, scenarios and their choice, a worker that is watched, a log of events.
+//!
+//! Scenarios run in a worker, another process of this program, so that one that hangs or crashes is a
+//! result like others. Worker and watcher write events to the same [`Log`], one at a time: the watcher
+//! writes while the worker waits for its next job, or is dead.
+
+#![forbid(unsafe_code)]
+
+mod context;
+mod defects;
+mod devices;
+mod failure;
+mod kmsg;
+mod log;
+mod process;
+mod progress;
+mod recorder;
+mod runner;
+mod scenario;
+mod selection;
+mod signals;
+pub mod worker;
+
+pub use context::Context;
+pub use defects::{KnownDefects, Shows, Signature};
+pub use devices::{Devices, new_uuid};
+pub use failure::{Failure, Skip, Stuck};
+pub use kmsg::Messages;
+pub use log::Log;
+pub use process::{count_blocked, locked_memory, stacks};
+pub use progress::Progress;
+pub use recorder::{Output, Recorder, Sink};
+pub use runner::{EXIT_SKIP, Run};
+pub use scenario::{Scenario, defect, scenario};
+pub use selection::{Selection, select};
+pub use signals::stop_on_signals;

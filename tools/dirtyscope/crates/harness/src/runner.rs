@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Runs scenarios, in a worker, and judges what came of them.
+
+use crate::{
+    Context, Devices, Failure, KnownDefects, Messages, Recorder, Scenario, Signature, Skip, Stuck,
+    context::lock,
+    defects::{KernelEntry, Shown},
+    recorder::release,
+    stop_on_signals,
+    worker::{self, Reported, Worker},
+};
+use anyhow::Result;
+use events::{Difference, Event, Verdict};
+use serde::{Deserialize, Serialize};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// What kselftest takes for skipped.
+pub const EXIT_SKIP: u8 = 4;
+
+/// After so long without a result, a scenario hangs.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// After so long without an end, a worker that has nothing more to do hangs.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The name of what comes after all scenarios.
+const CLEANUP: &str = "harness/clean-up";
+
+/// Scenarios, and how they are run.
+pub struct Run<'a> {
+    pub scenarios: &'a [&'static Scenario],
+    pub device: Option<Uuid>,
+    /// The driver's file, if it may be unloaded.
+    pub module: Option<&'a Path>,
+    /// Whether known defects are failures.
+    pub strict: bool,
+    /// Whether it is a failure to skip what this kernel isn't known to lack.
+    pub complete: bool,
+    pub known: &'a KnownDefects,
+}
+
+/// What a worker is told when it is started: the user's device, unless another worker has hung with it.
+type Job = Option<Uuid>;
+
+/// How a scenario ended, as its worker sees it.
+#[derive(Serialize, Deserialize)]
+enum Ending {
+    Passed,
+    Skipped(String),
+    /// The kernel differs from the contract.
+    Differs(Difference),
+    /// It couldn't get so far, or it panicked.
+    Failed(String),
+    /// It left tasks that are blocked for good; says in what. The worker can't go on.
+    Stuck(String),
+}
+
+impl Run<'_> {
+    /// Results to come: one for each scenario, and one for the end.
+    pub fn planned(&self) -> usize {
+        self.scenarios.len() + 1
+    }
+
+    /// Does the work, if this process is a worker.
+    pub fn work_if_worker(&self) -> Result<Option<ExitCode>> {
+        match worker::job::<Job>()? {
+            Some((device, log)) => {
+                self.work(device, Mutex::new(log))?;
+                Ok(Some(ExitCode::SUCCESS))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Has workers run the scenarios, and records what comes of it. One that hangs, or takes its worker
+    /// with it, is followed by the next one in another worker.
+    pub fn watch(&self, recorder: Recorder) -> Result<ExitCode> {
+        // What is wrong with the arguments is said by one.
+        drop(Devices::new(self.device)?);
+        let stop = stop_on_signals()?;
+        let mut watch = Watch {
+            run: self,
+            recorder,
+            messages: Messages::from_now()?,
+            release: release(),
+            device: self.device,
+            worker: None,
+            failed: 0,
+            ran: 0,
+        };
+        for (number, scenario) in self.scenarios.iter().enumerate() {
+            watch.scenario(number, scenario, || stop.load(Relaxed))?;
+            if stop.load(Relaxed) {
+                watch.recorder.end(true)?;
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        watch.clean_up()?;
+        let Watch { failed, ran, recorder, .. } = watch;
+        recorder.end(false)?;
+        Ok(match failed {
+            0 if ran == 0 => EXIT_SKIP.into(),
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        })
+    }
+
+    /// Runs the scenarios that are asked for, by their number.
+    fn work(&self, device: Job, log: Mutex<crate::Log>) -> Result<()> {
+        let stop = stop_on_signals()?;
+        let panic = catch_panics();
+        let devices = Mutex::new(Devices::new(device)?);
+        for number in worker::requests::<usize>() {
+            lock(&log).take_over()?;
+            let scenario = self.scenarios[number?];
+            let context = Context::new(&devices, &log, self.module);
+            let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&context)));
+            if stop.load(Relaxed) {
+                eprintln!("dirtyscope: stopped in {}", scenario.name);
+                break;
+            }
+            let ending = match result {
+                Ok(Ok(())) => Ending::Passed,
+                Ok(Err(error)) => Ending::of(&error),
+                Err(_) => Ending::Failed(lock(&panic).clone()),
+            };
+            worker::send(&ending)?;
+            if matches!(ending, Ending::Stuck(_)) {
+                // Whatever this process did now would wait for what nobody releases.
+                loop {
+                    std::thread::park();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ending {
+    fn of(error: &anyhow::Error) -> Self {
+        if let Some(Skip(why)) = error.downcast_ref() {
+            return Self::Skipped(why.clone());
+        }
+        if let Some(Stuck(stacks)) = error.downcast_ref() {
+            return Self::Stuck(stacks.clone());
+        }
+        match error.downcast_ref::<Failure>() {
+            Some(Failure(difference)) => Self::Differs(difference.clone()),
+            None => Self::Failed(format!("{error:#}")),
+        }
+    }
+}
+
+/// A run in progress.
+struct Watch<'a> {
+    run: &'a Run<'a>,
+    recorder: Recorder,
+    messages: Messages,
+    release: String,
+    device: Option<Uuid>,
+    worker: Option<Worker>,
+    failed: usize,
+    /// Scenarios that were not skipped.
+    ran: usize,
+}
+
+impl Watch<'_> {
+    /// Has a scenario run, and records its result, unless all was stopped meanwhile.
+    fn scenario(
+        &mut self,
+        number: usize,
+        scenario: &Scenario,
+        stopped: impl Fn() -> bool,
+    ) -> Result<()> {
+        self.recorder.begin(scenario.name, scenario.about)?;
+        let mut worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => Worker::start(&self.device, &self.recorder.log_path())?,
+        };
+        worker.request(&number)?;
+        let reported = worker.next(LIMIT)?;
+        if stopped() {
+            return Ok(());
+        }
+        let (ending, alive) = match reported {
+            Reported::Message(ending) => {
+                let alive = !matches!(ending, Ending::Stuck(_));
+                (ending, alive)
+            }
+            Reported::Ended(status) => {
+                (Ending::Failed(format!("its process ended, {status}")), false)
+            }
+            Reported::Hung(stacks) => (Ending::Stuck(stacks), false),
+        };
+        if matches!(ending, Ending::Stuck(_)) {
+            worker.abandon()?;
+            // It is in use for good.
+            self.device = None;
+        }
+        if alive {
+            self.worker = Some(worker);
+        }
+        lock(self.recorder.log()).take_over()?;
+        let complaints = self.complaints()?;
+        if let Ending::Differs(difference) = &ending {
+            self.recorder.record(&Event::Difference(difference.clone()))?;
+        }
+        let verdict = self.judge(scenario, ending, complaints)?;
+        self.record(scenario.name, verdict)
+    }
+
+    /// Lets the worker end, which removes the devices that it has created.
+    fn clean_up(&mut self) -> Result<()> {
+        self.recorder.begin(CLEANUP, "the last worker removes its devices, and ends")?;
+        let mut wrong = match self.worker.take() {
+            Some(worker) => worker.finish(CLEANUP_LIMIT)?,
+            None => None,
+        };
+        let complaints = self.complaints()?;
+        if wrong.is_none() && !complaints.is_empty() {
+            wrong = Some(describe_complaints(&complaints));
+        }
+        self.recorder.result(
+            CLEANUP,
+            match wrong {
+                None => Verdict::Pass,
+                Some(why) => {
+                    self.failed += 1;
+                    Verdict::Fail { why }
+                }
+            },
+        )
+    }
+
+    /// Records what the kernel has logged. Returns its complaints.
+    fn complaints(&mut self) -> Result<Vec<String>> {
+        let messages = match self.messages.read() {
+            Ok(messages) => messages,
+            // What is lost may have been a complaint.
+            Err(error) => return Ok(vec![format!("{error:#}")]),
+        };
+        let mut complaints = Vec::new();
+        for message in messages {
+            if message.complaint {
+                complaints.push(message.text.clone());
+            }
+            self.recorder.record(&Event::Kernel(message))?;
+        }
+        Ok(complaints)
+    }
+
+    fn record(&mut self, name: &str, verdict: Verdict) -> Result<()> {
+        self.failed += usize::from(matches!(verdict, Verdict::Fail { .. }));
+        self.ran += usize::from(!matches!(verdict, Verdict::Skip { .. }));
+        self.recorder.result(name, verdict)
+    }
+
+    fn judge(
+        &mut self,
+        scenario: &Scenario,
+        ending: Ending,
+        complaints: Vec<String>,
+    ) -> Result<Verdict> {
+        let known = self.run.known;
+        let entry = known.of(&self.release);
+        let mut why = match &ending {
+            Ending::Skipped(why) if complaints.is_empty() => {
+                return Ok(self.judge_skip(scenario.name, why, entry));
+            }
+            Ending::Passed if complaints.is_empty() => {
+                return self.judge_pass(scenario, entry);
+            }
+            Ending::Passed | Ending::Skipped(_) => String::new(),
+            Ending::Differs(difference) => Failure(difference.clone()).to_string(),
+            Ending::Failed(why) => why.clone(),
+            Ending::Stuck(stacks) => format!("hung\n{stacks}"),
+        };
+        if !complaints.is_empty() {
+            why = format!("{why}\n{}", describe_complaints(&complaints)).trim_start().into();
+        }
+        let Some(signature) = &scenario.signature else { return Ok(Verdict::Fail { why }) };
+        let shown = match ending {
+            Ending::Failed(_) | Ending::Skipped(_) => return Ok(Verdict::Fail { why }),
+            Ending::Passed => Shown { complaints, ..Default::default() },
+            Ending::Differs(difference) => {
+                Shown { difference: Some(difference), complaints, ..Default::default() }
+            }
+            Ending::Stuck(stacks) => {
+                Shown { stacks: Some(stacks), complaints, ..Default::default() }
+            }
+        };
+        let (id, release) = (signature.defect, &self.release);
+        Ok(match signature.mismatch(&shown) {
+            Some(mismatch) => Verdict::Fail { why: format!("{why}\nthis is not {id}: {mismatch}") },
+            None if self.run.strict => Verdict::Fail { why: format!("{why}\nthis is {id}") },
+            None if entry.is_some_and(|entry| !entry.shows(id)) => Verdict::Fail {
+                why: format!("{why}\nthis is {id}, which {release} isn't listed to show"),
+            },
+            None => Verdict::Known { defect: id.into(), why },
+        })
+    }
+
+    /// A scenario passed that kernels may be known to fail.
+    fn judge_pass(&mut self, scenario: &Scenario, entry: Option<&KernelEntry>) -> Result<Verdict> {
+        let Some(Signature { defect, .. }) = scenario.signature else { return Ok(Verdict::Pass) };
+        if self.run.strict {
+            return Ok(Verdict::Pass);
+        }
+        let release = &self.release;
+        match entry.map(|entry| entry.shows(defect)) {
+            Some(true) => Ok(Verdict::Fail {
+                why: format!(
+                    "{release} is listed to show {defect}, and doesn't: if it was mended, take it \
+                     from known-defects.toml"
+                ),
+            }),
+            Some(false) => Ok(Verdict::Pass),
+            None => {
+                let text = format!("{release} doesn't show {defect}");
+                self.recorder.record(&Event::Note { text })?;
+                Ok(Verdict::Pass)
+            }
+        }
+    }
+
+    fn judge_skip(&self, scenario: &str, why: &str, entry: Option<&KernelEntry>) -> Verdict {
+        match self.run.complete && !entry.is_some_and(|entry| entry.skips(scenario)) {
+            true => Verdict::Fail { why: format!("it was skipped, and isn't listed to be: {why}") },
+            false => Verdict::Skip { why: why.into() },
+        }
+    }
+}
+
+fn describe_complaints(complaints: &[String]) -> String {
+    format!("the kernel complained:\n{}", complaints.join("\n"))
+}
+
+/// Keeps what a panic says for the result, instead of printing it.
+fn catch_panics() -> Arc<Mutex<String>> {
+    let message = Arc::new(Mutex::new(String::new()));
+    let sink = message.clone();
+    std::panic::set_hook(Box::new(move |panic| *lock(&sink) = panic.to_string()));
+    message
+}

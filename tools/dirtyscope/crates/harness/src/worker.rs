@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Work that may hang: it is done by another process of this program, which is watched.
+//!
+//! A task that waits in the kernel for a lock that nobody releases can't be killed, and its process
+//! doesn't end. So it isn't waited for: what blocks it is reported, and the process is left alone.
+//!
+//! A worker has the same arguments as who started it. What it is to do, and in which log it writes what
+//! it does, is in its environment.
+
+use crate::{Log, process::stacks};
+use anyhow::{Context as _, Result};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    env,
+    io::{BufRead, BufReader, Write, stdin, stdout},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
+    time::Duration,
+};
+
+/// The environment variable that says what a worker is to do.
+const JOB: &str = "DIRTYSCOPE_WORKER";
+
+/// What a worker is to do, and where it logs it.
+#[derive(Serialize, Deserialize)]
+struct Assignment<T> {
+    log: PathBuf,
+    job: T,
+}
+
+/// A process of this program that sends messages.
+pub struct Worker {
+    child: Child,
+    requests: ChildStdin,
+    lines: Receiver<String>,
+}
+
+/// What a worker did.
+pub enum Reported<T> {
+    Message(T),
+    Ended(ExitStatus),
+    /// Nothing for too long. Says what its tasks wait for.
+    Hung(String),
+}
+
+impl Worker {
+    /// Starts this program once more, to do `job`.
+    pub fn start(job: &impl Serialize, log: &Path) -> Result<Self> {
+        let assignment = Assignment { log: log.to_owned(), job };
+        let mut command = Command::new(env::current_exe()?);
+        command.args(env::args_os().skip(1)).env(JOB, serde_json::to_string(&assignment)?);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("start a worker")?;
+        let requests = child.stdin.take().context("a worker without input")?;
+        let out = child.stdout.take().context("a worker without output")?;
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            // Ends with the worker, or with us.
+            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
+        });
+        Ok(Self { child, requests, lines })
+    }
+
+    /// Asks it for something, see [`requests`]. That it has ended is noticed when it doesn't answer.
+    pub fn request(&mut self, request: &impl Serialize) -> Result<()> {
+        let _ = writeln!(self.requests, "{}", serde_json::to_string(request)?);
+        Ok(())
+    }
+
+    /// Waits for its next message, at most for `limit`.
+    pub fn next<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<Reported<T>> {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => {
+                let message = serde_json::from_str(&line);
+                Ok(Reported::Message(message.with_context(|| format!("a worker says {line:?}"))?))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(Reported::Ended(self.child.wait()?)),
+            Err(RecvTimeoutError::Timeout) => {
+                let stacks = stacks(self.child.id());
+                self.abandon()?;
+                Ok(Reported::Hung(stacks))
+            }
+        }
+    }
+
+    /// Ends what isn't blocked in the kernel, and doesn't wait for the rest.
+    pub fn abandon(&mut self) -> Result<()> {
+        self.child.kill().context("kill a worker")
+    }
+
+    /// Lets it end, as it does without further requests. Says what was wrong with that, if anything.
+    pub fn finish(self, limit: Duration) -> Result<Option<String>> {
+        let Self { child, requests, lines } = self;
+        drop(requests);
+        let mut rest = RestOfWorker { child, lines };
+        rest.end(limit)
+    }
+}
+
+/// A worker that gets no more requests.
+struct RestOfWorker {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl RestOfWorker {
+    fn end(&mut self, limit: Duration) -> Result<Option<String>> {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => Ok(Some(format!("it says {line:?}"))),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.child.wait()?;
+                Ok((!status.success()).then(|| format!("it ended, {status}")))
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let stacks = stacks(self.child.id());
+                self.child.kill().context("kill a worker")?;
+                Ok(Some(format!("it hung for {} s\n{stacks}", limit.as_secs())))
+            }
+        }
+    }
+}
+
+/// What this process is to do, and its log, if it is a worker. It doesn't survive who started it.
+pub fn job<T: DeserializeOwned>() -> Result<Option<(T, Log)>> {
+    let Some(text) = env::var_os(JOB) else { return Ok(None) };
+    set_parent_process_death_signal(Some(Signal::KILL)).context("prctl PR_SET_PDEATHSIG")?;
+    let text = text.to_str().context(JOB)?;
+    let Assignment { log, job } = serde_json::from_str(text).context(JOB)?;
+    Ok(Some((job, Log::open(&log)?)))
+}
+
+/// What is asked of this worker, until there is no more.
+pub fn requests<T: DeserializeOwned>() -> impl Iterator<Item = Result<T>> {
+    stdin().lines().map(|line| Ok(serde_json::from_str(&line?)?))
+}
+
+/// Sends a message to who started this worker.
+pub fn send(message: &impl Serialize) -> Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(message)?)?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,517 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a case works with: a machine, a second one that it migrates to, and what their memory must
+//! contain.
+
+use crate::{
+    contents::Contents,
+    machine::{Machine, RAM, Role},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use events::{Event, Pass};
+use harness::{Context, Progress, Recorder};
+use mdev_dma::{Op, PAGE, Program, sysfs::Mdev, uapi};
+use qemu_client::{Migration, MigrationStatus, RunState};
+use std::{
+    cell::RefCell,
+    fmt,
+    ops::Range,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// How often QEMU is asked how things stand.
+const POLL: Duration = Duration::from_millis(10);
+
+/// After so long, something that should happen by itself doesn't.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A device that has stopped writes nothing for so long.
+const STILL: Duration = Duration::from_millis(20);
+
+/// Passes of pre-copy that are worth the name: all memory, then what was written meanwhile, twice.
+const PASSES: u64 = 3;
+
+/// What is known of one device of the machine.
+#[derive(Clone, Default)]
+struct DeviceRecord {
+    pins: u64,
+    program: Option<Program>,
+    /// Writes of the generator that `contents` has.
+    written: u64,
+}
+
+/// A machine and where it goes.
+pub struct MachinePair<'a> {
+    context: &'a Context<'a>,
+    recorder: &'a RefCell<Recorder>,
+    qemu: &'a str,
+    directory: TempDir,
+    here: Option<Machine>,
+    there: Option<Machine>,
+    contents: Option<Contents>,
+    known: Vec<DeviceRecord>,
+    /// Machines that were started.
+    machines: usize,
+    /// Which devices the machine has that is here: those that it migrates to are the others.
+    side: usize,
+    /// What seeds follow from.
+    seed: u64,
+}
+
+impl<'a> MachinePair<'a> {
+    /// With no machine yet.
+    pub fn new(
+        context: &'a Context<'a>,
+        recorder: &'a RefCell<Recorder>,
+        qemu: &'a str,
+        seed: u64,
+    ) -> Result<Self> {
+        Ok(Self {
+            context,
+            recorder,
+            qemu,
+            directory: new_directory()?,
+            here: None,
+            there: None,
+            contents: None,
+            known: Vec::new(),
+            machines: 0,
+            side: 0,
+            seed,
+        })
+    }
+
+    /// Starts a machine with so many devices, and fills its memory.
+    pub fn start(&mut self, devices: usize) -> Result<()> {
+        self.known = vec![DeviceRecord::default(); devices];
+        let machine = self.machine(Role::Source, self.side)?;
+        machine.devices().try_for_each(|device| device.set_up())?;
+        self.contents = Some(Contents::fill(machine.ram(), RAM, self.next_seed())?);
+        self.here = Some(machine);
+        Ok(())
+    }
+
+    /// Pins pages with a device.
+    pub fn pin(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
+        self.known[device].pins += pages.end - pages.start;
+        self.run(device, Op::Pin, pages, 0)
+    }
+
+    /// Gives back the pins of pages.
+    pub fn unpin(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
+        self.known[device].pins -= pages.end - pages.start;
+        self.run(device, Op::Unpin, pages, 0)
+    }
+
+    /// Has a device write pages, through pins or by `vfio_dma_rw()`.
+    pub fn write(&mut self, device: usize, op: Op, pages: Range<u64>) -> Result<()> {
+        let seed = self.next_seed();
+        self.run(device, op, pages.clone(), seed)?;
+        self.contents().commanded(pages, seed);
+        Ok(())
+    }
+
+    fn run(&self, device: usize, op: Op, pages: Range<u64>, seed: u64) -> Result<()> {
+        let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
+        self.context.note(format!("device {device}: {op:?} {iova:#x}+{length:#x}"));
+        self.here().device(device).run(op, iova, length, seed)
+    }
+
+    /// As [`MachinePair::write`] by `vfio_dma_rw()`, but the command runs in the background.
+    pub fn begin_write(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
+        let seed = self.next_seed();
+        let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
+        self.context.note(format!("device {device}: begin DmaWrite {iova:#x}+{length:#x}"));
+        self.here().device(device).begin(Op::DmaWrite, iova, length, seed)?;
+        self.contents().commanded(pages, seed);
+        Ok(())
+    }
+
+    /// Waits until something is so.
+    pub fn until(
+        &self,
+        what: &'static str,
+        is_so: impl Fn(&Machine) -> Result<bool>,
+    ) -> Result<()> {
+        self.context.note(format!("wait {what}"));
+        let mut wait = self.wait(what);
+        while !is_so(self.here())? {
+            wait.poll(|| "not yet".into())?;
+        }
+        Ok(())
+    }
+
+    /// Starts the generator of a device: in these pages, in these ways, so many pages per second.
+    pub fn generate(
+        &mut self,
+        device: usize,
+        pages: Range<u64>,
+        mode: u32,
+        rate: u32,
+    ) -> Result<()> {
+        let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
+        let seed = self.next_seed();
+        let program = Program { iova, length, seed, limit: 0, rate, mode };
+        self.context.note(format!("device {device}: {program:x?}"));
+        self.here().device(device).start(&program)?;
+        self.here().device(device).running_generator()?;
+        let known = &mut self.known[device];
+        (known.program, known.written) = (Some(program), 0);
+        Ok(())
+    }
+
+    /// Waits until every generator that was started has made so many more writes.
+    pub fn written(&mut self, more: u64) -> Result<()> {
+        let counters = |pair: &Self| -> Result<Vec<u64>> {
+            let running = pair.programs().map(|(i, _)| pair.here().device(i).running_generator());
+            running.map(|progress| Ok(progress?.counter)).collect()
+        };
+        let before = counters(self)?;
+        let mut wait = self.wait("for the generators to write");
+        loop {
+            let now = counters(self)?;
+            if now.iter().zip(&before).all(|(now, before)| *now >= before + more) {
+                return Ok(());
+            }
+            wait.poll(|| format!("{now:?} pages written"))?;
+        }
+    }
+
+    /// Migrates the machine while its devices go on, and checks all of its memory. It is here
+    /// afterwards, with its generators stopped.
+    pub fn migrate(&mut self) -> Result<()> {
+        self.begin()?;
+        self.passes(PASSES)?;
+        self.complete().map(drop)
+    }
+
+    /// Begins a migration, which then stays in pre-copy.
+    pub fn begin(&mut self) -> Result<()> {
+        self.here().monitor().pause_before_switchover(false)?;
+        self.begin_either()
+    }
+
+    /// As [`MachinePair::begin`], but the migration will wait once this machine is stopped.
+    pub fn begin_with_pause(&mut self) -> Result<()> {
+        self.here().monitor().pause_before_switchover(true)?;
+        self.begin_either()
+    }
+
+    fn begin_either(&mut self) -> Result<()> {
+        let there = self.machine(Role::Destination, 1 - self.side)?;
+        let uri = format!("unix:{}", self.file(&format!("{}.sock", there.name)).display());
+        self.context.note(format!("migrate to {}", there.name));
+        there.monitor().migrate_incoming(&uri)?;
+        self.there = Some(there);
+        let here = self.here().monitor();
+        here.hold_pre_copy()?;
+        Ok(here.migrate(&uri)?)
+    }
+
+    /// Waits until QEMU has asked so often who wrote what.
+    pub fn passes(&mut self, passes: u64) -> Result<()> {
+        self.context.note(format!("{passes} passes of pre-copy"));
+        let active = [MigrationStatus::Setup, MigrationStatus::Active];
+        self.migrating(&active, |migration| migration.dirty_syncs >= passes).map(drop)
+    }
+
+    /// Cancels the migration. The machine goes on here.
+    pub fn cancel(&mut self) -> Result<()> {
+        self.context.note("cancel");
+        self.here().monitor().migrate_cancel()?;
+        self.stays(MigrationStatus::Cancelled)
+    }
+
+    /// Kills the machine that it migrates to. It goes on here.
+    pub fn destination_dies(&mut self) -> Result<()> {
+        self.kill_destination();
+        self.stays(MigrationStatus::Failed)
+    }
+
+    /// Stops this machine, and lets the migration wait. It must have begun with a pause.
+    pub fn pause(&mut self) -> Result<()> {
+        use MigrationStatus::{Active, Device, PreSwitchover};
+        self.context.note("let it go on to the switchover");
+        self.here().monitor().end_pre_copy()?;
+        self.migrating(&[Active, Device], |migration| migration.status == PreSwitchover)?;
+        self.stands_still().map(drop)
+    }
+
+    /// As [`MachinePair::destination_dies`], but this machine is stopped already, in a pause.
+    pub fn destination_dies_in_pause(&mut self) -> Result<()> {
+        use MigrationStatus::{Active, Device, Failed, Failing, PreSwitchover};
+        self.kill_destination();
+        self.here().monitor().migrate_continue()?;
+        self.migrating(&[PreSwitchover, Active, Device, Failing], |migration| {
+            migration.status == Failed
+        })?;
+        self.stays(Failed)
+    }
+
+    fn kill_destination(&mut self) {
+        self.context.note("the destination dies");
+        self.there.as_mut().expect("a migration has begun").kill();
+    }
+
+    /// Waits for the end of a migration that can't succeed, and sees that the machine goes on here.
+    fn stays(&mut self, end: MigrationStatus) -> Result<()> {
+        use MigrationStatus::{Active, Cancelling, Failing};
+        self.migrating(&[Active, Cancelling, Failing], |migration| migration.status == end)?;
+        self.there = None;
+        let state = self.here().monitor().run_state()?;
+        ensure!(state == RunState::running, "the machine is {state:?}, it should have gone on");
+        self.written(1)
+    }
+
+    /// Lets the migration complete, and checks all of the machine's memory. Returns how many pages
+    /// the generators have written from then until the devices were stopped.
+    pub fn complete(&mut self) -> Result<u64> {
+        use MigrationStatus::{Active, Completed, Device, Setup};
+        self.context.note("let it complete");
+        let before = self.counters()?;
+        self.here().monitor().end_pre_copy()?;
+        let migration =
+            self.migrating(&[Setup, Active, Device], |migration| migration.status == Completed)?;
+        let counters = self.stands_still()?;
+        let late = counters.iter().sum::<u64>() - before.iter().sum::<u64>();
+        let summary = Summary { migration, pages: counters.iter().sum(), late }.to_string();
+        self.say(Event::Progress { text: summary })?;
+        self.account(&counters);
+        self.check_memory(self.here())?;
+        let there = self.there.take().expect("a migration has begun");
+        self.arrived(&there)?;
+        self.check_memory(&there)?;
+        self.here = Some(there);
+        self.side = 1 - self.side;
+        self.goes_on()?;
+        Ok(late)
+    }
+
+    /// Sees that the devices of the machine that was left stand still, and returns their counters.
+    fn stands_still(&self) -> Result<Vec<u64>> {
+        let counters = self.counters()?;
+        thread::sleep(STILL);
+        let later = self.counters()?;
+        ensure!(later == counters, "a stopped device has written: {counters:?}, then {later:?}");
+        Ok(counters)
+    }
+
+    /// Takes the writes of the generators up to these counters into `contents`.
+    fn account(&mut self, counters: &[u64]) {
+        let contents = self.contents.as_mut().expect("a machine was started");
+        for (i, (known, &counter)) in self.known.iter_mut().zip(counters).enumerate() {
+            if let Some(program) = &known.program {
+                contents.generated(i, program, known.written..counter);
+                known.written = counter;
+            }
+        }
+    }
+
+    fn check_memory(&self, machine: &Machine) -> Result<()> {
+        self.contents.as_ref().expect("a machine was started").check(machine)
+    }
+
+    /// Waits until the destination has taken everything.
+    fn arrived(&self, there: &Machine) -> Result<()> {
+        let mut wait = self.wait("for the destination to complete");
+        loop {
+            let migration = there.monitor().migration()?;
+            match migration.status {
+                MigrationStatus::Completed => return Ok(()),
+                MigrationStatus::Failed => {
+                    bail!("the destination failed: {}", migration.error.unwrap_or_default())
+                }
+                status => wait.poll(|| format!("{status:?}"))?,
+            }
+        }
+    }
+
+    /// Lets the machine run where it has arrived, and sees that its devices go on where they stopped.
+    fn goes_on(&mut self) -> Result<()> {
+        self.context.note(format!("go on in {}", self.here().name));
+        self.here().monitor().cont()?;
+        for (i, known) in self.known.iter().enumerate() {
+            let device = self.here().device(i);
+            device.check().context("the device isn't where it was")?;
+            let pins = device.pins()?;
+            ensure!(pins == known.pins, "device {i} has {pins} pins, not {}", known.pins);
+            let Some(program) = &known.program else { continue };
+            let found = device.program()?;
+            ensure!(found == *program, "device {i} has {found:x?}, not {program:x?}");
+            let counter = device.running_generator()?.counter;
+            ensure!(
+                counter >= known.written,
+                "device {i} has written {counter} pages, it was at {} when it stopped",
+                known.written
+            );
+        }
+        self.written(1)?;
+        self.stop()?;
+        self.check_memory(self.here())
+    }
+
+    /// Stops all generators.
+    pub fn stop(&mut self) -> Result<()> {
+        for device in self.here().devices() {
+            device.control(uapi::RUST_MDEV_DMA_GEN_STOP)?;
+        }
+        let counters = self.counters()?;
+        self.account(&counters);
+        Ok(())
+    }
+
+    /// Lets the generators go on that were stopped.
+    pub fn resume(&mut self) -> Result<()> {
+        for (i, _) in self.programs() {
+            self.here().device(i).control(uapi::RUST_MDEV_DMA_GEN_CONTINUE)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the migration is as it should be, as long as it is in one of these states.
+    fn migrating(
+        &self,
+        states: &[MigrationStatus],
+        done: impl Fn(&Migration) -> bool,
+    ) -> Result<Migration> {
+        let mut wait = self.wait("for the migration");
+        let mut passes = 0;
+        loop {
+            let migration = self.here().monitor().migration()?;
+            if migration.dirty_syncs > passes {
+                passes = migration.dirty_syncs;
+                let (sent, remaining) = (migration.transferred, migration.remaining);
+                self.say(Event::Pass(Pass { number: passes, sent, remaining }))?;
+            }
+            if done(&migration) {
+                return Ok(migration);
+            }
+            let status = migration.status;
+            if !states.contains(&status) {
+                let why = migration.error.unwrap_or_else(|| "QEMU doesn't say why".into());
+                bail!("the migration is {status:?}: {why}");
+            }
+            wait.poll(|| {
+                let Migration { dirty_syncs, transferred, remaining, .. } = migration;
+                let (sent, left) = (transferred >> 10, remaining >> 10);
+                format!("{status:?}, pass {dirty_syncs}, {sent} KiB sent, {left} KiB left")
+            })?;
+        }
+    }
+
+    /// What the counters of all generators say.
+    fn counters(&self) -> Result<Vec<u64>> {
+        self.here().devices().map(|device| Ok(device.generator()?.counter)).collect()
+    }
+
+    /// The devices whose generator was started, and what it does.
+    fn programs(&self) -> impl Iterator<Item = (usize, &Program)> {
+        let known = self.known.iter().enumerate();
+        known.filter_map(|(i, known)| Some((i, known.program.as_ref()?)))
+    }
+
+    fn machine(&mut self, role: Role, side: usize) -> Result<Machine> {
+        let name = format!("machine-{}", self.machines);
+        let devices = self.known.len();
+        let mdevs = (0..devices).map(|i| self.context.device(side * devices + i));
+        let mdevs = mdevs.collect::<Result<Vec<Mdev>>>()?;
+        self.context.note(format!("start {name}"));
+        self.machines += 1;
+        Machine::start(self.qemu, self.directory.path(), &name, &mdevs, role)
+    }
+
+    /// The machine that is migrated, where it is now.
+    pub fn here(&self) -> &Machine {
+        self.here.as_ref().expect("a machine was started")
+    }
+
+    fn contents(&mut self) -> &mut Contents {
+        self.contents.as_mut().expect("a machine was started")
+    }
+
+    fn next_seed(&mut self) -> u64 {
+        self.seed = self.seed.wrapping_add(1);
+        self.seed
+    }
+
+    /// Where a file can be put that goes when the case ends.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Records something at once.
+    fn say(&self, event: Event) -> Result<()> {
+        self.recorder.borrow_mut().record(&event)
+    }
+
+    fn wait(&self, what: &'static str) -> Wait<'a> {
+        let (since, progress) = (Instant::now(), Progress::new());
+        Wait { recorder: self.recorder, what, since, progress }
+    }
+
+    /// What the QEMUs have said.
+    pub fn logs(&mut self) -> String {
+        let mut text = String::new();
+        for machine in self.here.iter_mut().chain(&mut self.there) {
+            let log = machine.log();
+            if !log.is_empty() {
+                text += &format!("QEMU of {} says:\n{}\n", machine.name, log.trim_end());
+            }
+        }
+        text
+    }
+}
+
+/// A migration that has completed, in a line.
+struct Summary {
+    migration: Migration,
+    pages: u64,
+    late: u64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { migration, pages, late } = self;
+        let sent = migration.transferred >> 10;
+        let state = migration.device_state.unwrap_or(0);
+        let downtime = migration.downtime.unwrap_or(0);
+        write!(f, "{} passes, {sent} KiB sent, {state} bytes of devices, ", migration.dirty_syncs)?;
+        write!(f, "stopped for {downtime} ms, {pages} pages written, {late} of them in the end")
+    }
+}
+
+/// A wait for something, with a limit.
+struct Wait<'a> {
+    recorder: &'a RefCell<Recorder>,
+    what: &'static str,
+    since: Instant,
+    progress: Progress,
+}
+
+impl Wait<'_> {
+    /// Sleeps a bit; fails if that was done for too long. `now` says how it stands.
+    fn poll(&mut self, now: impl Fn() -> String) -> Result<()> {
+        if self.since.elapsed() > LIMIT {
+            bail!("waited {} s {}: {}", LIMIT.as_secs(), self.what, now());
+        }
+        if self.progress.is_due() {
+            let text = format!("waiting {}: {}", self.what, now());
+            self.recorder.borrow_mut().record(&Event::Progress { text })?;
+        }
+        thread::sleep(POLL);
+        Ok(())
+    }
+}
+
+/// A directory for what machines leave in the file system, in memory if there is a place for that.
+/// Removed when dropped.
+fn new_directory() -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("dirtyscope-");
+    let shm = Path::new("/dev/shm");
+    let directory = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
+    directory.context("make a directory for the machines")
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::{Answer, Op, PAGE, operation};
+use dirty_model::{
+    Bitmap, Command, Container as Model, DeviceId, Errno, Limits, Mapping, Protection,
+};
+use mdev_dma::Op as Device;
+use std::{collections::BTreeMap, ops::Range};
+use vfio_client::uapi::{
+    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
+    VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
+};
+
+/// What the kernel owes: the model, and which of its devices is in which slot. It knows nothing of
+/// what is in memory.
+#[derive(Clone, Debug)]
+pub struct Contract {
+    pub model: Model,
+    limits: Limits,
+    devices: BTreeMap<usize, DeviceId>,
+}
+
+/// What must come of an operation.
+pub struct Owed {
+    /// The answer, without the digest of what was read.
+    pub answer: Answer,
+    /// What a command transferred, in bytes of IOVA.
+    pub transferred: Range<u64>,
+}
+
+impl Contract {
+    /// Of a container without mappings and devices, for which all devices have `limits`.
+    pub fn new(dma_entry_limit: u32, limits: Limits) -> Self {
+        Self { model: Model::new(PAGE, dma_entry_limit), limits, devices: BTreeMap::new() }
+    }
+
+    /// The device that is open in a slot.
+    pub fn device(&self, slot: usize) -> Option<DeviceId> {
+        self.devices.get(&slot).copied()
+    }
+
+    /// Whether `op` is about a device that is in the state for it: open, or closed to be opened.
+    pub fn allows(&self, op: &Op) -> bool {
+        match *op {
+            Op::Open { device } => self.device(device).is_none(),
+            Op::Close { device } | Op::Reset { device } | Op::Command { device, .. } => {
+                self.device(device).is_some()
+            }
+            _ => true,
+        }
+    }
+
+    /// What must come of `op`. Panics if it isn't allowed.
+    pub fn apply(&mut self, op: &Op) -> Owed {
+        if let Op::Command { device, op, iova, length, .. } = *op {
+            return self.command(device, op, iova, length);
+        }
+        Owed { answer: self.call(op), transferred: 0..0 }
+    }
+
+    fn call(&mut self, op: &Op) -> Answer {
+        match *op {
+            Op::Map { iova, size, backed, flags } => {
+                Answer::of(self.map(iova, size, backed, flags).map_or(Ok(()), Err))
+            }
+            Op::Unmap { iova, size, flags } => self.unmap(iova, size, flags),
+            Op::UnmapBitmap { iova, size, buffer } => {
+                let unmapped = self.model.unmap_dirty(iova, size, &buffer.to_model());
+                with_bitmap(unmapped)
+            }
+            Op::Start => Answer::of(self.model.start()),
+            Op::Stop => {
+                self.model.stop();
+                Answer::of(Ok(()))
+            }
+            Op::DirtyPages { .. } => Errno::EINVAL.into(),
+            Op::GetBitmap { iova, size, buffer } => {
+                let bitmap = self.model.get_bitmap(iova, size, &buffer.to_model());
+                with_bitmap(bitmap.map(|bitmap| (0, bitmap)))
+            }
+            Op::Open { device } => {
+                self.devices.insert(device, self.model.open(self.limits));
+                Answer::of(Ok(()))
+            }
+            Op::Close { device } => {
+                if let Some(id) = self.devices.remove(&device) {
+                    self.model.close(id);
+                }
+                Answer::of(Ok(()))
+            }
+            Op::Reset { device } => {
+                self.model.reset(self.devices[&device]);
+                Answer::of(Ok(()))
+            }
+            Op::Hide { iova, size } | Op::Show { iova, size } => {
+                let hidden = matches!(op, Op::Hide { .. });
+                self.model.set_hidden(iova..iova.saturating_add(size), hidden);
+                Answer::of(Ok(()))
+            }
+            Op::UserWrite { .. } | Op::Check | Op::Command { .. } => Answer::of(Ok(())),
+        }
+    }
+
+    /// The errno of a map, if it fails.
+    fn map(&mut self, iova: u64, size: u64, backed: u64, flags: u32) -> Option<Errno> {
+        let protection = Protection {
+            read: flags & VFIO_DMA_MAP_FLAG_READ != 0,
+            write: flags & VFIO_DMA_MAP_FLAG_WRITE != 0,
+        };
+        // Where the memory is doesn't matter, as long as it is at a page.
+        let mapping = Mapping { iova, vaddr: PAGE, size, protection };
+        match flags & !(VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE) {
+            0 => self.model.map_backed(&mapping, backed).err(),
+            VFIO_DMA_MAP_FLAG_VADDR => Some(self.model.update_vaddr(&mapping)),
+            _ => Some(Errno::EINVAL),
+        }
+    }
+
+    fn unmap(&mut self, iova: u64, size: u64, flags: u32) -> Answer {
+        let unmapped = match flags {
+            0 => self.model.unmap(iova, size),
+            VFIO_DMA_UNMAP_FLAG_ALL => self.model.unmap_all(iova, size),
+            _ if flags & !(VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR) == 0 => {
+                Err(self.model.invalidate_vaddr())
+            }
+            _ => Err(Errno::EINVAL),
+        };
+        match unmapped {
+            Ok(count) => Answer { count, ..Answer::of(Ok(())) },
+            Err(errno) => errno.into(),
+        }
+    }
+
+    fn command(&mut self, slot: usize, op: u32, iova: u64, length: u64) -> Owed {
+        let command = Command { op: operation(op).map(to_model), iova, length };
+        let outcome = self.model.command(self.devices[&slot], &command);
+        let answer = Answer { count: outcome.count, ..Answer::of(outcome.status) };
+        Owed { answer, transferred: iova..iova.saturating_add(outcome.transferred) }
+    }
+}
+
+fn with_bitmap(result: Result<(u64, Bitmap), Errno>) -> Answer {
+    match result {
+        Ok((count, bitmap)) => Answer { count, bitmap: Some(bitmap), ..Answer::of(Ok(())) },
+        Err(errno) => errno.into(),
+    }
+}
+
+fn to_model(op: Device) -> dirty_model::Op {
+    match op {
+        Device::Pin => dirty_model::Op::Pin,
+        Device::Unpin => dirty_model::Op::Unpin,
+        Device::Write => dirty_model::Op::Write,
+        Device::Read => dirty_model::Op::Read,
+        Device::DmaWrite => dirty_model::Op::DmaWrite,
+        Device::DmaRead => dirty_model::Op::DmaRead,
+    }
+}

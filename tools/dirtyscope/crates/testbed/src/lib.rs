@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Drives the kernel and the model side by side.
+//!
+//! An [`Op`] is data, [`Testbed::apply`] does it on both sides and compares the answers. What a
+//! scenario, or a generator of sequences, says beyond that are questions: [`Testbed::check`].
+
+#![forbid(unsafe_code)]
+
+mod contract;
+mod expected;
+mod live;
+mod op;
+pub mod program;
+mod regions;
+mod steps;
+mod testbed;
+mod text;
+
+pub use contract::{Contract, Owed};
+pub use live::status;
+pub use mdev_dma::PAGE;
+pub use op::{Answer, Buffer, BufferMemory, Op, operation};
+pub use steps::{at, command, map, pages};
+pub use testbed::{Testbed, same, to_iova};

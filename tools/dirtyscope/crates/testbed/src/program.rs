@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Operations one after the other, from a file or from a generator.
+
+use crate::{Op, Testbed};
+use anyhow::{Context as _, Result, ensure};
+use harness::Context;
+use std::fmt::Write as _;
+
+/// The devices of a program, by slot. The first one is open when it begins.
+pub const DEVICES: usize = 2;
+
+/// How a program failed.
+pub struct Failed {
+    /// Operations that were done, the one that failed included. One more than there are if it was the
+    /// check at the end that failed.
+    pub done: usize,
+    pub error: anyhow::Error,
+}
+
+/// Reads operations: a line each, but for empty ones and what is behind a #.
+pub fn parse(text: &str) -> Result<Vec<Op>> {
+    let lines = (1..).zip(text.lines());
+    let lines = lines.map(|(n, line)| (n, line.split('#').next().unwrap_or_default().trim()));
+    let lines = lines.filter(|(_, line)| !line.is_empty());
+    lines.map(|(n, line)| line.parse().with_context(|| format!("line {n}"))).collect()
+}
+
+/// Writes operations as [`parse`] reads them.
+pub fn text(program: &[Op]) -> String {
+    program.iter().fold(String::new(), |mut text, op| {
+        let _ = writeln!(text, "{op}");
+        text
+    })
+}
+
+/// Does a program on a container of its own. At the end, all that is dirty is read, and everything is
+/// compared.
+pub fn run(context: &Context<'_>, program: &[Op]) -> Result<Result<(), Failed>> {
+    let mut bed = Testbed::new(context)?;
+    for _ in 1..DEVICES {
+        bed.attach_device()?;
+    }
+    bed.count_locked_memory()?;
+    for (i, op) in program.iter().enumerate() {
+        ensure!(bed.contract().allows(op), "{op}: the device isn't open, or it is already");
+        if let Err(error) = bed.apply(op.clone()) {
+            return Ok(Err(Failed { done: i + 1, error }));
+        }
+    }
+    let mut end = || -> Result<()> {
+        if bed.contract().model.tracking() {
+            bed.read_all()?;
+        }
+        bed.apply(Op::Check).map(drop)
+    };
+    Ok(end().map_err(|error| Failed { done: program.len() + 1, error }))
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::PAGE;
+use anyhow::Result;
+use events::Difference;
+use harness::Failure;
+use mdev_dma::pattern;
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
+use vfio_client::{Access, Memory};
+
+/// All memory that is mapped, or was: devices must not change it then.
+#[derive(Default)]
+pub struct Regions(Vec<Region>);
+
+struct Region {
+    iova: u64,
+    mapped: bool,
+    memory: Arc<Memory>,
+    /// What must be in it.
+    shadow: Vec<u8>,
+    /// Pages that the process took away from itself, by their offset in it.
+    hidden: BTreeSet<usize>,
+}
+
+/// New memory for `backed` bytes. Up to `size` bytes, and be it one, nothing is behind it.
+pub fn new_memory(size: u64, backed: u64) -> Result<Arc<Memory>> {
+    let len = backed.next_multiple_of(PAGE);
+    let guard = size.max(1).next_multiple_of(PAGE).saturating_sub(len);
+    Ok(Arc::new(Memory::with_guard(len as usize, guard as usize)?))
+}
+
+impl Regions {
+    /// `memory`, made by [`new_memory`], was mapped.
+    pub fn map(&mut self, iova: u64, memory: Arc<Memory>) {
+        let shadow = vec![0; memory.len()];
+        let hidden = BTreeSet::new();
+        self.0.push(Region { iova, mapped: true, memory, shadow, hidden });
+    }
+
+    /// What was mapped in a range isn't any more. What was hidden of it can be seen again.
+    pub fn unmap(&mut self, iova: u64, size: u64) -> Result<()> {
+        for region in self.0.iter_mut().filter(|region| region.mapped) {
+            if region.iova >= iova && region.iova - iova < size {
+                region.mapped = false;
+                for page in std::mem::take(&mut region.hidden) {
+                    region.memory.set_access(page..page + PAGE as usize, Access::ReadWrite)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The process takes pages of a range away from itself, as far as they are mapped; or gives them
+    /// back.
+    pub fn set_hidden(&mut self, iova: u64, size: u64, hidden: bool) -> Result<()> {
+        for (region, bytes) in self.parts(iova, size) {
+            let region = &mut self.0[region];
+            let access = if hidden { Access::None } else { Access::ReadWrite };
+            region.memory.set_access(bytes.clone(), access)?;
+            for page in bytes.step_by(PAGE as usize) {
+                if hidden {
+                    region.hidden.insert(page);
+                } else {
+                    region.hidden.remove(&page);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A device writes the pattern of `seed` to as much of `range` as is mapped from its begin on.
+    pub fn write(&mut self, range: Range<u64>, seed: u64) {
+        let mut iova = range.start;
+        while let Some((region, bytes)) = self.find(iova..range.end) {
+            let shadow = &mut self.0[region].shadow[bytes];
+            pattern::fill(shadow, seed, iova);
+            iova += shadow.len() as u64;
+        }
+    }
+
+    /// The process itself writes the pattern of `seed` to what is mapped and not hidden of a range.
+    pub fn user_write(&mut self, iova: u64, length: u64, seed: u64) {
+        for (region, bytes) in self.parts(iova, length) {
+            let region = &mut self.0[region];
+            for part in visible(&region.hidden, bytes) {
+                let shadow = &mut region.shadow[part.clone()];
+                pattern::fill(shadow, seed, region.iova + part.start as u64);
+                region.memory.write(part.start, shadow);
+            }
+        }
+    }
+
+    /// What must be in `range`, as far as it is mapped from its begin on.
+    pub fn read(&self, range: Range<u64>) -> Vec<u8> {
+        let mut read = Vec::new();
+        while let Some((region, bytes)) = self.find(range.start + read.len() as u64..range.end) {
+            read.extend_from_slice(&self.0[region].shadow[bytes]);
+        }
+        read
+    }
+
+    /// Expects the byte at `iova`, which is mapped, to be another than it is.
+    pub fn falsify(&mut self, iova: u64) {
+        let (region, at) = self.find(iova..iova + 1).expect("mapped memory");
+        self.0[region].shadow[at.start] ^= 1;
+    }
+
+    /// Compares all memory that isn't hidden with what must be in it.
+    pub fn check(&self) -> Result<()> {
+        for region in &self.0 {
+            for part in visible(&region.hidden, 0..region.shadow.len()) {
+                if let Some(word) =
+                    region.memory.first_difference(part.start, &region.shadow[part.clone()])
+                {
+                    return Err(region.difference(part.start + word));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which regions have bytes of a range, and which.
+    fn parts(&self, iova: u64, size: u64) -> Vec<(usize, Range<usize>)> {
+        let regions = self.0.iter().enumerate().filter(|(_, region)| region.mapped);
+        let parts = regions.filter_map(|(i, region)| {
+            let (start, before) =
+                (iova.saturating_sub(region.iova), region.iova.saturating_sub(iova));
+            let rest = (region.shadow.len() as u64).checked_sub(start)?;
+            let len = size.checked_sub(before)?.min(rest);
+            (len > 0).then_some((i, start as usize..(start + len) as usize))
+        });
+        parts.collect()
+    }
+
+    /// Which region `range` begins in, and which bytes of it are in the range; if it is mapped.
+    fn find(&self, range: Range<u64>) -> Option<(usize, Range<usize>)> {
+        let length = range.end.checked_sub(range.start).filter(|&length| length > 0)?;
+        self.0.iter().enumerate().find_map(|(i, region)| {
+            let start = usize::try_from(range.start.checked_sub(region.iova)?).ok()?;
+            let rest = region.shadow.len().checked_sub(start).filter(|&rest| rest > 0)?;
+            let end = start + rest.min(usize::try_from(length).unwrap_or(rest));
+            region.mapped.then_some((i, start..end))
+        })
+    }
+}
+
+impl Region {
+    /// What is to be said of a word that differs.
+    fn difference(&self, word: usize) -> anyhow::Error {
+        let mut found = [0; 8];
+        self.memory.read(word, &mut found);
+        let expected = &self.shadow[word..word + found.len()];
+        let byte = (0..found.len()).find(|&i| found[i] != expected[i]).unwrap_or(0);
+        let at = self.iova + (word + byte) as u64;
+        let what =
+            format!("memory: byte at {at:#x} is {:#04x}, not {:#04x}", found[byte], expected[byte]);
+        Failure(Difference { what, at: Some(at), ..Default::default() }).into()
+    }
+}
+
+/// The parts of `bytes` that aren't in `hidden` pages.
+fn visible(hidden: &BTreeSet<usize>, bytes: Range<usize>) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let mut next = bytes.start;
+    let first = bytes.start - bytes.start % PAGE as usize;
+    for &page in hidden.range(first..bytes.end) {
+        parts.push(next..page);
+        next = page + PAGE as usize;
+    }
+    parts.push(next..bytes.end);
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_go_where_they_belong() {
+        let mut regions = Regions::default();
+        for (iova, pages) in [(0x1000, 1), (0x2000, 2), (0x8000, 1)] {
+            regions.map(iova, new_memory(pages * PAGE, pages * PAGE).unwrap());
+        }
+        regions.check().unwrap();
+        regions.write(0x1ff8..0x2008, 7);
+        let mut expected = [0; 16];
+        pattern::fill(&mut expected, 7, 0x1ff8);
+        assert_eq!(regions.read(0x1ff8..0x2008), expected);
+        // The memory was not written.
+        let error = regions.check().unwrap_err().to_string();
+        assert!(error.contains("byte at 0x1ff8 "), "{error}");
+
+        assert_eq!(regions.read(0x3ff0..0x9000).len(), 16, "there is a hole");
+        regions.unmap(0x2000, 0x2000).unwrap();
+        assert_eq!(regions.read(0x1000..0x9000).len(), 0x1000);
+        assert!(regions.read(0x7000..0x9000).is_empty());
+    }
+
+    #[test]
+    fn hidden_pages_are_left_alone() {
+        let mut regions = Regions::default();
+        regions.map(0x1000, new_memory(4 * PAGE, 4 * PAGE).unwrap());
+        regions.set_hidden(0x2000, 0x1000, true).unwrap();
+        regions.user_write(0x1800, 0x2000, 3);
+        regions.check().unwrap();
+        assert_eq!(regions.read(0x2000..0x2010), [0; 16]);
+        regions.falsify(0x2004);
+        regions.check().unwrap();
+        regions.set_hidden(0x0, 0x10000, false).unwrap();
+        assert!(regions.check().unwrap_err().to_string().contains("byte at 0x2004 "));
+
+        regions.set_hidden(0x2000, 0x1000, true).unwrap();
+        regions.unmap(0, 0x10000).unwrap();
+        assert!(regions.check().is_err(), "what is unmapped can be seen");
+    }
+}

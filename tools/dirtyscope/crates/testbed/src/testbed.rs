@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use crate::{
+    Answer, Contract, Op, PAGE, expected::Expected, live::LiveContainer, regions::new_memory,
+};
+use anyhow::{Context as _, Result, ensure};
+use dirty_model::Limits;
+use events::{Difference, Runs};
+use harness::{Context, Failure, locked_memory};
+use mdev_dma::{MdevDma, uapi};
+use std::{fs, ops::Range, sync::Arc};
+use vfio_client::Container;
+
+/// The largest span of IOVA that is read as one range, in bytes.
+const SPAN_MAX: u64 = 1 << 32;
+
+/// Where the kernel has the limit on mappings of a container.
+const DMA_ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+
+/// A container with devices and memory in the kernel, and what is expected of it.
+pub struct Testbed<'a> {
+    context: &'a Context<'a>,
+    kernel: LiveContainer,
+    expected: Expected,
+    /// Bytes that this process has locked besides, if that is to be compared.
+    locked: Option<u64>,
+}
+
+impl<'a> Testbed<'a> {
+    /// A container with the first of the context's devices, which is open. Nothing is mapped.
+    pub fn new(context: &'a Context<'a>) -> Result<Self> {
+        Self::on(context, 0)
+    }
+
+    /// As [`Self::new`], with another of the context's devices.
+    pub fn on(context: &'a Context<'a>, device: usize) -> Result<Self> {
+        let mut kernel = LiveContainer::new(context.device(device)?)?;
+        let open = Op::Open { device: 0 };
+        context.call(open.to_call(kernel.group(0)));
+        kernel.apply(&open)?;
+        let mut contract = Contract::new(dma_entry_limit()?, limits(kernel.device(0)));
+        contract.apply(&open);
+        Ok(Self { context, kernel, expected: Expected::new(contract), locked: None })
+    }
+
+    /// Puts the context's second device into the container, and opens it as device 1.
+    pub fn add_device(&mut self) -> Result<()> {
+        let device = self.attach_device()?;
+        self.apply(Op::Open { device }).map(drop)
+    }
+
+    /// Puts the context's second device into the container. Returns its slot, 1.
+    pub fn attach_device(&mut self) -> Result<usize> {
+        self.kernel.attach(self.context.device(1)?)
+    }
+
+    /// What the kernel owes at the moment.
+    pub fn contract(&self) -> &Contract {
+        &self.expected.contract
+    }
+
+    /// From now on, locked memory of this process is compared too: nobody else must lock any.
+    pub fn count_locked_memory(&mut self) -> Result<()> {
+        self.locked = Some(locked_memory()? - self.contract().model.locked_pages() * PAGE);
+        Ok(())
+    }
+
+    /// From now on the user has no CAP_IPC_LOCK and a limit of so many pages, or has it again.
+    pub fn limit_locked_pages(&mut self, pages: Option<u64>) {
+        self.context.note(format_args!("the user may lock {pages:?} pages"));
+        self.expected.contract.model.limit_locked_pages(pages);
+    }
+
+    /// The container, for calls that are no [`Op`].
+    pub fn container(&self) -> &Arc<Container> {
+        &self.kernel.container
+    }
+
+    /// An open device, for accesses that are no [`Op`].
+    pub fn device(&self, device: usize) -> &MdevDma {
+        self.kernel.device(device)
+    }
+
+    /// From now on, the page at `iova` is expected dirty where it is clean, and clean where it is
+    /// dirty: to see whether that is noticed.
+    pub fn falsify(&mut self, iova: u64) {
+        self.expected.falsify(iova);
+    }
+
+    /// As [`Self::falsify`], for the byte at `iova`, which is mapped.
+    pub fn falsify_memory(&mut self, iova: u64) {
+        self.expected.regions.falsify(iova);
+    }
+
+    /// Does `op` in the kernel and in the model. Fails if the answers differ.
+    pub fn apply(&mut self, op: Op) -> Result<Answer> {
+        let group = op.device().and_then(|slot| self.kernel.group(slot));
+        let n = self.context.call(op.to_call(group));
+        let answer = match op {
+            Op::Map { iova, size, backed, flags } => {
+                let memory = new_memory(size, backed)?;
+                let answer = self.kernel.map(&memory, iova, size, flags)?;
+                if answer.status.is_ok() {
+                    self.expected.regions.map(iova, memory);
+                }
+                answer
+            }
+            _ => self.kernel.apply(&op)?,
+        };
+        let expected = self.expected.apply(&op)?;
+        self.context.answer(|| events::Answer {
+            n,
+            model: expected.to_reply(&op),
+            kernel: answer.to_reply(&op),
+        });
+        compare(&op, &expected, &answer)?;
+        if op == Op::Check {
+            self.check_memory()?;
+            self.check_counters()?;
+        }
+        Ok(answer)
+    }
+
+    /// Compares everything that can be asked for: dirty pages if they are being tracked (which
+    /// forgets them), memory, counters.
+    pub fn check(&mut self) -> Result<()> {
+        if self.contract().model.tracking() {
+            self.read_whole()?;
+            self.read_each()?;
+        }
+        self.check_memory()?;
+        self.check_counters()
+    }
+
+    /// Reads the bitmap of all mappings as one range, holes and all. Returns what is dirty, in bytes
+    /// of IOVA.
+    pub fn read_whole(&mut self) -> Result<Vec<Range<u64>>> {
+        let Some((iova, size)) = self.span() else { return Ok(Vec::new()) };
+        ensure!(size <= SPAN_MAX, "mappings too far apart to read them as one range");
+        self.read(iova, size)
+    }
+
+    /// Reads all that is dirty: as one range if the mappings are near enough to one another, else each
+    /// by itself.
+    pub fn read_all(&mut self) -> Result<Vec<Range<u64>>> {
+        match self.span() {
+            Some((_, size)) if size <= SPAN_MAX => self.read_whole(),
+            _ => self.read_each(),
+        }
+    }
+
+    /// The range that has all mappings.
+    fn span(&self) -> Option<(u64, u64)> {
+        let mut mappings = self.contract().model.mappings();
+        let first = mappings.next()?;
+        let last = mappings.next_back().unwrap_or(first);
+        Some((first.iova, (last.iova - first.iova).saturating_add(last.size)))
+    }
+
+    /// Reads the bitmap of each mapping by itself. Returns as [`Self::read_whole`] does.
+    pub fn read_each(&mut self) -> Result<Vec<Range<u64>>> {
+        let mappings = self.contract().model.mappings();
+        let mappings: Vec<_> = mappings.map(|mapping| (mapping.iova, mapping.size)).collect();
+        let mut dirty = Vec::new();
+        for (iova, size) in mappings {
+            dirty.extend(self.read(iova, size)?);
+        }
+        Ok(dirty)
+    }
+
+    /// Reads the bitmap of a range, which must succeed.
+    fn read(&mut self, iova: u64, size: u64) -> Result<Vec<Range<u64>>> {
+        let op = Op::get_bitmap(iova, size);
+        let answer = self.apply(op.clone())?;
+        let bitmap = must(&op, &answer)?.bitmap.as_ref().context("no bitmap")?;
+        Ok(to_iova(bitmap.runs(), iova))
+    }
+
+    /// Compares the contents of all memory that is or was mapped.
+    pub fn check_memory(&self) -> Result<()> {
+        self.expected.regions.check()
+    }
+
+    /// Compares how many pins each device has, how many more mappings there may be and, if asked to,
+    /// how much memory is locked.
+    pub fn check_counters(&self) -> Result<()> {
+        for (i, device) in self.kernel.open_devices() {
+            same(&format!("PINS of device {i}"), self.expected.pins(i), device.pins()?)?;
+        }
+        let avail = self.container().info()?.dma_avail;
+        let avail = avail.context("no VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL")?;
+        let model = &self.contract().model;
+        same("dma_avail", model.dma_avail().into(), avail.into())?;
+        if let Some(besides) = self.locked {
+            same("VmLck", besides + model.locked_pages() * PAGE, locked_memory()?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's limit on mappings of a container.
+fn dma_entry_limit() -> Result<u32> {
+    let limit = fs::read_to_string(DMA_ENTRY_LIMIT).context(DMA_ENTRY_LIMIT)?;
+    limit.trim().parse().context(DMA_ENTRY_LIMIT)
+}
+
+fn limits(device: &MdevDma) -> Limits {
+    let mdev_dma::Limits { max_pins, max_length } = device.limits();
+    Limits {
+        max_pins,
+        page_pins: uapi::RUST_MDEV_DMA_PAGE_PINS,
+        max_length,
+        pin_batch: u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE,
+        dma_chunk: u64::from(uapi::RUST_MDEV_DMA_DMA_CHUNK),
+    }
+}
+
+/// Fails unless `op` succeeded.
+pub fn must<'a>(op: &Op, answer: &'a Answer) -> Result<&'a Answer> {
+    match answer.status {
+        Ok(()) => Ok(answer),
+        Err(errno) => Err(Failure::new(format!("{op}: {errno}, but it must succeed")).into()),
+    }
+}
+
+/// Fails unless a number is what it must be.
+pub fn same(what: &str, expected: u64, found: u64) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{what} is {found:#x}, not {expected:#x}")).into())
+}
+
+fn compare(op: &Op, expected: &Answer, answer: &Answer) -> Result<()> {
+    if let (Some(expected), Some(reported)) = (&expected.bitmap, &answer.bitmap) {
+        let iova = op.range().map_or(0, |(iova, _)| iova);
+        let runs = |runs| as_runs(to_iova(runs, iova));
+        let difference = expected.diff(reported);
+        if !difference.is_empty() {
+            return Err(Failure(Difference {
+                what: format!("{op}: the bitmap is wrong"),
+                lost: runs(difference.lost),
+                spurious: runs(difference.spurious),
+                at: None,
+            })
+            .into());
+        }
+    }
+    if expected != answer {
+        return Err(Failure::new(format!("{op}: {answer}, but must be: {expected}")).into());
+    }
+    Ok(())
+}
+
+/// Runs of pages of a bitmap whose first page is at `iova`, in bytes.
+pub fn to_iova(runs: Vec<Range<u64>>, iova: u64) -> Vec<Range<u64>> {
+    let at = |page: u64| iova.saturating_add(page * PAGE);
+    runs.into_iter().map(|run| at(run.start)..at(run.end)).collect()
+}
+
+/// The same as an event has it.
+pub(crate) fn as_runs(runs: Vec<Range<u64>>) -> Runs {
+    runs.into_iter().map(|run| (run.start, run.end)).collect()
+}

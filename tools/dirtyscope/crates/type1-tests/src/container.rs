@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Containers and groups: how they end.
+
+use anyhow::{Result, ensure};
+use dirty_model::Errno;
+use harness::{Context, Scenario, locked_memory, scenario};
+use mdev_dma::Op as Device;
+use testbed::{Op, PAGE, Testbed, at, command, pages, same, status};
+use vfio_client::Group;
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "type1/container/closed",
+        "a container closed while tracking, with pins, leaves nothing behind",
+        container_closed,
+    ),
+    scenario(
+        "type1/container/group-busy",
+        "a group that is open can't be opened again, until it is closed",
+        group_busy,
+    ),
+];
+
+fn container_closed(context: &Context<'_>) -> Result<()> {
+    let before = locked_memory()?;
+    for _ in 0..3 {
+        same("VmLck", before, locked_memory()?)?;
+        let mut bed = Testbed::with_pages(context, 64)?;
+        bed.refused(Errno::EINVAL, Op::get_bitmap(at(0, 0), 64 * PAGE))?;
+        bed.check()?;
+        bed.add_device()?;
+        bed.start()?;
+        bed.pin(0..64)?;
+        bed.must(command(1, Device::Pin, pages(32..64)))?;
+        bed.dma_write(pages(5..6))?;
+    }
+    Ok(())
+}
+
+fn group_busy(context: &Context<'_>) -> Result<()> {
+    let node = context.device(0)?.node()?;
+    let bed = Testbed::new(context)?;
+    let open = || status(Group::open(&node).map(drop));
+    let while_open = open()?;
+    ensure!(while_open == Err(Errno::EBUSY), "opening it twice: {while_open:?}");
+    drop(bed);
+    let closed = open()?;
+    ensure!(closed.is_ok(), "opening it after it was closed: {closed:?}");
+    Ok(())
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Scenarios about type1: what the kernel owes whoever tracks dirty pages.
+//!
+//! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
+//! and add it there.
+
+#![forbid(unsafe_code)]
+
+mod container;
+mod defect;
+mod dirty;
+mod killer;
+mod map;
+mod pin;
+mod process;
+mod selftest;
+
+use harness::Scenario;
+
+/// All but those in [`killers`].
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    [
+        selftest::SCENARIOS,
+        dirty::SCENARIOS,
+        map::SCENARIOS,
+        pin::SCENARIOS,
+        container::SCENARIOS,
+        process::SCENARIOS,
+        defect::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Those after which a kernel can't be used any more if it has the defect that they show.
+pub fn killers() -> impl Iterator<Item = &'static Scenario> {
+    killer::SCENARIOS.iter()
+}

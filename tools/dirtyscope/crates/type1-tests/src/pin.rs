@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Pins: batches that fail, and what is counted.
+
+use anyhow::Result;
+use dirty_model::Errno;
+use harness::{Context, Scenario, locked_memory as locked_bytes, scenario};
+use mdev_dma::Op as Device;
+use testbed::{Op, PAGE, Testbed, command, pages, same};
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "type1/pin/fails-in-first-batch",
+        "a PIN whose first page isn't mapped leaves nothing pinned, and nothing dirty",
+        pin_fails_in_first_batch,
+    ),
+    scenario(
+        "type1/pin/fails-in-later-batch",
+        "a PIN that fails in a later batch leaves nothing pinned",
+        pin_fails_in_later_batch,
+    ),
+    scenario(
+        "type1/pin/fails-beside-pins",
+        "a PIN that fails leaves pages of its batch that were pinned before as they were",
+        pin_fails_beside_pins,
+    ),
+    scenario(
+        "type1/pin/locked-memory",
+        "VmLck counts pinned pages once, and is what it was after unpin, unmap and close",
+        locked_memory,
+    ),
+];
+
+/// A container with 64 pages, tracking, in which page 10 is pinned.
+fn bed<'a>(context: &'a Context<'a>) -> Result<Testbed<'a>> {
+    let mut bed = Testbed::with_pages(context, 64)?;
+    bed.pin(10..11)?;
+    bed.start()?;
+    Ok(bed)
+}
+
+/// Does `op`, which fails with `errno` and changes nothing, of a device of [`bed`].
+fn refused(bed: &mut Testbed<'_>, errno: Errno, op: Op) -> Result<()> {
+    bed.refused(errno, op)?;
+    unchanged(bed)
+}
+
+/// Only page 10 may be pinned and dirty.
+fn unchanged(bed: &mut Testbed<'_>) -> Result<()> {
+    bed.reports(&[10..11])?;
+    bed.has_pins(1)?;
+    bed.check()
+}
+
+fn pin_fails_in_first_batch(context: &Context<'_>) -> Result<()> {
+    let mut bed = bed(context)?;
+    bed.map(100..164)?;
+    refused(&mut bed, Errno::EINVAL, command(0, Device::Pin, pages(99..164)))?;
+    refused(&mut bed, Errno::EINVAL, command(0, Device::Pin, pages(64..128)))?;
+    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(100..101)))
+}
+
+fn pin_fails_in_later_batch(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 200)?;
+    bed.pin(10..11)?;
+    // In the middle of a batch, nothing being tracked: the stock kernel makes such pages dirty.
+    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(0..201)))?;
+    bed.has_pins(1)?;
+    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(0..1)))?;
+    bed.start()?;
+    unchanged(&mut bed)?;
+
+    // At the first page of a batch: those before were pinned for a moment, and are dirty once.
+    bed.map(256..300)?;
+    bed.map(300..320)?;
+    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(256..321)))?;
+    bed.reports(&[10..11, 256..320])?;
+    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(256..257)))?;
+    unchanged(&mut bed)
+}
+
+fn pin_fails_beside_pins(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 4)?;
+    bed.pin(1..3)?;
+    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(0..8)))?;
+    bed.has_pins(2)?;
+    bed.transfer(Device::Write, pages(1..3))?;
+    bed.transfer(Device::Read, pages(1..3))?;
+    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(0..1)))?;
+    bed.check()
+}
+
+fn locked_memory(context: &Context<'_>) -> Result<()> {
+    let before = locked_bytes()?;
+    let mut bed = Testbed::new(context)?;
+    bed.map(0..100)?;
+    bed.map(100..200)?;
+    let holds = |what: &str, count| same(what, before + count * PAGE, locked_bytes()?);
+    holds("VmLck before a pin", 0)?;
+    bed.pin(10..150)?;
+    holds("VmLck with 140 pages", 140)?;
+    bed.pin(10..20)?;
+    holds("VmLck with 10 of them pinned twice", 140)?;
+    bed.unpin(10..20)?;
+    holds("VmLck with all of them pinned once", 140)?;
+    bed.unpin(10..20)?;
+    holds("VmLck with 10 unpinned", 130)?;
+    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(180..201)))?;
+    holds("VmLck after a PIN that failed", 130)?;
+    bed.unmap(100..200)?;
+    holds("VmLck with 50 unmapped", 80)?;
+    bed.must(Op::Reset { device: 0 })?;
+    holds("VmLck after RESET", 0)?;
+    bed.pin(0..7)?;
+    bed.must(Op::Close { device: 0 })?;
+    holds("VmLck after close", 0)?;
+    bed.must(Op::Open { device: 0 })?;
+    bed.pin(0..7)?;
+    drop(bed);
+    holds("VmLck after everything was closed", 0)
+}
