@@ -237,9 +237,9 @@ enum rust_mdev_dma_gen_control {
  * The stream of a migration, for those who want to look at it: an IDENTITY
  * section, then a DEVICE section. A section is a multiple of 8 bytes, little endian:
  *
- *	u64 magic	STATE_MAGIC
- *	u32 version	STATE_VERSION
- *	u32 section	enum rust_mdev_dma_state_section
+ *	u64 magic	MIG_MAGIC
+ *	u32 version	MIG_VERSION
+ *	u32 section	enum rust_mdev_dma_mig_section
  *	u64 length	bytes behind this header
  *	u64 checksum	the digest (as above) of the 24 bytes before this, and of
  *			the bytes behind it
@@ -252,12 +252,12 @@ enum rust_mdev_dma_gen_control {
  * LENGTH, SEED, LIMIT, RATE (u32), MODE (u32), GEN_COUNTER, GEN_STATUS; the number
  * of runs of pinned pages, and each run's IOVA, pages (u32), and pins of each (u32).
  */
-#define RUST_MDEV_DMA_STATE_MAGIC	0x45544154534d444dULL	/* "MDMSTATE" */
-#define RUST_MDEV_DMA_STATE_VERSION	1
+#define RUST_MDEV_DMA_MIG_MAGIC		0x45544154534d444dULL	/* "MDMSTATE" */
+#define RUST_MDEV_DMA_MIG_VERSION	1
 
-enum rust_mdev_dma_state_section {
-	RUST_MDEV_DMA_STATE_IDENTITY	= 1,
-	RUST_MDEV_DMA_STATE_DEVICE	= 2,
+enum rust_mdev_dma_mig_section {
+	RUST_MDEV_DMA_MIG_IDENTITY	= 1,
+	RUST_MDEV_DMA_MIG_DEVICE	= 2,
 };
 
 #endif /* _UAPI_LINUX_RUST_MDEV_DMA_H */

@@ -12,10 +12,10 @@ use super::{
 use crate::{
     abstractions::vfio::{OpenDevice, PAGE_PINS},
     bindings::{
-        rust_mdev_dma_state_section_RUST_MDEV_DMA_STATE_DEVICE as DEVICE,
-        rust_mdev_dma_state_section_RUST_MDEV_DMA_STATE_IDENTITY as IDENTITY,
-        RUST_MDEV_DMA_PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_VENDOR_ID,
-        RUST_MDEV_DMA_STATE_MAGIC as MAGIC, RUST_MDEV_DMA_STATE_VERSION,
+        rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_DEVICE as DEVICE,
+        rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_IDENTITY as IDENTITY,
+        RUST_MDEV_DMA_MIG_MAGIC as MAGIC, RUST_MDEV_DMA_MIG_VERSION, RUST_MDEV_DMA_PCI_DEVICE_ID,
+        RUST_MDEV_DMA_PCI_VENDOR_ID,
     },
 };
 use core::ops::Range;
@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
         let magic = fields.u64()?;
         let (version, found) = (fields.u32()?, fields.u32()?);
         let (length, checksum) = (fields.u64()?, fields.u64()?);
-        if magic != MAGIC || version != RUST_MDEV_DMA_STATE_VERSION || found != kind {
+        if magic != MAGIC || version != RUST_MDEV_DMA_MIG_VERSION || found != kind {
             return Err(EINVAL);
         }
         let contents = self.take(usize::try_from(length)?)?;
@@ -104,7 +104,7 @@ impl<'a> Section<'a> {
         let start = stream.len();
         let mut this = Self { stream, start };
         this.u64(MAGIC)?;
-        this.u64(u64::from(RUST_MDEV_DMA_STATE_VERSION) | u64::from(kind) << 32)?;
+        this.u64(u64::from(RUST_MDEV_DMA_MIG_VERSION) | u64::from(kind) << 32)?;
         // Length and checksum follow from what comes.
         this.u64(0)?;
         this.u64(0)?;
