@@ -40,7 +40,7 @@ use irq::{Interrupts, IrqSetup, SetIrqs};
 use logging::Logging;
 use migration::Migration;
 use pins::PinTable;
-pub(crate) use pins::{PageMemory, BLOCK_PAGES, PAGE_PINS};
+pub(crate) use pins::{PageMemory, BATCH_PAGES, PAGE_PINS};
 use virqfd::Unmasker;
 use work::Worker;
 
@@ -151,7 +151,7 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 pub(crate) struct Device<T: Operations> {
     vdev: Opaque<bindings::vfio_device>,
     base: Base<T>,
-    state: UnsafeCell<MaybeUninit<T>>,
+    driver: UnsafeCell<MaybeUninit<T>>,
 }
 
 /// What a device has whether it is open or not.
@@ -246,9 +246,9 @@ impl<T: Operations> Device<T> {
     /// # Safety
     ///
     /// The device's `state` is initialised for `'a`.
-    unsafe fn state<'a>(&'a self) -> Pin<&'a T> {
+    unsafe fn driver<'a>(&'a self) -> Pin<&'a T> {
         // SAFETY: As the caller promises. The state is dropped where it is, in `close_callback`.
-        unsafe { Pin::new_unchecked((*self.state.get()).assume_init_ref()) }
+        unsafe { Pin::new_unchecked((*self.driver.get()).assume_init_ref()) }
     }
 }
 
@@ -367,11 +367,11 @@ impl<T: Operations> Pins<'_, T> {
     /// Fails with what `vfio_pin_pages()` returned, e.g. `EINVAL` if a page isn't mapped, `EPERM` if
     /// it is read-only, `ENOMEM` over the user's `RLIMIT_MEMLOCK`; with `ENOSPC` if a page would have
     /// more than [`PAGE_PINS`], `EINTR` if it was [`OpenDevice::interrupted`] in between two blocks of
-    /// [`BLOCK_PAGES`].
+    /// [`BATCH_PAGES`].
     pub(crate) fn pin(&mut self, range: Range<u64>) -> Result {
         let dev = self.dev;
         // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so as long as `self`.
-        // `close_callback` calls `revoke_all()`.
+        // `close_callback` calls `unpin_all()`.
         unsafe { self.table.pin(dev.as_raw(), range, || dev.interrupted()) }
     }
 
@@ -388,7 +388,7 @@ impl<T: Operations> Pins<'_, T> {
 
     /// Gives back all pins.
     pub(crate) fn unpin_all(&mut self) {
-        self.table.revoke_all();
+        self.table.unpin_all();
     }
 
     /// Calls `f(iova, bytes, memory)` with every page that `range` touches, in order: the page's
@@ -563,7 +563,7 @@ impl<T: Operations> VTable<T> {
         // SAFETY: Nothing else uses `state` while the device isn't open, and the device isn't moved.
         // INVARIANT: `state` is initialised when this returns 0.
         let init =
-            unsafe { pin_init::raw_try_init((*dev.0.state.get()).as_mut_ptr(), T::open(dev)) };
+            unsafe { pin_init::raw_try_init((*dev.0.driver.get()).as_mut_ptr(), T::open(dev)) };
         match init {
             Ok(()) => {
                 // SAFETY: The device is open, and its state was just initialised. `close_callback`
@@ -590,7 +590,7 @@ impl<T: Operations> VTable<T> {
         dev.0.base.worker.disable();
         // SAFETY: `open_callback` has initialised `state`, no other callback uses it, and the worker
         // doesn't run any more.
-        unsafe { (*dev.0.state.get()).assume_init_drop() };
+        unsafe { (*dev.0.driver.get()).assume_init_drop() };
         dev.pins().unpin_all();
         dev.0.base.irq_setup.lock().unmasker.disable();
         *dev.interrupts() = Interrupts::new();
@@ -609,11 +609,11 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device is open, as long as this callback runs.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: It is open.
-        let state = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), count).writer();
 
         // SAFETY: VFIO passes a position that may be read and written.
-        unsafe { Self::at_position(ppos, |offset| state.read(dev, buf, offset)) }
+        unsafe { Self::at_position(ppos, |offset| driver.read(dev, buf, offset)) }
     }
 
     /// # Safety
@@ -628,11 +628,11 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device is open, as long as this callback runs.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: It is open.
-        let state = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), count).reader();
 
         // SAFETY: VFIO passes a position that may be read and written.
-        unsafe { Self::at_position(ppos, |offset| state.write(dev, buf, offset)) }
+        unsafe { Self::at_position(ppos, |offset| driver.write(dev, buf, offset)) }
     }
 
     /// Calls `f` with the position, and moves the position on by what it returns.
@@ -670,7 +670,7 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device is open, as long as this callback runs.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: It is open.
-        let state = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
 
         from_result(|| {
             match cmd {
@@ -683,7 +683,7 @@ impl<T: Operations> VTable<T> {
                 RESET => {
                     let mut migration = dev.migration();
                     migration.reset();
-                    state.reset(dev);
+                    driver.reset(dev);
                 }
                 _ => return Err(ENOTTY),
             }

@@ -7,7 +7,7 @@ use super::{
     MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PageMemory, Pins, BLOCK_PAGES, PAGE_PINS},
+    abstractions::vfio::{OpenDevice, PageMemory, Pins, BATCH_PAGES, PAGE_PINS},
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
@@ -24,7 +24,7 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 const CHUNK: usize = RUST_MDEV_DMA_DMA_CHUNK as usize;
 
 const _: () = assert!(PAGE_PINS as u32 == RUST_MDEV_DMA_PAGE_PINS);
-const _: () = assert!(BLOCK_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
+const _: () = assert!(BATCH_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
 // What is said of a block of the pattern is used for pages, and the other way round.
 const _: () = assert!(PAGE_SIZE == RUST_MDEV_DMA_PATTERN_BLOCK as usize);
 
@@ -61,7 +61,7 @@ pub(super) struct Outcome {
 pub(super) struct Engine {
     limits: Limits,
     /// What `vfio_dma_rw()` copies from or to: an aligned window of `CHUNK` bytes of IOVA.
-    window: KVVec<u64>,
+    buffer: KVVec<u64>,
 }
 
 impl Engine {
@@ -72,7 +72,7 @@ impl Engine {
     pub(super) fn new(limits: Limits) -> Result<Self> {
         Ok(Self {
             limits,
-            window: KVVec::from_elem(0, CHUNK / WORD, GFP_KERNEL)?,
+            buffer: KVVec::from_elem(0, CHUNK / WORD, GFP_KERNEL)?,
         })
     }
 
@@ -142,16 +142,16 @@ impl Engine {
         seed: u64,
         count: &mut u64,
     ) -> Result {
-        for (window, bytes) in windows(range) {
+        for (chunk, bytes) in chunks(range) {
             check_interrupted(dev)?;
             for (page, bytes) in pages(&bytes) {
-                let block = Block::of(seed, window + page as u64);
-                let words = &mut self.window[page / WORD..(page + PAGE_SIZE) / WORD];
+                let block = Block::of(seed, chunk + page as u64);
+                let words = &mut self.buffer[page / WORD..(page + PAGE_SIZE) / WORD];
                 block.fill(words, words_of(&bytes));
             }
             dev.dma_write(
-                window + bytes.start as u64,
-                &self.window.as_bytes()[bytes.clone()],
+                chunk + bytes.start as u64,
+                &self.buffer.as_bytes()[bytes.clone()],
             )?;
             *count += bytes.len() as u64;
         }
@@ -165,12 +165,12 @@ impl Engine {
         count: &mut u64,
     ) -> Result<u64> {
         let mut digest = Digest::new();
-        for (window, bytes) in windows(range) {
+        for (chunk, bytes) in chunks(range) {
             check_interrupted(dev)?;
-            let data = &mut self.window.as_mut_bytes()[bytes.clone()];
-            dev.dma_read(window + bytes.start as u64, data)?;
+            let data = &mut self.buffer.as_mut_bytes()[bytes.clone()];
+            dev.dma_read(chunk + bytes.start as u64, data)?;
             for i in words_of(&bytes) {
-                digest.add(&bytes, i, u64::from_le(self.window[i]));
+                digest.add(&bytes, i, u64::from_le(self.buffer[i]));
             }
             *count += bytes.len() as u64;
         }
@@ -210,7 +210,7 @@ fn cut(range: Range<u64>, size: u64) -> impl Iterator<Item = (u64, Range<usize>)
 }
 
 /// Cuts a range of IOVA into the parts that one `vfio_dma_rw()` copies.
-fn windows(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
     cut(range, CHUNK as u64)
 }
 

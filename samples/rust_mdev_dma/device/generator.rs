@@ -33,7 +33,7 @@ const SLICE: u64 = 64;
 
 /// What the generator is told to do, as the registers have it.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Program {
+pub(super) struct Params {
     pub(super) iova: u64,
     pub(super) length: u64,
     pub(super) seed: u64,
@@ -42,7 +42,7 @@ pub(super) struct Program {
     pub(super) mode: u32,
 }
 
-impl Program {
+impl Params {
     /// Fails as the header says START does.
     pub(super) fn check(&self, limits: Limits) -> Result {
         const PAGE: u64 = PAGE_SIZE as u64;
@@ -83,10 +83,10 @@ impl Program {
     }
 
     /// How it is written: one of the bits of the mode.
-    fn way(&self, n: u64) -> u32 {
-        let ways = u64::from(self.mode.count_ones());
+    fn method(&self, n: u64) -> u32 {
+        let methods = u64::from(self.mode.count_ones());
         let mut mode = self.mode;
-        for _ in 0..(n % self.pages() + n / self.pages()) % ways {
+        for _ in 0..(n % self.pages() + n / self.pages()) % methods {
             mode &= mode - 1;
         }
         mode & mode.wrapping_neg()
@@ -131,23 +131,23 @@ impl Pace {
 /// The generator, running or not.
 pub(super) struct Generator {
     /// What it does; absent while it doesn't run.
-    program: Option<Program>,
+    params: Option<Params>,
     pace: Pace,
     counter: u64,
     /// Why it doesn't run: 0 or an errno.
     status: u32,
     /// What `vfio_dma_rw()` copies from.
-    page: KVVec<u64>,
+    buffer: KVVec<u64>,
 }
 
 impl Generator {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            program: None,
+            params: None,
             pace: Pace::new(),
             counter: 0,
             status: 0,
-            page: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL)?,
+            buffer: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL)?,
         })
     }
 
@@ -158,8 +158,8 @@ impl Generator {
     }
 
     /// What it does, unless it doesn't run.
-    pub(super) fn program(&self) -> Option<&Program> {
-        self.program.as_ref()
+    pub(super) fn params(&self) -> Option<&Params> {
+        self.params.as_ref()
     }
 
     pub(super) fn counter(&self) -> u64 {
@@ -171,23 +171,23 @@ impl Generator {
     }
 
     /// Has it be as it was when a device's state was saved.
-    pub(super) fn restore(&mut self, program: Option<Program>, counter: u64, status: u32) {
-        self.program = program;
+    pub(super) fn restore(&mut self, params: Option<Params>, counter: u64, status: u32) {
+        self.params = params;
         self.counter = counter;
         self.status = status;
     }
 
     /// Does what was written to GEN_CONTROL.
-    pub(super) fn control(&mut self, control: u32, program: Program, limits: Limits) {
+    pub(super) fn control(&mut self, control: u32, params: Params, limits: Limits) {
         self.stop(Ok(()));
         match control {
             STOP => (),
-            START | CONTINUE => match program.check(limits) {
+            START | CONTINUE => match params.check(limits) {
                 Ok(()) => {
                     if control == START {
                         self.counter = 0;
                     }
-                    self.program = Some(program);
+                    self.params = Some(params);
                     self.start_pace();
                 }
                 Err(e) => self.stop(Err(e)),
@@ -202,41 +202,41 @@ impl Generator {
     }
 
     fn stop(&mut self, why: Result) {
-        self.program = None;
+        self.params = None;
         self.status = why.map_or_else(|e| e.to_errno().unsigned_abs(), |()| 0);
     }
 
     /// Writes what is due, up to a slice. Returns after how long to call this again, or nothing if
     /// the generator has stopped.
     pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, limits: Limits) -> Option<Jiffies> {
-        let program = self.program?;
-        let due = self.pace.due(program.rate);
+        let params = self.params?;
+        let due = self.pace.due(params.rate);
         for _ in 0..due.min(SLICE) {
-            if program.reached(self.counter) {
+            if params.reached(self.counter) {
                 break;
             }
-            if let Err(e) = self.write(dev, &program, limits) {
+            if let Err(e) = self.write(dev, &params, limits) {
                 self.stop(Err(e));
                 return None;
             }
             self.counter += 1;
             self.pace.written += 1;
         }
-        if program.reached(self.counter) {
+        if params.reached(self.counter) {
             self.stop(Ok(()));
             return None;
         }
         Some(match due {
-            0 => Pace::interval(program.rate),
+            0 => Pace::interval(params.rate),
             _ => 0,
         })
     }
 
     /// Makes the write whose turn it is.
-    fn write(&mut self, dev: &OpenDevice<MdevDma>, program: &Program, limits: Limits) -> Result {
-        let page = program.page(self.counter);
-        let seed = program.seed(self.counter);
-        match program.way(self.counter) {
+    fn write(&mut self, dev: &OpenDevice<MdevDma>, params: &Params, limits: Limits) -> Result {
+        let page = params.page(self.counter);
+        let seed = params.seed(self.counter);
+        match params.method(self.counter) {
             RUST_MDEV_DMA_GEN_PINNED => write_pinned(&dev.pins(), page, seed),
             RUST_MDEV_DMA_GEN_PIN => {
                 let mut pins = dev.pins();
@@ -248,9 +248,9 @@ impl Generator {
                 pins.unpin(page)
             }
             _ => {
-                let words = 0..self.page.len();
-                Block::of(seed, page.start).fill(&mut self.page, words);
-                dev.dma_write(page.start, self.page.as_bytes())
+                let words = 0..self.buffer.len();
+                Block::of(seed, page.start).fill(&mut self.buffer, words);
+                dev.dma_write(page.start, self.buffer.as_bytes())
             }
         }
     }

@@ -7,7 +7,7 @@ use super::{
     engine::{Command, Limits},
     generator, pattern,
     registers::{self, Registers},
-    MdevDma, State,
+    Inner, MdevDma,
 };
 use crate::{
     abstractions::vfio::{OpenDevice, PAGE_PINS},
@@ -145,12 +145,12 @@ pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
 }
 
 /// Writes the section with the state of a device that stands still.
-pub(super) fn save(state: &State, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
+pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
     let mut section = Section::begin(stream, DEVICE)?;
-    section.bytes(state.config_space.as_bytes())?;
-    section.bytes(state.registers.as_bytes())?;
+    section.bytes(inner.config_space.as_bytes())?;
+    section.bytes(inner.registers.as_bytes())?;
 
-    let command = state.waiting.as_ref();
+    let command = inner.queued.as_ref();
     section.u64(command.is_some().into())?;
     let Command {
         op,
@@ -162,17 +162,17 @@ pub(super) fn save(state: &State, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<
         section.u64(value)?;
     }
 
-    let program = state.generator.program();
-    section.u64(program.is_some().into())?;
-    let program = program.copied().unwrap_or_default();
-    let status = state.generator.status();
+    let params = inner.generator.params();
+    section.u64(params.is_some().into())?;
+    let params = params.copied().unwrap_or_default();
+    let status = inner.generator.status();
     for value in [
-        program.iova,
-        program.length,
-        program.seed,
-        program.limit,
-        u64::from(program.rate) | u64::from(program.mode) << 32,
-        state.generator.counter(),
+        params.iova,
+        params.length,
+        params.seed,
+        params.limit,
+        u64::from(params.rate) | u64::from(params.mode) << 32,
+        inner.generator.counter(),
         status.into(),
     ] {
         section.u64(value)?;
@@ -194,8 +194,8 @@ pub(super) fn save(state: &State, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<
 pub(super) struct Saved<'a> {
     config_space: ConfigSpace,
     registers: Registers,
-    waiting: Option<Command>,
-    program: Option<generator::Program>,
+    queued: Option<Command>,
+    params: Option<generator::Params>,
     counter: u64,
     status: u32,
     runs: Reader<'a>,
@@ -217,17 +217,17 @@ impl<'a> Saved<'a> {
         stream.end()?;
         let config_space = ConfigSpace::from_bytes(&section.array()?);
         let registers = section.array()?;
-        let waiting = section.flag()?;
+        let queued = section.flag()?;
         let command = Command {
             op: section.u64()?.try_into()?,
             iova: section.u64()?,
             length: section.u64()?,
             seed: section.u64()?,
         };
-        let waiting = waiting.then_some(command);
+        let queued = queued.then_some(command);
 
         let running = section.flag()?;
-        let program = generator::Program {
+        let params = generator::Params {
             iova: section.u64()?,
             length: section.u64()?,
             seed: section.u64()?,
@@ -235,9 +235,9 @@ impl<'a> Saved<'a> {
             rate: section.u32()?,
             mode: section.u32()?,
         };
-        let program = running.then_some(program);
-        if let Some(program) = &program {
-            program.check(limits)?;
+        let params = running.then_some(params);
+        if let Some(params) = &params {
+            params.check(limits)?;
         }
         let (counter, status) = (section.u64()?, section.u64()?.try_into()?);
 
@@ -247,9 +247,9 @@ impl<'a> Saved<'a> {
         }
         let saved = Self {
             config_space,
-            registers: Registers::from_bytes(&registers, limits, waiting.is_some())?,
-            waiting,
-            program,
+            registers: Registers::from_bytes(&registers, limits, queued.is_some())?,
+            queued,
+            params,
             counter,
             status,
             runs: section,
@@ -276,13 +276,13 @@ impl<'a> Saved<'a> {
 
     /// Takes the pins, and makes this the state of a device that stands still and has no pins. If
     /// that fails, it has none still.
-    pub(super) fn restore(self, state: &mut State, dev: &OpenDevice<MdevDma>) -> Result {
+    pub(super) fn restore(self, inner: &mut Inner, dev: &OpenDevice<MdevDma>) -> Result {
         let mut pins = dev.pins();
         for run in self.runs() {
             let (range, count) = run?;
             for _ in 0..count {
                 let pages = (range.end - range.start) / PAGE_SIZE as u64;
-                let taken = if pages > state.limits.pins.saturating_sub(pins.held()) {
+                let taken = if pages > inner.limits.pins.saturating_sub(pins.held()) {
                     Err(ENOSPC)
                 } else {
                     pins.pin(range.clone())
@@ -295,13 +295,13 @@ impl<'a> Saved<'a> {
         }
         drop(pins);
 
-        state.config_space = self.config_space;
-        state.registers = self.registers;
-        state.waiting = self.waiting;
-        state
+        inner.config_space = self.config_space;
+        inner.registers = self.registers;
+        inner.queued = self.queued;
+        inner
             .generator
-            .restore(self.program, self.counter, self.status);
-        state.show_generator();
+            .restore(self.params, self.counter, self.status);
+        inner.show_generator();
         Ok(())
     }
 }

@@ -43,17 +43,17 @@ pub(crate) struct MdevDma {
     /// in `dma_unmap`. User memory is only accessed under it by `vfio_dma_rw()`, not for the buffers
     /// of system calls. [`Operations::work`] takes it, so nobody who holds it may wait for that.
     #[pin]
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
 }
 
-struct State {
+struct Inner {
     limits: Limits,
     config_space: ConfigSpace,
     registers: Registers,
     /// What runs commands; taken away while one runs in the background.
     engine: Option<Engine>,
     /// A command that is to run in the background, and doesn't yet.
-    waiting: Option<Command>,
+    queued: Option<Command>,
     generator: Generator,
     /// Whether the device may do DMA and interrupt.
     running: bool,
@@ -91,7 +91,7 @@ fn config_space_access(offset: usize, len: usize) -> Result<usize> {
     }
 }
 
-impl State {
+impl Inner {
     fn new() -> Result<Self> {
         let limits = Limits {
             pins: *module_parameters::max_pins.value_ref(),
@@ -102,7 +102,7 @@ impl State {
             config_space: ConfigSpace::new(),
             registers: Registers::new(limits),
             engine: Some(Engine::new(limits)?),
-            waiting: None,
+            queued: None,
             generator: Generator::new()?,
             running: true,
         })
@@ -111,7 +111,7 @@ impl State {
     fn reset(&mut self) {
         self.config_space = ConfigSpace::new();
         self.registers = Registers::new(self.limits);
-        self.waiting = None;
+        self.queued = None;
         self.generator.reset();
     }
 
@@ -124,7 +124,7 @@ impl State {
     }
 
     fn read_bar(&mut self, dev: &OpenDevice<MdevDma>, offset: usize, bytes: &mut [u8]) {
-        if Registers::shows_pins(offset, bytes.len()) {
+        if Registers::touches_pins(offset, bytes.len()) {
             self.registers.set_pins(dev.pins().held());
         }
         self.registers.read(offset, bytes);
@@ -133,10 +133,10 @@ impl State {
     fn write_bar(&mut self, dev: &OpenDevice<MdevDma>, offset: usize, bytes: &[u8]) {
         let effects = self.registers.write(offset, bytes);
         if let Some((command, background)) = effects.command {
-            self.ring(dev, command, background);
+            self.doorbell(dev, command, background);
         }
-        if let Some((control, program)) = effects.generator {
-            self.generator.control(control, program, self.limits);
+        if let Some((control, params)) = effects.generator {
+            self.generator.control(control, params, self.limits);
             self.show_generator();
             self.queue_work(dev);
         }
@@ -144,16 +144,16 @@ impl State {
     }
 
     /// Runs a command, or has it run in the background.
-    fn ring(&mut self, dev: &OpenDevice<MdevDma>, command: Command, background: bool) {
+    fn doorbell(&mut self, dev: &OpenDevice<MdevDma>, command: Command, background: bool) {
         let engine = match &mut self.engine {
-            Some(engine) if self.waiting.is_none() => engine,
+            Some(engine) if self.queued.is_none() => engine,
             _ => return self.registers.set_refused(true),
         };
         self.registers.set_refused(false);
 
         if background || !self.running {
             self.registers.set_in_progress();
-            self.waiting = Some(command);
+            self.queued = Some(command);
             self.queue_work(dev);
         } else {
             let outcome = engine.run(dev, &command);
@@ -168,7 +168,7 @@ impl State {
 
     /// Has the work run, if there is any.
     fn queue_work(&self, dev: &OpenDevice<MdevDma>) {
-        let work = self.waiting.is_some() || self.generator.program().is_some();
+        let work = self.queued.is_some() || self.generator.params().is_some();
         if work && self.running {
             dev.queue_work(0);
         }
@@ -176,15 +176,15 @@ impl State {
 
     /// Takes what is needed to run the command that waits.
     fn begin(&mut self) -> Option<(Engine, Command)> {
-        if !self.running || self.waiting.is_none() {
+        if !self.running || self.queued.is_none() {
             return None;
         }
-        Some((self.engine.take()?, self.waiting.take()?))
+        Some((self.engine.take()?, self.queued.take()?))
     }
 
     /// Has the generator write what is due, and sees to it that it goes on.
     fn generate(&mut self, dev: &OpenDevice<MdevDma>) {
-        if !self.running || self.generator.program().is_none() {
+        if !self.running || self.generator.params().is_none() {
             return;
         }
         let next = self.generator.run(dev, self.limits);
@@ -196,7 +196,7 @@ impl State {
     }
 
     fn show_generator(&mut self) {
-        let running = self.generator.program().is_some();
+        let running = self.generator.params().is_some();
         let (status, counter) = (self.generator.status(), self.generator.counter());
         self.registers.set_generator(running, status, counter);
     }
@@ -233,7 +233,7 @@ impl Operations for MdevDma {
 
     fn open(_dev: &OpenDevice<Self>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            state <- new_mutex!(State::new()?, "MdevDma::state"),
+            inner <- new_mutex!(Inner::new()?, "MdevDma::inner"),
         })
     }
 
@@ -248,13 +248,13 @@ impl Operations for MdevDma {
         let bytes = match region {
             Region::ConfigSpace => {
                 let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
-                self.state.lock().config_space.read(offset, bytes);
+                self.inner.lock().config_space.read(offset, bytes);
                 bytes
             }
             Region::Bar0 => {
                 check_bar_access(offset, buf.len())?;
                 let bytes = &mut bytes[..buf.len()];
-                self.state.lock().read_bar(dev, offset, bytes);
+                self.inner.lock().read_bar(dev, offset, bytes);
                 bytes
             }
         };
@@ -277,13 +277,13 @@ impl Operations for MdevDma {
         let bytes = &mut bytes[..len];
         buf.read_slice(bytes)?;
 
-        let mut state = self.state.lock();
+        let mut inner = self.inner.lock();
         match region {
             Region::ConfigSpace => {
-                state.config_space.write(offset, bytes);
-                state.update_intx(dev);
+                inner.config_space.write(offset, bytes);
+                inner.update_intx(dev);
             }
-            Region::Bar0 => state.write_bar(dev, offset, bytes),
+            Region::Bar0 => inner.write_bar(dev, offset, bytes),
         }
         Ok(len)
     }
@@ -307,23 +307,23 @@ impl Operations for MdevDma {
 
     fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) {
         // From here on no work begins, and what has begun ends.
-        self.state.lock().running = false;
+        self.inner.lock().running = false;
         dev.abort_work();
 
-        let mut state = self.state.lock();
+        let mut inner = self.inner.lock();
         dev.pins().unpin_all();
-        state.reset();
-        state.resume(dev);
+        inner.reset();
+        inner.resume(dev);
     }
 
     fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        self.state.lock().running = false;
+        self.inner.lock().running = false;
         dev.stop_work();
-        self.state.lock().update_intx(dev);
+        self.inner.lock().update_intx(dev);
     }
 
     fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        self.state.lock().resume(dev);
+        self.inner.lock().resume(dev);
     }
 
     fn save_identity(self: Pin<&Self>, stream: &mut KVVec<u8>) -> Result {
@@ -331,16 +331,16 @@ impl Operations for MdevDma {
     }
 
     fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result {
-        migration::save(&self.state.lock(), dev, stream)
+        migration::save(&self.inner.lock(), dev, stream)
     }
 
     fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result {
-        let mut state = self.state.lock();
+        let mut inner = self.inner.lock();
         dev.pins().unpin_all();
-        state.reset();
+        inner.reset();
         let restored =
-            Saved::new(stream, state.limits).and_then(|saved| saved.restore(&mut state, dev));
-        state.update_intx(dev);
+            Saved::new(stream, inner.limits).and_then(|saved| saved.restore(&mut inner, dev));
+        inner.update_intx(dev);
         restored
     }
 
@@ -354,14 +354,14 @@ impl Operations for MdevDma {
     }
 
     fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        let mut state = self.state.lock();
-        if let Some((mut engine, command)) = state.begin() {
-            drop(state);
+        let mut inner = self.inner.lock();
+        if let Some((mut engine, command)) = inner.begin() {
+            drop(inner);
             let outcome = engine.run(dev, &command);
-            state = self.state.lock();
-            state.engine = Some(engine);
-            state.complete(dev, &outcome);
+            inner = self.inner.lock();
+            inner.engine = Some(engine);
+            inner.complete(dev, &outcome);
         }
-        state.generate(dev);
+        inner.generate(dev);
     }
 }

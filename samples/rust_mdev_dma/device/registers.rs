@@ -53,7 +53,7 @@ pub(super) struct Effects {
     /// To run this command, in the background or not.
     pub(super) command: Option<(Command, bool)>,
     /// To do this to the generator.
-    pub(super) generator: Option<(u32, generator::Program)>,
+    pub(super) generator: Option<(u32, generator::Params)>,
 }
 
 /// The registers' contents, as the bus sees them.
@@ -80,13 +80,13 @@ impl Registers {
     pub(super) fn from_bytes(
         bytes: &[u8; FILE_SIZE],
         limits: Limits,
-        waiting: bool,
+        queued: bool,
     ) -> Result<Self> {
         const REST: usize = IOVA as usize;
 
         let mut this = Self::new(limits);
         this.file[REST..].copy_from_slice(&bytes[REST..]);
-        if (this.get_u32(STATUS) == IN_PROGRESS) != waiting {
+        if (this.get_u32(STATUS) == IN_PROGRESS) != queued {
             return Err(EINVAL);
         }
         Ok(this)
@@ -115,7 +115,7 @@ impl Registers {
     }
 
     /// Whether an access touches the register with the number of pins.
-    pub(super) fn shows_pins(offset: usize, len: usize) -> bool {
+    pub(super) fn touches_pins(offset: usize, len: usize) -> bool {
         let pins = bytes_of(PINS, size_of::<u64>());
         offset < pins.end && pins.start < offset + len
     }
@@ -148,7 +148,7 @@ impl Registers {
         let has = |register: u32| touched.contains(&(register as usize));
         Effects {
             command: has(COMMAND).then(|| self.command()),
-            generator: has(GEN_CONTROL).then(|| (self.get_u32(GEN_CONTROL), self.program())),
+            generator: has(GEN_CONTROL).then(|| (self.get_u32(GEN_CONTROL), self.params())),
         }
     }
 
@@ -165,8 +165,8 @@ impl Registers {
         )
     }
 
-    fn program(&self) -> generator::Program {
-        generator::Program {
+    fn params(&self) -> generator::Params {
+        generator::Params {
             iova: self.get_u64(GEN_IOVA),
             length: self.get_u64(GEN_LENGTH),
             seed: self.get_u64(GEN_SEED),

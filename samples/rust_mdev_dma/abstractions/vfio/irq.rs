@@ -156,7 +156,7 @@ impl SetIrqs {
     }
 
     /// Whether this says yes to the `i`th interrupt of the range.
-    fn says(&self, i: usize) -> bool {
+    fn selects(&self, i: usize) -> bool {
         match &self.data {
             Data::None => true,
             Data::Bool(bools) => bools.get(i).is_some_and(|&b| b != 0),
@@ -276,7 +276,7 @@ impl Interrupts {
         if matches!(set.data, Data::EventFd(_)) {
             return Err(ENOTTY);
         }
-        if set.says(0) {
+        if set.selects(0) {
             self.set_intx_masked(mask);
         }
         Ok(())
@@ -306,7 +306,7 @@ impl Interrupts {
         if matches!(self.mode, Mode::Msi(_)) || set.range != (0..1) {
             return Err(EINVAL);
         }
-        let says = set.says(0);
+        let selects = set.selects(0);
         match (&mut self.mode, set.data) {
             (Mode::IntX { trigger, .. }, Data::EventFd(mut eventfds)) => {
                 *trigger = eventfds.pop().and_then(|(_, eventfd)| eventfd);
@@ -318,7 +318,7 @@ impl Interrupts {
                 };
                 self.deliver_intx();
             }
-            (Mode::IntX { trigger, .. }, _) if says => signal(trigger.as_ref()),
+            (Mode::IntX { trigger, .. }, _) if selects => signal(trigger.as_ref()),
             (Mode::IntX { .. }, _) => (),
             _ => return Err(EINVAL),
         }
@@ -355,7 +355,7 @@ impl Interrupts {
             Mode::Msi(vectors) => {
                 let vectors = vectors.get_mut(set.range.clone()).ok_or(EINVAL)?;
                 for (i, trigger) in vectors.iter_mut().enumerate() {
-                    if set.says(i) {
+                    if set.selects(i) {
                         signal(trigger.as_ref());
                     }
                 }
@@ -372,13 +372,13 @@ impl Interrupts {
 
 /// TRIGGER of an index whose only interrupt is enabled and disabled by its eventfd.
 fn trigger_single(trigger: &mut Option<EventFd>, set: SetIrqs) -> Result {
-    let says = set.says(0);
+    let selects = set.selects(0);
     match set.data {
         Data::None if trigger.is_none() => return Err(EINVAL),
         Data::None if set.range.is_empty() => *trigger = None,
         _ if set.range.is_empty() => return Err(EINVAL),
         Data::EventFd(mut eventfds) => *trigger = eventfds.pop().and_then(|(_, eventfd)| eventfd),
-        Data::None | Data::Bool(_) if says => signal(trigger.as_ref()),
+        Data::None | Data::Bool(_) if selects => signal(trigger.as_ref()),
         Data::None | Data::Bool(_) => (),
     }
     Ok(())

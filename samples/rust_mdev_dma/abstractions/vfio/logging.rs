@@ -21,13 +21,13 @@ pub(crate) const AVAILABLE: bool = cfg!(CONFIG_IOMMUFD_DRIVER);
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Bytes of IOVA that a word of the log has bits for, one for each page.
-const BLOCK: u64 = u64::BITS as u64 * PAGE;
+const IOVA_PER_WORD: u64 = u64::BITS as u64 * PAGE;
 
 /// What a device has written, of the ranges that the user wants to know of.
 ///
 /// # Invariants
 ///
-/// Words are keyed by the first IOVA they have a bit for, a multiple of [`BLOCK`]; none is 0.
+/// Words are keyed by the first IOVA they have a bit for, a multiple of [`IOVA_PER_WORD`]; none is 0.
 struct Log {
     ranges: KVec<Range<u64>>,
     words: RBTree<u64, u64>,
@@ -49,7 +49,7 @@ impl Log {
         for i in 0..self.ranges.len() {
             let wanted = &self.ranges[i];
             let (start, end) = (range.start.max(wanted.start), range.end.min(wanted.end));
-            let mut next = start & !(BLOCK - 1);
+            let mut next = start & !(IOVA_PER_WORD - 1);
             while next < end {
                 let bits = bits(next, &(start..end));
                 match self.words.get_mut(&next) {
@@ -59,27 +59,27 @@ impl Log {
                         Err(_) => self.incomplete = true,
                     },
                 }
-                next += BLOCK;
+                next += IOVA_PER_WORD;
             }
         }
     }
 
     /// Calls `f` with each page of `range` that was written, and forgets that it was.
-    fn take(&mut self, range: &Range<u64>, mut f: impl FnMut(Range<u64>)) {
+    fn read_and_clear(&mut self, range: &Range<u64>, mut f: impl FnMut(Range<u64>)) {
         if self.incomplete {
             return f(range.clone());
         }
-        let first = range.start & !(BLOCK - 1);
+        let first = range.start & !(IOVA_PER_WORD - 1);
         let mut cursor = self.words.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
-            let (&block, word) = at.current_mut();
-            if block >= range.end {
+            let (&base, word) = at.current_mut();
+            if base >= range.end {
                 break;
             }
-            let taken = *word & bits(block, range);
-            *word &= !taken;
-            for page in (0..u64::from(u64::BITS)).filter(|page| taken >> page & 1 != 0) {
-                let iova = block + page * PAGE;
+            let found = *word & bits(base, range);
+            *word &= !found;
+            for page in (0..u64::from(u64::BITS)).filter(|page| found >> page & 1 != 0) {
+                let iova = base + page * PAGE;
                 f(iova..iova + PAGE);
             }
             cursor = if *word == 0 {
@@ -91,10 +91,10 @@ impl Log {
     }
 }
 
-/// The bits of the word of `block` for the pages that `range` touches.
-fn bits(block: u64, range: &Range<u64>) -> u64 {
-    let page = |at: u64| at.saturating_sub(block).min(BLOCK).div_ceil(PAGE);
-    let first = range.start.saturating_sub(block).min(BLOCK) / PAGE;
+/// The bits of the word of `base` for the pages that `range` touches.
+fn bits(base: u64, range: &Range<u64>) -> u64 {
+    let page = |at: u64| at.saturating_sub(base).min(IOVA_PER_WORD).div_ceil(PAGE);
+    let first = range.start.saturating_sub(base).min(IOVA_PER_WORD) / PAGE;
     match page(range.end).saturating_sub(first) {
         0 => 0,
         pages => u64::MAX >> (u64::from(u64::BITS) - pages) << first,
@@ -200,7 +200,7 @@ impl<T: Operations> VTable<T> {
         from_result(|| {
             let mut logging = dev.logging();
             let log = logging.0.as_mut().ok_or(EINVAL)?;
-            log.take(&range, |pages| {
+            log.read_and_clear(&range, |pages| {
                 let start = pages.start.max(range.start);
                 let length = pages.end.min(range.end) - start;
                 // SAFETY: VFIO passes a valid bitmap, and the range lies in that which it has bits

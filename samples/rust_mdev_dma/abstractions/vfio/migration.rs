@@ -458,7 +458,7 @@ impl<T: Operations> VTable<T> {
         // SAFETY: As the caller promises.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: As the caller promises.
-        let driver = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
         At { dev, driver }
     }
 

@@ -12,16 +12,16 @@ use kernel::{
 };
 use pin_init::init_zeroed;
 
-/// Pages of a block of IOVA space: those that one call of `vfio_pin_pages()` pins at most.
+/// Pages of a batch of IOVA space: those that one call of `vfio_pin_pages()` pins at most.
 ///
-/// No more than `VFIO_PIN_PAGES_MAX_ENTRIES`; small, because a block costs its whole size (704 bytes,
+/// No more than `VFIO_PIN_PAGES_MAX_ENTRIES`; small, because a batch costs its whole size (704 bytes,
 /// in two allocations) when only one of its pages is pinned.
-pub(crate) const BLOCK_PAGES: usize = 64;
+pub(crate) const BATCH_PAGES: usize = 64;
 
 /// Pins that a device can have of one page.
 pub(crate) const PAGE_PINS: u16 = u16::MAX;
 
-const BLOCK_SIZE: u64 = (BLOCK_PAGES * PAGE_SIZE) as u64;
+const BATCH_SIZE: u64 = (BATCH_PAGES * PAGE_SIZE) as u64;
 
 /// The memory of a pinned page.
 ///
@@ -84,7 +84,7 @@ impl PageMemory<'_> {
     }
 }
 
-/// Pinned pages of one block of IOVA space.
+/// Pinned pages of one batch of IOVA space.
 ///
 /// Dropping it unpins them.
 ///
@@ -97,8 +97,8 @@ impl PageMemory<'_> {
 struct PinnedPages {
     vdev: NonNull<bindings::vfio_device>,
     iova: u64,
-    pages: KBox<[*mut bindings::page; BLOCK_PAGES]>,
-    counts: [u16; BLOCK_PAGES],
+    pages: KBox<[*mut bindings::page; BATCH_PAGES]>,
+    counts: [u16; BATCH_PAGES],
     held: u32,
 }
 
@@ -112,7 +112,7 @@ impl PinnedPages {
             vdev,
             iova,
             pages: KBox::init(init_zeroed(), GFP_KERNEL)?,
-            counts: [0; BLOCK_PAGES],
+            counts: [0; BATCH_PAGES],
             held: 0,
         })
     }
@@ -135,7 +135,7 @@ impl PinnedPages {
     ///
     /// `vdev` is open, and stays so until the last of these pins is given back.
     unsafe fn pin(&mut self, pages: Range<usize>) -> Result {
-        // With fewer pins in the whole block, no page has so many.
+        // With fewer pins in the whole batch, no page has so many.
         if self.held >= u32::from(PAGE_PINS) && self.counts[pages.clone()].contains(&PAGE_PINS) {
             return Err(ENOSPC);
         }
@@ -205,7 +205,7 @@ impl PinnedPages {
             next = self.counts[start..]
                 .iter()
                 .position(|&other| other != count)
-                .map_or(BLOCK_PAGES, |len| start + len);
+                .map_or(BATCH_PAGES, |len| start + len);
             Some((self.iova_of(start)..self.iova_of(next), count))
         })
     }
@@ -254,17 +254,17 @@ impl PinnedPages {
 
 impl Drop for PinnedPages {
     fn drop(&mut self) {
-        self.revoke(0..BLOCK_PAGES);
+        self.revoke(0..BATCH_PAGES);
     }
 }
 
-/// The part of a range of IOVA that lies in one block.
+/// The part of a range of IOVA that lies in one batch.
 struct Part {
-    block: u64,
+    batch: u64,
     pages: Range<usize>,
 }
 
-/// Cuts the pages of `range` at the borders of blocks.
+/// Cuts the pages of `range` at the borders of batches.
 fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
     let end = range.end;
     let mut next = range.start;
@@ -272,13 +272,13 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
         if next >= end {
             return None;
         }
-        let block = next & !(BLOCK_SIZE - 1);
-        let block_end = block.saturating_add(BLOCK_SIZE);
-        let first = (next - block) as usize >> PAGE_SHIFT;
-        next = end.min(block_end);
-        let last = ((next - block) as usize).div_ceil(PAGE_SIZE);
+        let batch = next & !(BATCH_SIZE - 1);
+        let batch_end = batch.saturating_add(BATCH_SIZE);
+        let first = (next - batch) as usize >> PAGE_SHIFT;
+        next = end.min(batch_end);
+        let last = ((next - batch) as usize).div_ceil(PAGE_SIZE);
         Some(Part {
-            block,
+            batch,
             pages: first..last,
         })
     })
@@ -290,17 +290,17 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
 ///
 /// # Invariants
 ///
-/// - Blocks are keyed by their first IOVA, a multiple of [`BLOCK_SIZE`], and none is empty.
-/// - `held` is the sum of the counts of all blocks.
+/// - Blocks are keyed by their first IOVA, a multiple of [`BATCH_SIZE`], and none is empty.
+/// - `held` is the sum of the counts of all batches.
 pub(super) struct PinTable {
-    blocks: RBTree<u64, PinnedPages>,
+    batches: RBTree<u64, PinnedPages>,
     held: u64,
 }
 
 impl PinTable {
     pub(super) fn new() -> Self {
         Self {
-            blocks: RBTree::new(),
+            batches: RBTree::new(),
             held: 0,
         }
     }
@@ -309,12 +309,12 @@ impl PinTable {
         self.held
     }
 
-    /// Pins all pages of `range`, or none. Between blocks, it ends with `EINTR` if it was
+    /// Pins all pages of `range`, or none. Between batches, it ends with `EINTR` if it was
     /// `interrupted`.
     ///
     /// # Safety
     ///
-    /// `vdev` is open, and [`Self::revoke_all`] is called before it is closed. It is the same in
+    /// `vdev` is open, and [`Self::unpin_all`] is called before it is closed. It is the same in
     /// every call.
     pub(super) unsafe fn pin(
         &mut self,
@@ -330,7 +330,7 @@ impl PinTable {
                 unsafe { self.pin_part(vdev, &part) }
             };
             if let Err(e) = pinned {
-                let done = range.start..range.start.max(part.block);
+                let done = range.start..range.start.max(part.batch);
                 for part in parts(&done) {
                     self.unpin_part(&part);
                 }
@@ -344,26 +344,26 @@ impl PinTable {
     ///
     /// As for [`Self::pin`].
     unsafe fn pin_part(&mut self, vdev: NonNull<bindings::vfio_device>, part: &Part) -> Result {
-        if let Some(block) = self.blocks.get_mut(&part.block) {
+        if let Some(batch) = self.batches.get_mut(&part.batch) {
             // SAFETY: As the caller promises.
-            unsafe { block.pin(part.pages.clone())? };
+            unsafe { batch.pin(part.pages.clone())? };
         } else {
-            let mut block = PinnedPages::new(vdev, part.block)?;
-            // SAFETY: As the caller promises. If the allocation below fails, `block` is dropped.
-            unsafe { block.pin(part.pages.clone())? };
-            let node = RBTreeNode::new(part.block, block, GFP_KERNEL)?;
-            self.blocks.insert(node);
+            let mut batch = PinnedPages::new(vdev, part.batch)?;
+            // SAFETY: As the caller promises. If the allocation below fails, `batch` is dropped.
+            unsafe { batch.pin(part.pages.clone())? };
+            let node = RBTreeNode::new(part.batch, batch, GFP_KERNEL)?;
+            self.batches.insert(node);
         }
         self.held += part.pages.len() as u64;
         Ok(())
     }
 
     fn unpin_part(&mut self, part: &Part) {
-        if let Some(block) = self.blocks.get_mut(&part.block) {
-            block.unpin(part.pages.clone());
+        if let Some(batch) = self.batches.get_mut(&part.batch) {
+            batch.unpin(part.pages.clone());
             self.held -= part.pages.len() as u64;
-            if block.is_empty() {
-                self.blocks.remove(&part.block);
+            if batch.is_empty() {
+                self.batches.remove(&part.batch);
             }
         }
     }
@@ -379,16 +379,16 @@ impl PinTable {
 
     /// Gives back all pins of the pages of `range`. Never fails, as `dma_unmap` mustn't.
     pub(super) fn revoke(&mut self, range: Range<u64>) {
-        let first = range.start & !(BLOCK_SIZE - 1);
-        let mut cursor = self.blocks.cursor_lower_bound_mut(&first);
+        let first = range.start & !(BATCH_SIZE - 1);
+        let mut cursor = self.batches.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
-            let (&iova, block) = at.current_mut();
+            let (&iova, batch) = at.current_mut();
             if iova >= range.end {
                 break;
             }
-            let page = |at: u64| ((at - iova).min(BLOCK_SIZE) as usize) >> PAGE_SHIFT;
-            self.held -= block.revoke(page(range.start.max(iova))..page(range.end));
-            cursor = if block.is_empty() {
+            let page = |at: u64| ((at - iova).min(BATCH_SIZE) as usize) >> PAGE_SHIFT;
+            self.held -= batch.revoke(page(range.start.max(iova))..page(range.end));
+            cursor = if batch.is_empty() {
                 at.remove_current().0
             } else {
                 at.move_next()
@@ -396,23 +396,23 @@ impl PinTable {
         }
     }
 
-    /// The runs of pages that are pinned, in order, and how often they are. A run ends where a block
+    /// The runs of pages that are pinned, in order, and how often they are. A run ends where a batch
     /// does.
     pub(super) fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
-        self.blocks.iter().flat_map(|(_, block)| block.runs())
+        self.batches.iter().flat_map(|(_, batch)| batch.runs())
     }
 
     /// Gives back all pins.
-    pub(super) fn revoke_all(&mut self) {
-        self.blocks = RBTree::new();
+    pub(super) fn unpin_all(&mut self) {
+        self.batches = RBTree::new();
         self.held = 0;
     }
 
     /// Fails with `ENXIO` unless every page that `range` touches is pinned.
     fn check_pinned(&self, range: &Range<u64>) -> Result {
         for part in parts(range) {
-            let block = self.blocks.get(&part.block).ok_or(ENXIO)?;
-            if !block.all_pinned(part.pages) {
+            let batch = self.batches.get(&part.batch).ok_or(ENXIO)?;
+            if !batch.all_pinned(part.pages) {
                 return Err(ENXIO);
             }
         }
@@ -430,9 +430,9 @@ impl PinTable {
     ) -> Result {
         self.check_pinned(&range)?;
         for part in parts(&range) {
-            let block = self.blocks.get(&part.block).ok_or(ENXIO)?;
-            block.for_each(part.pages, |i, memory| {
-                let page = block.iova_of(i);
+            let batch = self.batches.get(&part.batch).ok_or(ENXIO)?;
+            batch.for_each(part.pages, |i, memory| {
+                let page = batch.iova_of(i);
                 let offset = |at: u64| (at - page).min(PAGE_SIZE as u64) as usize;
                 f(
                     page,

@@ -141,7 +141,7 @@ impl<T: Operations> Worker<T> {
         // stays so because `disable()` waits for the end of this.
         let dev = unsafe { Device::<T>::open_from_raw(this.dev.as_ptr().cast()) };
         // SAFETY: As above, the state is initialised.
-        let state = unsafe { dev.0.state() };
-        state.work(dev);
+        let driver = unsafe { dev.0.driver() };
+        driver.work(dev);
     }
 }
