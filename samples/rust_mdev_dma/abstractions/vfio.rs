@@ -1,10 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Abstractions for VFIO devices without an IOMMU.
+//! Abstractions for emulated VFIO devices, which have no IOMMU.
 //!
 //! Such a device does its DMA by the CPU: through pages it pins ([`Pins`]), or by copying
-//! ([`OpenDevice::dma_write`], [`OpenDevice::dma_read`]). VFIO's IOMMU driver keeps account of both,
-//! so that the user can ask which pages are dirty.
+//! ([`OpenDevice::dma_write`], [`OpenDevice::dma_read`]). VFIO's IOMMU driver tracks both for dirty
+//! page tracking.
+//!
+//! # Contexts
+//!
+//! All callbacks run in process context and may sleep. Locks of VFIO that are held when they are
+//! called:
+//!
+//! ```text
+//! init                   the caller's; nothing refers to the device yet
+//! open, close            group->group_lock (not for cdev), dev_set->lock
+//! read, write, ioctl,    none: the user's system call
+//! get_region_info_caps,
+//! migration_*, log_*
+//! request                none: the task that removes the device
+//! dma_unmap              type1: device_list_lock; iommufd: none. Any task that unmaps memory of
+//!                        the container or IOAS, which need not be a user of this device
+//! release                none: whoever drops the last reference
+//! ```
+//!
+//! [`Operations::work`] and the unmasking of INTx by eventfd run in workqueues, with no lock held.
 //!
 //! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
 
@@ -157,63 +176,79 @@ pub(crate) struct Device<T: Operations> {
 /// What a device has whether it is open or not.
 #[pin_data]
 struct Base<T: Operations> {
-    /// What this device keeps pinned.
+    /// The pages that this device keeps pinned.
     ///
-    /// It isn't part of the open device's state: VFIO calls `dma_unmap` from the moment it has added
-    /// the device to its container to the moment it has removed it, before `open_callback` and after
-    /// `close_callback`, if another device of the container has pages pinned.
+    /// Not part of `driver`: VFIO calls `dma_unmap` from the time it has added the device to its
+    /// container until it has removed it, before `open_callback` and after `close_callback`, if
+    /// another device of the container has pages pinned.
     ///
     /// # Locking
     ///
-    /// The mutex is held across `vfio_pin_pages()`: a `dma_unmap` in between pinning a page and
-    /// entering it here would miss it, and type1 gives up (`BUG_ON`) on devices that keep a page of
-    /// a range that is unmapped. So it is taken before type1's `iommu->lock`, and in `dma_unmap`
-    /// after `device_list_lock`:
+    /// Held across `vfio_pin_pages()`: a `dma_unmap` between pinning a page and adding it to the
+    /// table would miss the page, and type1 has a `BUG_ON` for devices that keep pages of a range
+    /// that is unmapped. `vfio_pin_pages()` takes page faults, under type1's `iommu->lock` and
+    /// `mmap_lock`, so `pins` is held across them; a fault that takes long (`userfaultfd`, swap)
+    /// delays `dma_unmap` and the task that unmaps. `pins` isn't held across `copy_to_user()`,
+    /// `copy_from_user()` or `vfio_dma_rw()`.
     ///
     /// ```text
-    /// pin, unpin    a lock of the driver -> pins -> iommu->lock
-    /// dma_unmap     device_list_lock     -> pins -> iommu->lock
-    /// close         dev_set->lock        -> pins -> iommu->lock
+    /// pin, unpin    a lock of the driver -> pins -> iommu->lock -> mmap_lock
+    /// write         a lock of the driver -> pins -> logging
+    /// dma_unmap     device_list_lock     -> pins -> iommu->lock -> mmap_lock
+    /// close         dev_set->lock        -> pins -> iommu->lock -> mmap_lock
     /// ```
     ///
-    /// type1 doesn't hold `iommu->lock` when it calls `dma_unmap`. (It takes `device_list_lock`
-    /// under it, though, so that two threads which unmap ranges with pins can block one another.
-    /// No driver can help that: `dma_unmap` has to unpin.)
+    /// type1 drops `iommu->lock` before it calls `dma_unmap`, but after it has taken
+    /// `device_list_lock`, so it has both orders of these two: two tasks that unmap ranges with
+    /// pinned pages can deadlock. A driver can't avoid that, as `dma_unmap` must unpin.
     ///
-    /// It is never held while user memory is accessed: neither `copy_to_user()` nor `vfio_dma_rw()`.
+    /// With iommufd, `dma_unmap` is called with no lock held, and `vfio_pin_pages()` takes the
+    /// locks of the IOAS and `mmap_lock` in the place of `iommu->lock`.
     #[pin]
     pins: Mutex<PinTable>,
+    /// Serialises `VFIO_DEVICE_SET_IRQS`.
+    ///
     /// # Locking
     ///
-    /// Taken before `interrupts`, while the user sets them, and by nobody who holds another lock but
-    /// `dev_set->lock`. Held while whatever unmasks INTx is waited for.
+    /// Taken with no lock held but `dev_set->lock` (in close), before `interrupts`. Held while
+    /// waiting for an `unmask_callback` in progress, which therefore must not take it.
     #[pin]
     irq_setup: Mutex<IrqSetup<T>>,
-    /// Whom to tell of interrupts. Not part of the open device's state, because `request_callback`
-    /// comes at any time.
+    /// The eventfds to signal. Not part of `driver`, because VFIO calls `request_callback` at any
+    /// time.
     ///
     /// # Locking
     ///
-    /// Taken last: no other lock is taken while it is held, but the eventfds' own.
+    /// A leaf: only the spinlocks of eventfds are taken with it held, and no page fault.
     #[pin]
     interrupts: Mutex<Interrupts>,
+    /// The device's dirty log.
+    ///
     /// # Locking
     ///
-    /// Taken last, as `interrupts` is.
+    /// Taken after `pins` and the locks of the driver, before `mmap_lock`: `log_read_and_clear`
+    /// holds it across `iova_bitmap_set()`, which pins the pages of the user's bitmap and so takes
+    /// page faults. No other lock of the device or of type1 is taken with it held. As writes
+    /// through pins take it with `pins` held, such a fault delays `dma_unmap`, too.
     #[pin]
     logging: Mutex<Logging>,
+    /// Serialises reset, close and changes of the migration state.
+    ///
     /// # Locking
     ///
-    /// Taken first, in system calls that change what state the device is in as a whole: it makes
-    /// them exclude each other. Held while these wait for [`Operations::work`], so never taken there;
-    /// nor in `dma_unmap`.
+    /// The outermost lock but `dev_set->lock` (in close): taken before the lock of a data transfer
+    /// session and those of the driver. Held while waiting for [`Operations::work`], which must not
+    /// take it. Never taken in `dma_unmap`.
     #[pin]
     migration: Mutex<Migration>,
+    /// Runs [`Operations::work`].
+    ///
     /// # Locking
     ///
-    /// Close, and whoever calls [`OpenDevice::stop_work`], waits for [`Operations::work`], and so
-    /// may hold no lock that it takes: none of the driver's. close holds `dev_set->lock`, which
-    /// nothing takes that work does.
+    /// close, [`OpenDevice::stop_work`] and [`OpenDevice::abort_work`] wait for
+    /// [`Operations::work`]. They must not be called with a lock held that it takes: `pins`,
+    /// `interrupts`, `logging`, or one of the driver's. `dev_set->lock` and `migration` aren't
+    /// among those.
     #[pin]
     worker: Worker<T>,
 }

@@ -34,14 +34,18 @@ use registers::{Registers, BAR_SIZE};
 /// An open device.
 #[pin_data]
 pub(crate) struct MdevDma {
-    /// Everything there is to the device, but its pins.
+    /// All of the device but its pins.
     ///
     /// # Locking
     ///
-    /// Held while a command runs in the foreground, and while the generator writes a slice, but not
-    /// while a command runs in the background. Taken before whatever [`OpenDevice`] locks, and never
-    /// in `dma_unmap`. User memory is only accessed under it by `vfio_dma_rw()`, not for the buffers
-    /// of system calls. [`Operations::work`] takes it, so nobody who holds it may wait for that.
+    /// Held while a command runs in the foreground and while the generator writes a slice, but not
+    /// while a command runs in the background. So it is held across `vfio_pin_pages()` and
+    /// `vfio_dma_rw()`, which take page faults; but not across copies from and to the buffers of
+    /// system calls.
+    ///
+    /// Taken before the locks of [`OpenDevice`] that its methods take (`pins`, `interrupts`,
+    /// `logging`), after `migration`. Never taken in `dma_unmap`. [`Operations::work`] takes it, so
+    /// [`OpenDevice::stop_work`] and [`OpenDevice::abort_work`] must not be called with it held.
     #[pin]
     inner: Mutex<Inner>,
 }

@@ -177,8 +177,8 @@ enum Phase {
 struct Session {
     /// # Locking
     ///
-    /// Held while the stream is copied from or to the user; nobody takes it who holds a lock that
-    /// this takes: `mmap_lock`.
+    /// Held across copies from and to the user, so taken before `mmap_lock`, and across
+    /// [`Operations::save`], so taken before the locks of the driver; after `migration`.
     #[pin]
     stream: Mutex<Stream>,
     /// Whoever waits for more to read.
