@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The stream of a migration: see the uapi header for its format.
+//! Migration data: see the uapi header for its format.
 
 use super::{
     config_space::{self, ConfigSpace},
@@ -21,25 +21,26 @@ use crate::{
 use core::ops::Range;
 use kernel::{page::PAGE_SIZE, prelude::*};
 
-/// Bytes of a section's header, of which the last 8 are the checksum.
+/// Size of a section's header, and the offset of the checksum at its end.
 const HEADER: usize = 32;
 const CHECKSUM: usize = HEADER - size_of::<u64>();
 
-/// Bytes of a run of pinned pages.
+/// Size of a run of pinned pages.
 const RUN: usize = 16;
 
-/// Bytes of the device's section without its runs, and its header.
+/// Size of the DEVICE section without header and runs.
 const FIXED: usize = config_space::SIZE + registers::FILE_SIZE + 14 * size_of::<u64>();
 
-/// Bytes of the section that says what kind of device this is.
+/// Size of the IDENTITY section.
 const IDENTITY_SIZE: usize = HEADER + 2 * size_of::<u64>();
 
-/// Bytes of a stream with so many runs of pinned pages.
+/// Size of the data of a device with `runs` runs of pinned pages.
 pub(super) fn size(runs: usize) -> usize {
     (IDENTITY_SIZE + HEADER + FIXED).saturating_add(runs.saturating_mul(RUN))
 }
 
-/// What a section contains, as it is read.
+/// Reads the data, or a section's contents, from the front. All methods fail with `EINVAL` at its
+/// end.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -75,7 +76,7 @@ impl<'a> Reader<'a> {
         self.0.is_empty().then_some(()).ok_or(EINVAL)
     }
 
-    /// The contents of the next section, which must be of this kind.
+    /// The contents of the next section. Fails with `EINVAL` if it isn't a valid section of `kind`.
     fn section(&mut self, kind: u32) -> Result<Self> {
         let header: [u8; HEADER] = self.array()?;
         let mut fields = Reader(&header);
@@ -93,7 +94,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A section, as it is written to the end of a stream.
+/// A section that is appended to `stream`.
 struct Section<'a> {
     stream: &'a mut KVVec<u8>,
     start: usize,
@@ -105,7 +106,7 @@ impl<'a> Section<'a> {
         let mut this = Self { stream, start };
         this.u64(MAGIC)?;
         this.u64(u64::from(RUST_MDEV_DMA_MIG_VERSION) | u64::from(kind) << 32)?;
-        // Length and checksum follow from what comes.
+        // Length and checksum: `end()` sets them.
         this.u64(0)?;
         this.u64(0)?;
         Ok(this)
@@ -128,13 +129,13 @@ impl<'a> Section<'a> {
     }
 }
 
-/// What tells one kind of device from another: both must be the same.
+/// The contents of the IDENTITY section, which must be the same at source and destination.
 fn identity() -> [u64; 2] {
     let ids = RUST_MDEV_DMA_PCI_VENDOR_ID | RUST_MDEV_DMA_PCI_DEVICE_ID << 16;
     [u64::from(ids), PAGE_SIZE as u64]
 }
 
-/// Writes the section that says what kind of device this is.
+/// Appends the IDENTITY section.
 pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
     let mut section = Section::begin(stream, IDENTITY)?;
     for value in identity() {
@@ -144,7 +145,7 @@ pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
     Ok(())
 }
 
-/// Writes the section with the state of a device that stands still.
+/// Appends the DEVICE section of a quiesced device.
 pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
     let mut section = Section::begin(stream, DEVICE)?;
     section.bytes(inner.config_space.as_bytes())?;
@@ -189,8 +190,8 @@ pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<
     Ok(())
 }
 
-/// The state of a device, as it comes from a stream. Everything was checked, but whether its pins
-/// can be taken.
+/// A device restored from migration data. All of the data has been checked, but not whether the
+/// pages can be pinned.
 pub(super) struct Saved<'a> {
     config_space: ConfigSpace,
     registers: Registers,
@@ -202,7 +203,7 @@ pub(super) struct Saved<'a> {
 }
 
 impl<'a> Saved<'a> {
-    /// Reads a whole stream.
+    /// Parses complete migration data. Fails with `EINVAL`, or as START does.
     pub(super) fn new(stream: &'a [u8], limits: Limits) -> Result<Self> {
         let mut stream = Reader(stream);
         let mut section = stream.section(IDENTITY)?;
@@ -260,7 +261,7 @@ impl<'a> Saved<'a> {
         Ok(saved)
     }
 
-    /// The runs of pinned pages, and how often they are pinned.
+    /// The runs of pinned pages, and the number of pins of each page.
     fn runs(&self) -> impl Iterator<Item = Result<(Range<u64>, u32)>> + '_ {
         self.runs.0.chunks(RUN).map(|run| {
             let mut run = Reader(run);
@@ -274,8 +275,8 @@ impl<'a> Saved<'a> {
         })
     }
 
-    /// Takes the pins, and makes this the state of a device that stands still and has no pins. If
-    /// that fails, it has none still.
+    /// Pins the pages and replaces `inner`. The device is quiesced and has no pins. If this fails,
+    /// `inner` is unchanged and there are no pins.
     pub(super) fn restore(self, inner: &mut Inner, dev: &OpenDevice<MdevDma>) -> Result {
         let mut pins = dev.pins();
         for run in self.runs() {

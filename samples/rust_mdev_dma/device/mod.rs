@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device, as VFIO sees it: regions, and what is behind them.
+//! The device: its regions and VFIO operations.
 
 mod config_space;
 mod engine;
@@ -54,12 +54,12 @@ struct Inner {
     limits: Limits,
     config_space: ConfigSpace,
     registers: Registers,
-    /// What runs commands; taken away while one runs in the background.
+    /// Runs commands; `None` while a command runs in the background.
     engine: Option<Engine>,
-    /// A command that is to run in the background, and doesn't yet.
+    /// A command that will run in the background, but hasn't started.
     queued: Option<Command>,
     generator: Generator,
-    /// Whether the device may do DMA and interrupt.
+    /// Whether the device may do DMA and interrupt: false while it is quiesced.
     running: bool,
 }
 
@@ -70,7 +70,7 @@ enum Region {
 }
 
 impl Region {
-    /// Which region `offset` lies in, and where.
+    /// The region that `offset` lies in, and the offset in the region.
     fn at(offset: u64) -> Result<(Self, usize)> {
         let within = usize::try_from(offset & ((1 << REGION_SHIFT) - 1))?;
         match u32::try_from(offset >> REGION_SHIFT)? {
@@ -81,13 +81,13 @@ impl Region {
     }
 }
 
-/// Checks an access to the BAR.
+/// Fails with `EINVAL` if an access to the BAR isn't valid.
 fn check_bar_access(offset: usize, len: usize) -> Result {
     let legal = matches!(len, 1 | 2 | 4 | 8) && offset % len == 0 && offset < BAR_SIZE;
     legal.then_some(()).ok_or(EINVAL)
 }
 
-/// Checks an access to configuration space; returns how much of it there is.
+/// The number of bytes of an access that lie in configuration space. Fails with `EINVAL` if none.
 fn config_space_access(offset: usize, len: usize) -> Result<usize> {
     match config_space::SIZE.checked_sub(offset) {
         None | Some(0) => Err(EINVAL),
@@ -119,7 +119,7 @@ impl Inner {
         self.generator.reset();
     }
 
-    /// The device runs from now on.
+    /// Sets the device running, with what was queued while it was quiesced.
     fn resume(&mut self, dev: &OpenDevice<MdevDma>) {
         self.running = true;
         self.generator.start_pace();
@@ -147,7 +147,7 @@ impl Inner {
         self.update_intx(dev);
     }
 
-    /// Runs a command, or has it run in the background.
+    /// A write to COMMAND: runs the command, or queues it to run in the background.
     fn doorbell(&mut self, dev: &OpenDevice<MdevDma>, command: Command, background: bool) {
         let engine = match &mut self.engine {
             Some(engine) if self.queued.is_none() => engine,
@@ -170,7 +170,7 @@ impl Inner {
         self.raise(dev, IRQ_COMMAND);
     }
 
-    /// Has the work run, if there is any.
+    /// Queues the work, if there is anything to do and the device is running.
     fn queue_work(&self, dev: &OpenDevice<MdevDma>) {
         let work = self.queued.is_some() || self.generator.params().is_some();
         if work && self.running {
@@ -178,7 +178,7 @@ impl Inner {
         }
     }
 
-    /// Takes what is needed to run the command that waits.
+    /// Takes the queued command and the engine, to run it without the lock.
     fn begin(&mut self) -> Option<(Engine, Command)> {
         if !self.running || self.queued.is_none() {
             return None;
@@ -186,7 +186,7 @@ impl Inner {
         Some((self.engine.take()?, self.queued.take()?))
     }
 
-    /// Has the generator write what is due, and sees to it that it goes on.
+    /// Has the generator write the pages that are due, and queues the work for the next ones.
     fn generate(&mut self, dev: &OpenDevice<MdevDma>) {
         if !self.running || self.generator.params().is_none() {
             return;
@@ -205,7 +205,7 @@ impl Inner {
         self.registers.set_generator(running, status, counter);
     }
 
-    /// Something has happened that may interrupt.
+    /// Records an event, and interrupts if the event is enabled.
     fn raise(&mut self, dev: &OpenDevice<MdevDma>, irq: u32) {
         if self.registers.raise(irq) {
             dev.interrupts().send_msi(irq.trailing_zeros() as usize);
@@ -213,7 +213,7 @@ impl Inner {
         self.update_intx(dev);
     }
 
-    /// Whatever INTx depends on may have changed.
+    /// Asserts or deasserts INTx after a change to anything it depends on.
     fn update_intx(&mut self, dev: &OpenDevice<MdevDma>) {
         let pending = self.registers.interrupt_pending();
         self.config_space.set_interrupt_status(pending);
@@ -310,7 +310,7 @@ impl Operations for MdevDma {
     }
 
     fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        // From here on no work begins, and what has begun ends.
+        // From here on no work starts, and work in progress is aborted.
         self.inner.lock().running = false;
         dev.abort_work();
 

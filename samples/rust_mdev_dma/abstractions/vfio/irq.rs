@@ -2,9 +2,9 @@
 
 //! Interrupts of a VFIO device that is a PCI function, signalled through eventfds.
 //!
-//! What a call of `VFIO_DEVICE_SET_IRQS` means, and which errno it gets, is what vfio-pci makes of
-//! it, see [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c). Unlike
-//! there, a call that fails has changed nothing.
+//! `VFIO_DEVICE_SET_IRQS` has the effects and errors that it has for vfio-pci, see
+//! [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c), but a call
+//! that fails has no effect.
 
 use super::{read_words, virqfd::Unmasker, write_words, OpenDevice, Operations};
 use crate::{abstractions::eventfd::EventFd, bindings};
@@ -15,14 +15,14 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 
-/// What an index has for interrupts.
+/// An interrupt index.
 #[derive(Clone, Copy)]
 enum Index {
     IntX,
     Msi,
     Err,
     Req,
-    /// None.
+    /// Without interrupts.
     Empty,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn get_irq_info(arg: usize, msi_vectors: usize) -> Result {
     write_words(arg, &[argsz, index.flags(), number, count])
 }
 
-/// The data of a [`SetIrqs`]: one for each interrupt of its range, or none at all.
+/// The data of a [`SetIrqs`]: one element for each interrupt of its range, or none.
 enum Data {
     None,
     Bool(KVec<u8>),
@@ -84,7 +84,7 @@ enum Data {
 ///
 /// # Invariants
 ///
-/// `range` lies inside of the index's interrupts; `data` has as many elements, if it has any.
+/// `range` is within the interrupts of the index. `data` has one element for each of it, or none.
 pub(super) struct SetIrqs {
     index: Index,
     action: u32,
@@ -93,7 +93,7 @@ pub(super) struct SetIrqs {
 }
 
 impl SetIrqs {
-    /// Reads the argument of the ioctl, and takes references to the eventfds in it.
+    /// Reads the argument of the ioctl, and takes references to its eventfds.
     pub(super) fn from_user(arg: usize, msi_vectors: usize) -> Result<Self> {
         let mut words = [0; 5];
         read_words(arg, &mut words)?;
@@ -109,7 +109,7 @@ impl SetIrqs {
             ..Default::default()
         };
         let mut size = 0;
-        // SAFETY: Both pointers are to valid structures.
+        // SAFETY: Both pointers are valid.
         to_result(unsafe {
             bindings::vfio_set_irqs_validate_and_prepare(
                 &mut header,
@@ -120,8 +120,8 @@ impl SetIrqs {
         })?;
 
         let data = UserPtr::from_addr(arg + size_of_val(&words));
-        // INVARIANT: `vfio_set_irqs_validate_and_prepare()` has checked the range, and that there is
-        // as much data.
+        // INVARIANT: `vfio_set_irqs_validate_and_prepare()` has checked the range and the size of
+        // the data.
         Ok(Self {
             index,
             action: flags & bindings::VFIO_IRQ_SET_ACTION_TYPE_MASK,
@@ -134,7 +134,7 @@ impl SetIrqs {
         })
     }
 
-    /// Does this to a device.
+    /// Applies the call to a device. The caller holds `irq_setup`.
     pub(super) fn apply<T: Operations>(self, dev: &OpenDevice<T>, setup: &IrqSetup<T>) -> Result {
         match (self.index, self.action, &self.data) {
             (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_UNMASK, Data::EventFd(eventfds)) => {
@@ -155,7 +155,7 @@ impl SetIrqs {
         dev.interrupts().set(self)
     }
 
-    /// Whether this says yes to the `i`th interrupt of the range.
+    /// Whether this selects the `i`th interrupt of the range for its action.
     fn selects(&self, i: usize) -> bool {
         match &self.data {
             Data::None => true,
@@ -185,17 +185,17 @@ fn read_eventfds(data: UserPtr, count: u32) -> Result<KVec<(i32, Option<EventFd>
     Ok(eventfds)
 }
 
-/// What calls of `VFIO_DEVICE_SET_IRQS` exclude each other by.
+/// Protected by `irq_setup`, which serialises calls of `VFIO_DEVICE_SET_IRQS`.
 pub(super) struct IrqSetup<T: Operations> {
     pub(super) unmasker: Unmasker<T>,
 }
 
-/// How a device interrupts: by one of INTx and MSI at a time.
+/// The interrupt mode: INTx or MSI, not both.
 enum Mode {
     Disabled,
     IntX {
         trigger: Option<EventFd>,
-        /// By the user, or because it was signalled and the user hasn't unmasked it since.
+        /// Set by the user, or when INTx is signalled; cleared by the user.
         masked: bool,
     },
     Msi(KVec<Option<EventFd>>),
@@ -220,13 +220,13 @@ impl Interrupts {
         }
     }
 
-    /// Asserts INTx, or doesn't any longer. The user is signalled once, until it unmasks it.
+    /// Asserts or deasserts INTx. While asserted, it signals the user once per unmask.
     pub(crate) fn assert_intx(&mut self, asserted: bool) {
         self.asserted = asserted;
         self.deliver_intx();
     }
 
-    /// Sends the message of a vector, or of vector 0 if the user has enabled fewer.
+    /// Signals a vector, or vector 0 if the user hasn't enabled that one.
     pub(crate) fn send_msi(&mut self, vector: usize) {
         if let Mode::Msi(vectors) = &self.mode {
             let trigger = vectors.get(vector).or(vectors.first());
@@ -234,7 +234,7 @@ impl Interrupts {
         }
     }
 
-    /// Asks the user to give the device back.
+    /// Signals the user to release the device.
     pub(super) fn request(&self) {
         signal(self.req.as_ref());
     }
@@ -248,7 +248,7 @@ impl Interrupts {
         }
     }
 
-    /// Does what the user wants.
+    /// Applies a call of `VFIO_DEVICE_SET_IRQS`.
     pub(super) fn set(&mut self, set: SetIrqs) -> Result {
         match (set.index, set.action) {
             (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_MASK) => self.mask_intx(&set, true),
@@ -265,7 +265,7 @@ impl Interrupts {
         }
     }
 
-    /// Fails if there is no INTx to mask or unmask.
+    /// Fails with `EINVAL` if INTx isn't enabled, or the range isn't its one interrupt.
     fn check_intx(&self, set: &SetIrqs) -> Result {
         let enabled = matches!(self.mode, Mode::IntX { .. });
         (enabled && set.range == (0..1)).then_some(()).ok_or(EINVAL)
@@ -282,7 +282,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Lets INTx be signalled again.
+    /// Unmasks INTx, which signals it if it is asserted.
     #[cfg(CONFIG_VFIO_VIRQFD)]
     pub(super) fn unmask_intx(&mut self) {
         self.set_intx_masked(false);
@@ -342,7 +342,7 @@ impl Interrupts {
                 if eventfds.is_empty() {
                     return Err(EINVAL);
                 }
-                // As many vectors are enabled as the first call names.
+                // The first call determines the number of enabled vectors.
                 let mut vectors = KVec::with_capacity(set.range.end, GFP_KERNEL)?;
                 for _ in 0..set.range.start {
                     vectors.push(None, GFP_KERNEL)?;
@@ -370,7 +370,7 @@ impl Interrupts {
     }
 }
 
-/// TRIGGER of an index whose only interrupt is enabled and disabled by its eventfd.
+/// TRIGGER of an index with one interrupt, which is enabled while it has an eventfd.
 fn trigger_single(trigger: &mut Option<EventFd>, set: SetIrqs) -> Result {
     let selects = set.selects(0);
     match set.data {
