@@ -5,11 +5,16 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES REPLAY RUSTC BINDGEN
+export ARGS ACCEL TIMEOUT CACHE MIRROR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
 .PHONY: help run fuzz migrate migrate-control bench test module tool shell boot-soak clean \
 	clean-cache
+
+# What is built for one kernel says nothing of another.
+ifneq ($(and $(KDIR),$(filter-out help module clean clean-cache,$(MAKECMDGOALS))),)
+$(error KDIR= is for make module only, all else uses the kernel of trixie-backports: leave it out, or boot your kernel as Documentation/vm.rst says)
+endif
 
 help:
 	@echo 'Dirty pages of a mediated device, checked on a stock kernel in a VM.'
@@ -63,7 +68,7 @@ test:
 	$(vm)/check
 
 module:
-	$(vm)/module
+	$(vm)/$(if $(KDIR),module-kdir '$(KDIR)',module)
 
 tool:
 	$(vm)/tool
@@ -76,7 +81,7 @@ boot-soak:
 	$(vm)/soak '$(N)'
 
 clean:
-	rm -rf build
+	$(vm)/clean
 
 clean-cache:
 	$(vm)/clean-cache
