@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL TIMEOUT CACHE MIRROR PATCHES REPLAY RUSTC BINDGEN
+export ARGS ACCEL TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
 .PHONY: help run fuzz migrate migrate-control bench test module tool shell boot-soak clean \
@@ -33,15 +33,18 @@ help:
 	@echo '  make clean-cache  remove the build room and the kernel; the next run'
 	@echo '                    takes the newest trixie-backports has'
 	@echo
+	@echo 'build/ has what came out of the last run; several may go on at a time.'
+	@echo
 	@echo 'Variables:'
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
 	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
 	@echo '  REPLAY=...   files that make fuzz saved, to be replayed, and nothing else'
-	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module;'
+	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module only;'
 	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
 	@echo '  CACHE=...    where prepared things are kept (about 4 GB), default'
 	@echo '               $${XDG_CACHE_HOME:-~/.cache}/rust-mdev-dma'
+	@echo '  KERNEL=...   a release that is in the cache, default: the one fetched last'
 	@echo '  MIRROR=...   Debian mirror, default: the one this host uses'
 	@echo '  ACCEL=kvm    run the VM on KVM, default: tcg'
 	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
