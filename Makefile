@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
-.PHONY: help run fuzz migrate migrate-control bench test module tool shell boot-soak clean \
+.PHONY: help run killers fuzz migrate control bench test module tool shell boot-soak clean \
 	clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -20,9 +20,10 @@ help:
 	@echo 'Dirty pages of a mediated device, checked on a stock kernel in a VM.'
 	@echo
 	@echo '  make run          build all, boot the VM, run the scenarios'
+	@echo '  make killers      show the defects after which a kernel has to be booted again'
 	@echo '  make fuzz         random sequences for a minute'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
-	@echo '  make migrate-control  see that this finds what a broken type1 loses'
+	@echo '  make control      see that all these find what a broken type1 loses'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
@@ -54,6 +55,9 @@ help:
 run:
 	$(vm)/run verify
 
+killers:
+	$(vm)/run killers
+
 fuzz:
 	$(vm)/run fuzz
 
@@ -61,8 +65,8 @@ ROUNDS ?= 50
 migrate:
 	$(vm)/migrate '$(ROUNDS)'
 
-migrate-control:
-	$(vm)/migrate-control
+control:
+	$(vm)/control
 
 bench:
 	$(vm)/bench
