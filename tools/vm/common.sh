@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh disable=SC2034 # names that those who source this use
 #
-# Sourced by the scripts of this folder: where things are, how to say what
+# Sourced by the scripts of this directory: where things are, how to say what
 # happens, how to keep what was prepared.
 #
 # Two habits keep an interrupted run harmless. What is kept is made under a
@@ -38,17 +38,17 @@ need() {
 	command -v "$1" >/dev/null || die "$1 not found on this host: apt-get install $2"
 }
 
-# need_space GIB FOLDER
+# need_space GIB DIRECTORY
 need_space() {
 	free_kib=$(df -Pk "$2" | awk 'NR == 2 { print $4 }')
 	[ "$free_kib" -ge $(($1 * 1048576)) ] ||
-		die "$2 has $((free_kib / 1024)) MiB free, $1 GiB are needed: make room there or set CACHE= to a folder elsewhere"
+		die "$2 has $((free_kib / 1024)) MiB free, $1 GiB are needed: make room there or set CACHE= to a directory elsewhere"
 }
 
-# folder PATH: make a folder we are going to write to.
-folder() {
+# directory PATH: make a directory we are going to write to.
+directory() {
 	{ mkdir -p "$1" 2>/dev/null && [ -w "$1" ]; } ||
-		die "cannot write to $1: check its permissions${2:+, or set $2= to another folder}"
+		die "cannot write to $1: check its permissions${2:+, or set $2= to another directory}"
 }
 
 # tied COMMAND...: run COMMAND so that it dies when this script does.
@@ -78,11 +78,11 @@ lock() {
 	flock 9
 }
 
-# hold FD FOLDER [VARIABLE]: make FOLDER, and share its lock until this script and
-# all that it starts have ended. Whoever removes FOLDER has the lock alone.
+# hold FD DIRECTORY [VARIABLE]: make DIRECTORY, and share its lock until this script and
+# all that it starts have ended. Whoever removes DIRECTORY has the lock alone.
 hold() {
 	while :; do
-		folder "$2" "${3:-}"
+		directory "$2" "${3:-}"
 		eval "exec $1<>\"\$2/lock\""
 		flock -s "$1"
 		# Not removed while we waited?
@@ -93,10 +93,10 @@ hold() {
 use_cache() { hold 7 "$CACHE" CACHE; }
 use_build() {
 	hold 8 "$BUILD"
-	folder "$LOG"
+	directory "$LOG"
 }
 
-# alone FOLDER: nobody uses FOLDER, nor will before we have ended. What a killed
+# alone DIRECTORY: nobody uses DIRECTORY, nor will before we have ended. What a killed
 # run has started takes a moment to end.
 alone() {
 	exec 9<>"$1/lock"
@@ -124,7 +124,7 @@ keep_recent() {
 		-exec flock -n {} mv -T {} "$CACHE/$1.tmp" \; -exec rm -rf "$CACHE/$1.tmp" \;
 }
 
-# The folder of the build room, and those of the kernel: its packages, and what was
+# The directory of the build room, and those of the kernel: its packages, and what was
 # made of them for that room. It is the one that was fetched, or, with KERNEL=, the
 # one of that release.
 room_dir() { printf '%s/room-%s' "$CACHE" "$(key tools/vm/room-make)"; }

@@ -11,7 +11,7 @@
 have() {
 	image_name=$1 image_file=$2 image_inputs=$(inputs)
 	image=$BUILD/image/$1-$image_inputs
-	folder "$BUILD/image"
+	directory "$BUILD/image"
 	link_image && return
 	lock "$BUILD/image/$1.lock"
 	link_image

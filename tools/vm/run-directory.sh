@@ -2,16 +2,16 @@
 # shellcheck shell=sh
 #
 # Sourced behind common.sh by what runs and has results. All that belongs to one
-# run is in a folder of its own, build/run/MODE-*; build/ itself has the results
+# run is in a directory of its own, build/run/MODE-*; build/ itself has the results
 # of the run that ended last.
 
-# begin MODE: make the folder, $RUN, which is ours until we and our children have
+# begin MODE: make the directory, $RUN, which is ours until we and our children have
 # ended. Those of interrupted runs are removed here, those of failed ones are
 # kept, the last three.
 begin() {
 	use_build
 	use_cache
-	folder "$BUILD/run"
+	directory "$BUILD/run"
 	lock "$BUILD/run/lock"
 	for run in "$BUILD"/run/*/; do
 		[ ! -d "$run" ] || [ -e "$run/failed" ] || flock -n "$run" rm -rf "$run" || :
@@ -32,7 +32,7 @@ publish() {
 	done
 }
 
-# finish STATUS: a run that ended well needs its folder no more.
+# finish STATUS: a run that ended well needs its directory no more.
 finish() {
 	if [ "$1" = 0 ]; then
 		rm -rf "$RUN"
