@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 use dirty_model::{Errno, Protection};
 use harness::{Context, Scenario, scenario};
 use mdev_dma::{
-    IN_PROGRESS, Op as Device, Program, Width,
+    GeneratorConfig, IN_PROGRESS, Opcode, Width,
     uapi::{
         RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND, RUST_MDEV_DMA_GEN_DMA_RW,
         RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND, RUST_MDEV_DMA_REG_IOVA,
@@ -54,7 +54,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const MANY: u64 = 1 << 14;
 
 /// As [`command`], to run in the background.
-fn background(op: Device, bytes: Range<u64>) -> Op {
+fn background(op: Opcode, bytes: Range<u64>) -> Op {
     match command(0, op, bytes) {
         Op::Command { device, op, iova, length, seed } => {
             Op::Command { device, op: op | BACKGROUND, iova, length, seed }
@@ -65,20 +65,20 @@ fn background(op: Device, bytes: Range<u64>) -> Op {
 
 fn same_outcome(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 200)?;
-    bed.must(background(Device::Pin, pages(3..150)))?;
+    bed.must(background(Opcode::Pin, pages(3..150)))?;
     bed.has_pins(147)?;
     bed.start()?;
-    bed.must(background(Device::Unpin, pages(20..150)))?;
+    bed.must(background(Opcode::Unpin, pages(20..150)))?;
     bed.reports(&[3..150])?;
     bed.reports(&[3..20])?;
-    bed.must(background(Device::Write, at(3, 5)..at(19, 7)))?;
-    bed.must(background(Device::Read, at(4, 3)..at(12, 1)))?;
-    bed.must(background(Device::DmaWrite, at(50, 1)..at(90, 77)))?;
-    bed.must(background(Device::DmaRead, at(2, 9)..at(120, 3)))?;
+    bed.must(background(Opcode::Write, at(3, 5)..at(19, 7)))?;
+    bed.must(background(Opcode::Read, at(4, 3)..at(12, 1)))?;
+    bed.must(background(Opcode::DmaWrite, at(50, 1)..at(90, 77)))?;
+    bed.must(background(Opcode::DmaRead, at(2, 9)..at(120, 3)))?;
     bed.reports(&[3..20, 50..91])?;
-    bed.must(background(Device::Pin, pages(3..20)))?;
-    bed.must(background(Device::Unpin, pages(3..20)))?;
-    bed.must(background(Device::Unpin, pages(3..20)))?;
+    bed.must(background(Opcode::Pin, pages(3..20)))?;
+    bed.must(background(Opcode::Unpin, pages(3..20)))?;
+    bed.must(background(Opcode::Unpin, pages(3..20)))?;
     bed.reports(&[3..20])?;
     bed.check()
 }
@@ -88,21 +88,21 @@ fn same_errors(context: &Context<'_>) -> Result<()> {
     bed.must(map(64..70, Protection { read: true, write: false }))?;
     bed.pin(10..11)?;
     bed.start()?;
-    let max = bed.device(0).limits().max_length;
-    for op in Device::ALL {
-        let pinned = matches!(op, Device::Write | Device::Read | Device::Unpin);
+    let max = bed.device(0).limits()?.max_length;
+    for op in Opcode::ALL {
+        let pinned = matches!(op, Opcode::Write | Opcode::Read | Opcode::Unpin);
         bed.refused(Errno::EINVAL, background(op, at(10, 0)..at(10, 0)))?;
         bed.refused(Errno::E2BIG, background(op, at(0, 0)..at(0, max + PAGE)))?;
         let not_mapped = if pinned { Errno::ENXIO } else { Errno::EINVAL };
         bed.refused(not_mapped, background(op, pages(100..101)))?;
-        if op != Device::DmaRead {
+        if op != Opcode::DmaRead {
             let read_only = if pinned { Errno::ENXIO } else { Errno::EPERM };
             bed.refused(read_only, background(op, pages(65..66)))?;
         }
     }
     let op = Op::Command { device: 0, op: 7 | BACKGROUND, iova: at(10, 0), length: PAGE, seed: 0 };
     bed.refused(Errno::EOPNOTSUPP, op)?;
-    bed.refused(Errno::EINVAL, background(Device::Pin, at(10, 1)..at(11, 1)))?;
+    bed.refused(Errno::EINVAL, background(Opcode::Pin, at(10, 1)..at(11, 1)))?;
     bed.must(Op::Close { device: 0 })?;
     bed.must(Op::Open { device: 0 })?;
     bed.reports(&[10..11])?;
@@ -123,10 +123,10 @@ fn in_progress(context: &Context<'_>) -> Result<()> {
     })?;
     device.enable_irqs(COMMAND)?;
 
-    device.run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
     same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
     ensure!(!device.refused()?, "a command was refused although none was in progress");
-    for op in [Device::Pin as u32, Device::DmaWrite as u32 | BACKGROUND, 99] {
+    for op in [Opcode::Pin as u32, Opcode::DmaWrite as u32 | BACKGROUND, 99] {
         let outcome = device.run(op, at(3, 0), PAGE, 2)?;
         same("STATUS while it is in progress", IN_PROGRESS.into(), outcome.status.into())?;
         ensure!(device.refused()?, "a command wasn't refused");
@@ -150,7 +150,7 @@ fn in_progress(context: &Context<'_>) -> Result<()> {
 
 /// Has all pages written, and returns when that has begun.
 fn begin(fixture: &Fixture) -> Result<()> {
-    fixture.device().run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    fixture.device().run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
     while fixture.page(0).iter().all(|&byte| byte == 0) {
         ensure!(fixture.device().outcome()?.status == IN_PROGRESS, "it ended, and wrote nothing");
     }
@@ -159,7 +159,7 @@ fn begin(fixture: &Fixture) -> Result<()> {
 
 /// Whether the last page is as it was: then the command that writes all pages ended early.
 fn ended_early(fixture: &Fixture) -> Result<()> {
-    fixture.stands_still()?;
+    fixture.is_quiesced()?;
     ensure!(fixture.page(MANY - 1).iter().all(|&byte| byte == 0), "it was completed");
     Ok(())
 }
@@ -174,7 +174,7 @@ fn reset(context: &Context<'_>) -> Result<()> {
     ended_early(&fixture)?;
     succeeded("DMA_WRITE", device.dma_write(at(0, 0), PAGE, 2)?)?;
 
-    device.run_in_background(Device::Pin, at(0, 0), MANY * PAGE, 1)?;
+    device.run_in_background(Opcode::Pin, at(0, 0), MANY * PAGE, 1)?;
     device.device().reset()?;
     same("PINS", 0, device.pins()?)
 }
@@ -192,10 +192,10 @@ fn close(context: &Context<'_>) -> Result<()> {
 
 fn unmap(context: &Context<'_>) -> Result<()> {
     const MANY: u64 = 1 << 12;
-    for op in Device::ALL {
+    for op in Opcode::ALL {
         let fixture = Fixture::new(context, MANY)?;
         let device = fixture.device();
-        if matches!(op, Device::Unpin | Device::Write | Device::Read) {
+        if matches!(op, Opcode::Unpin | Opcode::Write | Opcode::Read) {
             fixture.pin(0..MANY)?;
         }
         device.run_in_background(op, at(0, 0), MANY * PAGE, 1)?;
@@ -206,7 +206,7 @@ fn unmap(context: &Context<'_>) -> Result<()> {
         // If it was faster, it succeeded.
         let known = matches!(errno, Errno(0) | Errno::EINVAL | Errno::ENXIO);
         ensure!(known, "{op}: {outcome:?}");
-        fixture.stands_still()?;
+        fixture.is_quiesced()?;
         same("PINS", 0, device.pins()?)?;
     }
     Ok(())
@@ -219,7 +219,7 @@ fn at_once(context: &Context<'_>) -> Result<()> {
     const A_WHILE: Duration = Duration::from_millis(400);
     let fixture = Fixture::new(context, PAGES)?;
     let (device, begin) = (fixture.device(), Instant::now());
-    let program = Program {
+    let config = GeneratorConfig {
         iova: at(0, 0),
         length: PAGES * PAGE,
         seed: 1,
@@ -228,13 +228,13 @@ fn at_once(context: &Context<'_>) -> Result<()> {
         mode: RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN,
     };
     let commands = || -> Result<()> {
-        for (n, op) in (0..).zip(Device::ALL) {
+        for (n, op) in (0..).zip(Opcode::ALL) {
             device.run(op as u32, at(n, 0), 64 * PAGE, n)?;
             device.run_in_background(op, at(n, 0), 64 * PAGE, n)?;
         }
         Ok(())
     };
-    let generator = || Ok(device.start_generator(&program)?);
+    let generator = || Ok(device.start_generator(&config)?);
     let unmap = || {
         fixture.unmap(0..PAGES)?;
         fixture.map(0..PAGES)
@@ -272,6 +272,6 @@ fn at_once(context: &Context<'_>) -> Result<()> {
     })?;
     device.device().reset()?;
     same("PINS", 0, device.pins()?)?;
-    fixture.stands_still()?;
+    fixture.is_quiesced()?;
     succeeded("DMA_WRITE", device.dma_write(at(0, 0), PAGES * PAGE, 1)?)
 }

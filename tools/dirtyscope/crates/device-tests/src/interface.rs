@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
-use mdev_dma::{MdevDma, Op as Device, Width, uapi};
+use mdev_dma::{MdevDma, Opcode, Width, uapi};
 use testbed::{Testbed, same, status};
 use vfio_client::{
     DeviceInfo, IrqInfo, RegionInfo,
@@ -227,7 +227,7 @@ fn register_widths(context: &Context<'_>) -> Result<()> {
         let found = device.read(uapi::RUST_MDEV_DMA_REG_MAGIC, width)?;
         same("MAGIC", expected, found & u64::from(u32::MAX))?;
     }
-    let ops = Device::ALL.iter().fold(0, |ops, &op| ops | (1 << op as u32));
+    let ops = Opcode::ALL.iter().fold(0, |ops, &op| ops | (1 << op as u32));
     same("OPS", ops, device.read(uapi::RUST_MDEV_DMA_REG_OPS, Width::Long)?)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
 use mdev_dma::{
-    Program,
+    GeneratorConfig,
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
         RUST_MDEV_DMA_IRQ_GENERATOR as GENERATOR,
@@ -132,7 +132,7 @@ impl Irqs {
 
     /// Has the generator stop by itself.
     fn generator(&self) -> Result<()> {
-        self.fixture.device().start_generator(&program())?;
+        self.fixture.device().start_generator(&config())?;
         self.fixture.wait_for_generator().map(drop)
     }
 
@@ -151,8 +151,8 @@ impl Irqs {
 }
 
 /// One write to page 0.
-fn program() -> Program {
-    Program { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode: DMA_RW }
+fn config() -> GeneratorConfig {
+    GeneratorConfig { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode: DMA_RW }
 }
 
 type Call = Result<Result<(), Errno>>;
@@ -410,7 +410,7 @@ fn request(context: &Context<'_>) -> Result<()> {
         argsz: None,
     })?;
     fixture.map(0..1)?;
-    fixture.device().start_generator(&Program { limit: 0, ..program() })?;
+    fixture.device().start_generator(&GeneratorConfig { limit: 0, ..config() })?;
     let removal = thread::spawn(move || mdev.remove());
     let signals = eventfd.wait(LONG)?;
     ensure!(signals > 0, "REQ wasn't signalled");

@@ -2,12 +2,12 @@
 
 //! Migration of the device: its states, the stream of its state, and that it stands still.
 
-use crate::fixture::{Fixture, LONG, stands, succeeded};
+use crate::fixture::{Fixture, LONG, stopped_with, succeeded};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
 use mdev_dma::{
-    IN_PROGRESS, Op as Device, Program, Width, pattern,
+    GeneratorConfig, IN_PROGRESS, Opcode, Width, pattern,
     uapi::{
         self, RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
         RUST_MDEV_DMA_GEN_PINNED as PINNED, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
@@ -89,8 +89,8 @@ const WINDOW: u64 = 200;
 /// Pages of memory.
 const PAGES: u64 = 300;
 
-fn program(mode: u32) -> Program {
-    Program { iova: at(0, 0), length: WINDOW * PAGE, seed: 77, limit: 0, rate: 0, mode }
+fn config(mode: u32) -> GeneratorConfig {
+    GeneratorConfig { iova: at(0, 0), length: WINDOW * PAGE, seed: 77, limit: 0, rate: 0, mode }
 }
 
 /// Brings a device to a state without a data file.
@@ -143,7 +143,7 @@ fn fails(fixture: &Fixture, what: &str, errno: Errno, stream: &[u8]) -> Result<(
         ensure!(found == Err(Errno::EINVAL), "from ERROR to {state}: {found:?}");
     }
     same("PINS", 0, fixture.device().pins()?)?;
-    stands(fixture.device().generator()?, 0, 0)?;
+    stopped_with(fixture.device().generator()?, 0, 0)?;
     same("SEED", 0, fixture.device().read(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad)?)?;
     fixture.device().device().reset()?;
     is_in(fixture, Running)?;
@@ -197,8 +197,8 @@ fn states(context: &Context<'_>) -> Result<()> {
 fn stop(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     fixture.pin(0..WINDOW)?;
-    let program = program(PINNED | DMA_RW | PIN);
-    fixture.device().start_generator(&program)?;
+    let config = config(PINNED | DMA_RW | PIN);
+    fixture.device().start_generator(&config)?;
     let changes = || -> Result<()> {
         let before = fixture.copy();
         fixture.wait_for_writes(1)?;
@@ -208,9 +208,9 @@ fn stop(context: &Context<'_>) -> Result<()> {
     let still = || -> Result<u64> {
         let first = fixture.device().generator()?;
         same("GEN_STATUS", IN_PROGRESS.into(), first.status.into())?;
-        fixture.stands_still()?;
+        fixture.is_quiesced()?;
         ensure!(fixture.device().generator()? == first, "the counter goes on");
-        fixture.has_generated(&program, first.counter)?;
+        fixture.has_generated(&config, first.counter)?;
         Ok(first.counter)
     };
     changes()?;
@@ -231,7 +231,7 @@ fn stop_waits(context: &Context<'_>) -> Result<()> {
     const MANY: u64 = 1 << 13;
     let fixture = Fixture::new(context, MANY)?;
     let device = fixture.device();
-    device.run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
     while fixture.page(0).iter().all(|&byte| byte == 0) {
         same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
     }
@@ -239,18 +239,18 @@ fn stop_waits(context: &Context<'_>) -> Result<()> {
     let outcome = device.outcome()?;
     succeeded("DMA_WRITE", outcome)?;
     same("COUNT", MANY * PAGE, outcome.count)?;
-    fixture.stands_still()?;
+    fixture.is_quiesced()?;
 
     for state in [RunningP2p, Stop] {
         set(&fixture, state)?;
         let before = fixture.page(5);
         for background in [0, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND] {
-            let op = Device::DmaWrite as u32 | background;
+            let op = Opcode::DmaWrite as u32 | background;
             let outcome = device.run(op, at(5, 0), PAGE, 8 + state as u64)?;
             same("STATUS of what waits", IN_PROGRESS.into(), outcome.status.into())?;
             same("REFUSED", u64::from(background != 0), device.refused()?.into())?;
         }
-        fixture.stands_still()?;
+        fixture.is_quiesced()?;
         ensure!(fixture.page(5) == before, "it was written in {state}");
         set(&fixture, Running)?;
         succeeded("DMA_WRITE", device.wait(LONG)?)?;
@@ -274,10 +274,10 @@ fn visible(fixture: &Fixture) -> Result<Vec<u8>> {
 fn state(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     let device = fixture.device();
-    let config = device.device().region_info(VFIO_PCI_CONFIG_REGION_INDEX, None)?.offset;
+    let config_space = device.device().region_info(VFIO_PCI_CONFIG_REGION_INDEX, None)?.offset;
     for (offset, value) in [(0x04, 0x0406), (0x10, 0xfebf_0000), (0x3c, 11), (0x44, 0xfee0_0000)] {
         let value: u32 = value;
-        device.device().write_at(config + offset, &value.to_le_bytes())?;
+        device.device().write_at(config_space + offset, &value.to_le_bytes())?;
     }
     // Pins of different counts, in several blocks.
     fixture.pin(0..WINDOW)?;
@@ -286,15 +286,15 @@ fn state(context: &Context<'_>) -> Result<()> {
     fixture.pin(PAGES - 1..PAGES)?;
     device.enable_irqs(COMMAND)?;
     succeeded("DMA_READ", device.dma_read(at(3, 1), 5 * PAGE)?)?;
-    let program = program(PINNED | DMA_RW);
-    device.start_generator(&program)?;
+    let config = config(PINNED | DMA_RW);
+    device.start_generator(&config)?;
     fixture.wait_for_writes(WINDOW / 2)?;
     set(&fixture, Stop)?;
-    device.run(Device::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
+    device.run(Opcode::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
 
     let (seen, stream) = (visible(&fixture)?, save(&fixture)?);
     let counter = device.generator()?.counter;
-    fixture.has_generated(&program, counter)?;
+    fixture.has_generated(&config, counter)?;
 
     // Another device, whose memory has the same contents at another place.
     let other = Fixture::without_mapping(context, 1, PAGES)?;
@@ -305,22 +305,22 @@ fn state(context: &Context<'_>) -> Result<()> {
     let differs = (0..seen.len()).find(|&i| seen[i] != found[i]);
     ensure!(differs.is_none(), "byte {differs:x?} of configuration space and registers differs");
     same("PINS", WINDOW + 100 + 1 + 1, other.device().pins()?)?;
-    other.stands_still()?;
+    other.is_quiesced()?;
     ensure!(save(&other)? == stream, "saved again, the state is another");
 
     // It goes on where it stood, the first one stands still.
     set(&other, Running)?;
     succeeded("DMA_WRITE", other.device().wait(LONG)?)?;
     other.wait_for_writes(WINDOW + 10)?;
-    let progress = other.device().stop_generator()?;
-    ensure!(progress.counter > counter + WINDOW, "{progress:?}, it was at {counter}");
+    let stopped = other.device().stop_generator()?;
+    ensure!(stopped.counter > counter + WINDOW, "{stopped:?}, it was at {counter}");
     let memory = other.copy();
     let window = (WINDOW * PAGE) as usize;
-    crate::fixture::check_generated(&memory[..window], &program, progress.counter)?;
+    crate::fixture::check_generated(&memory[..window], &config, stopped.counter)?;
     let mut expected = vec![0; PAGE as usize];
     pattern::fill(&mut expected, 5, at(WINDOW, 0));
     ensure!(other.page(WINDOW) == expected, "the command that waited wrote something else");
-    fixture.stands_still()?;
+    fixture.is_quiesced()?;
     for (pages, times) in [(0..50, 1), (50..60, 2), (60..61, 3), (PAGES - 1..PAGES, 1)] {
         let (iova, length) = (at(pages.start, 0), (pages.end - pages.start) * PAGE);
         for _ in 0..times {
@@ -358,8 +358,8 @@ fn interrupt(context: &Context<'_>) -> Result<()> {
 fn pre_copy(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     fixture.pin(0..10)?;
-    let program = program(DMA_RW);
-    fixture.device().start_generator(&program)?;
+    let config = config(DMA_RW);
+    fixture.device().start_generator(&config)?;
     let file = begin(&fixture, PreCopy)?;
     let info = file.precopy_info(None)?;
     ensure!(info.initial_bytes > 0 && info.dirty_bytes == 0, "{info:?}");
@@ -395,7 +395,7 @@ fn pre_copy(context: &Context<'_>) -> Result<()> {
     same("bytes read at the end", 0, file.read(&mut [0; 10])? as u64)?;
     ensure!(file.is_readable()?, "at the end poll says no");
     let counter = fixture.device().generator()?.counter;
-    fixture.has_generated(&program, counter)?;
+    fixture.has_generated(&config, counter)?;
 
     let other = Fixture::without_mapping(context, 1, PAGES)?;
     other.map(0..PAGES)?;
@@ -444,8 +444,8 @@ fn interesting(context: &Context<'_>) -> Result<(Fixture, Vec<u8>)> {
     fixture.pin(5..6)?;
     succeeded("DMA_WRITE", fixture.device().dma_write(at(20, 0), PAGE, 4)?)?;
     set(&fixture, Stop)?;
-    fixture.device().start_generator(&program(DMA_RW))?;
-    fixture.device().run(Device::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
+    fixture.device().start_generator(&config(DMA_RW))?;
+    fixture.device().run(Opcode::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
     let stream = save(&fixture)?;
     Ok((fixture, stream))
 }

@@ -29,6 +29,6 @@ mod mapping;
 pub use bitmap::{Bitmap, Difference};
 pub use buffer::{BITMAP_PAGES_MAX, BitmapBuffer};
 pub use container::{Container, DeviceId, MappingView, PinFailure};
-pub use device::{Command, Limits, Op, Outcome};
+pub use device::{Command, CommandKind, CommandOutcome, Limits};
 pub use errno::Errno;
 pub use mapping::{Mapping, Protection};

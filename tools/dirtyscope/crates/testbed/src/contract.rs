@@ -2,9 +2,9 @@
 
 use crate::{Answer, Op, PAGE, operation};
 use dirty_model::{
-    Bitmap, Command, Container as Model, DeviceId, Errno, Limits, Mapping, Protection,
+    Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Limits, Mapping, Protection,
 };
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use std::{collections::BTreeMap, ops::Range};
 use vfio_client::uapi::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
@@ -138,7 +138,7 @@ impl Contract {
     }
 
     fn command(&mut self, slot: usize, op: u32, iova: u64, length: u64) -> Owed {
-        let command = Command { op: operation(op).map(to_model), iova, length };
+        let command = Command { kind: operation(op).map(to_kind), iova, length };
         let outcome = self.model.command(self.devices[&slot], &command);
         let answer = Answer { count: outcome.count, ..Answer::of(outcome.status) };
         Owed { answer, transferred: iova..iova.saturating_add(outcome.transferred) }
@@ -152,13 +152,13 @@ fn with_bitmap(result: Result<(u64, Bitmap), Errno>) -> Answer {
     }
 }
 
-fn to_model(op: Device) -> dirty_model::Op {
-    match op {
-        Device::Pin => dirty_model::Op::Pin,
-        Device::Unpin => dirty_model::Op::Unpin,
-        Device::Write => dirty_model::Op::Write,
-        Device::Read => dirty_model::Op::Read,
-        Device::DmaWrite => dirty_model::Op::DmaWrite,
-        Device::DmaRead => dirty_model::Op::DmaRead,
+fn to_kind(opcode: Opcode) -> CommandKind {
+    match opcode {
+        Opcode::Pin => CommandKind::Pin,
+        Opcode::Unpin => CommandKind::Unpin,
+        Opcode::Write => CommandKind::Write,
+        Opcode::Read => CommandKind::Read,
+        Opcode::DmaWrite => CommandKind::DmaWrite,
+        Opcode::DmaRead => CommandKind::DmaRead,
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     regions::Regions,
 };
 use anyhow::Result;
-use mdev_dma::{Op as Device, pattern};
+use mdev_dma::{Opcode, pattern};
 
 /// What is expected of the kernel: what it owes, and what must be in memory.
 pub struct Expected {
@@ -46,8 +46,8 @@ impl Expected {
             Op::Show { iova, size } => self.regions.set_hidden(iova, size, false)?,
             Op::UserWrite { iova, length, seed } => self.regions.user_write(iova, length, seed),
             Op::Command { op, iova, seed, .. } => match operation(op) {
-                Some(Device::Write | Device::DmaWrite) => self.regions.write(transferred, seed),
-                Some(Device::Read | Device::DmaRead) if answer.status.is_ok() => {
+                Some(Opcode::Write | Opcode::DmaWrite) => self.regions.write(transferred, seed),
+                Some(Opcode::Read | Opcode::DmaRead) if answer.status.is_ok() => {
                     answer.digest = pattern::digest(&self.regions.read(transferred), iova);
                 }
                 _ => {}

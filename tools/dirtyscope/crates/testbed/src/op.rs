@@ -4,7 +4,7 @@ use crate::PAGE;
 use crate::testbed::{as_runs, to_iova};
 use dirty_model::{Bitmap, BitmapBuffer, Errno, Protection};
 use events::{Call, Kind, Reply};
-use mdev_dma::{Op as Device, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
+use mdev_dma::{Opcode, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL};
 
 /// An operation on the container, on the device in a slot, or on the process's own memory.
@@ -133,9 +133,9 @@ impl Op {
             Self::Hide { .. } => Kind::Hide,
             Self::Show { .. } => Kind::Show,
             Self::Command { op, .. } => match operation(op) {
-                Some(Device::Pin) => Kind::Pin,
-                Some(Device::Unpin) => Kind::Unpin,
-                Some(Device::Write | Device::DmaWrite) => Kind::Write,
+                Some(Opcode::Pin) => Kind::Pin,
+                Some(Opcode::Unpin) => Kind::Unpin,
+                Some(Opcode::Write | Opcode::DmaWrite) => Kind::Write,
                 _ => Kind::Other,
             },
             _ => Kind::Other,
@@ -144,8 +144,8 @@ impl Op {
 }
 
 /// The operation of a command, in the background or not.
-pub fn operation(op: u32) -> Option<Device> {
-    Device::from_number(op & !BACKGROUND)
+pub fn operation(op: u32) -> Option<Opcode> {
+    Opcode::from_number(op & !BACKGROUND)
 }
 
 /// A buffer for a bitmap: what the kernel is told of it, and how it is.

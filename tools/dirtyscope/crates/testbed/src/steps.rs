@@ -12,7 +12,7 @@ use crate::{
 use anyhow::Result;
 use dirty_model::{Errno, Protection};
 use harness::{Context, Failure};
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use std::ops::Range;
 
 /// The IOVA of page 0.
@@ -75,22 +75,22 @@ impl<'a> Testbed<'a> {
 
     /// Device 0 pins `pages`.
     pub fn pin(&mut self, range: Range<u64>) -> Result<()> {
-        self.must(command(0, Device::Pin, pages(range)))
+        self.must(command(0, Opcode::Pin, pages(range)))
     }
 
     /// Device 0 gives back a pin of each of `pages`.
     pub fn unpin(&mut self, range: Range<u64>) -> Result<()> {
-        self.must(command(0, Device::Unpin, pages(range)))
+        self.must(command(0, Opcode::Unpin, pages(range)))
     }
 
     /// Device 0 does a transfer to or from `bytes`.
-    pub fn transfer(&mut self, op: Device, bytes: Range<u64>) -> Result<()> {
+    pub fn transfer(&mut self, op: Opcode, bytes: Range<u64>) -> Result<()> {
         self.must(command(0, op, bytes))
     }
 
     /// Device 0 writes to `bytes` by `vfio_dma_rw()`.
     pub fn dma_write(&mut self, bytes: Range<u64>) -> Result<()> {
-        self.transfer(Device::DmaWrite, bytes)
+        self.transfer(Opcode::DmaWrite, bytes)
     }
 
     /// All mappings, read as one range, must report `expected`: runs of pages, ascending and not
@@ -134,10 +134,10 @@ pub fn map(pages: Range<u64>, protection: Protection) -> Op {
 
 /// A command of a device for `bytes`. What it writes is different from what any other such command
 /// writes, as long as it begins at another place or has another length.
-pub fn command(device: usize, op: Device, bytes: Range<u64>) -> Op {
+pub fn command(device: usize, op: Opcode, bytes: Range<u64>) -> Op {
     let (iova, length) = (bytes.start, bytes.end - bytes.start);
     let seed = match op {
-        Device::Write | Device::DmaWrite => iova ^ length.rotate_left(32) ^ op as u64,
+        Opcode::Write | Opcode::DmaWrite => iova ^ length.rotate_left(32) ^ op as u64,
         _ => 0,
     };
     Op::Command { device, op: op as u32, iova, length, seed }

@@ -38,7 +38,7 @@ impl<'a> Testbed<'a> {
         let open = Op::Open { device: 0 };
         context.call(open.to_call(kernel.group(0)));
         kernel.apply(&open)?;
-        let mut contract = Contract::new(dma_entry_limit()?, limits(kernel.device(0)));
+        let mut contract = Contract::new(dma_entry_limit()?, limits(kernel.device(0))?);
         contract.apply(&open);
         Ok(Self { context, kernel, expected: Expected::new(contract), locked: None })
     }
@@ -204,15 +204,15 @@ fn dma_entry_limit() -> Result<u32> {
     limit.trim().parse().context(DMA_ENTRY_LIMIT)
 }
 
-fn limits(device: &MdevDma) -> Limits {
-    let mdev_dma::Limits { max_pins, max_length } = device.limits();
-    Limits {
+fn limits(device: &MdevDma) -> Result<Limits> {
+    let mdev_dma::DeviceLimits { max_pins, max_length } = device.limits()?;
+    Ok(Limits {
         max_pins,
         page_pins: uapi::RUST_MDEV_DMA_PAGE_PINS,
         max_length,
         pin_batch: u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE,
         dma_chunk: u64::from(uapi::RUST_MDEV_DMA_DMA_CHUNK),
-    }
+    })
 }
 
 /// Fails unless `op` succeeded.

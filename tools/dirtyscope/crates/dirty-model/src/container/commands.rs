@@ -5,7 +5,7 @@
 use super::{Container, DeviceId};
 use crate::{
     Errno, Protection,
-    device::{Command, Limits, Op, Outcome, cut, pages},
+    device::{Command, CommandKind, CommandOutcome, Limits, cut, pages},
     mapping::Mapped,
 };
 use std::ops::Range;
@@ -26,24 +26,26 @@ pub struct PinFailure {
 
 impl Container {
     /// Runs a command.
-    pub fn command(&mut self, id: DeviceId, command: &Command) -> Outcome {
+    pub fn command(&mut self, id: DeviceId, command: &Command) -> CommandOutcome {
         let (status, count, transferred) = match self.try_command(id, command) {
             Ok(done) => done,
             Err(e) => (Err(e), 0, 0),
         };
-        Outcome { status, count, transferred }
+        CommandOutcome { status, count, transferred }
     }
 
     fn try_command(&mut self, id: DeviceId, command: &Command) -> Result<Done, Errno> {
-        let op = command.op.ok_or(Errno::EOPNOTSUPP)?;
+        let kind = command.kind.ok_or(Errno::EOPNOTSUPP)?;
         let range = self.device(id).check_range(command)?;
         let length = command.length;
-        match op {
-            Op::Pin => self.pin(id, range).map(|()| (Ok(()), length, 0)),
-            Op::Unpin => self.unpin(id, range).map(|()| (Ok(()), length, 0)),
-            Op::Write | Op::Read => self.check_pinned(id, range).map(|()| (Ok(()), length, length)),
-            Op::DmaWrite => Ok(self.dma(id, range, Protection::READ_WRITE)),
-            Op::DmaRead => Ok(self.dma(id, range, Protection::READ)),
+        match kind {
+            CommandKind::Pin => self.pin(id, range).map(|()| (Ok(()), length, 0)),
+            CommandKind::Unpin => self.unpin(id, range).map(|()| (Ok(()), length, 0)),
+            CommandKind::Write | CommandKind::Read => {
+                self.check_pinned(id, range).map(|()| (Ok(()), length, length))
+            }
+            CommandKind::DmaWrite => Ok(self.dma(id, range, Protection::READ_WRITE)),
+            CommandKind::DmaRead => Ok(self.dma(id, range, Protection::READ)),
         }
     }
 
