@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::Errno;
+use crate::{Errno, Errnos};
 use std::{collections::BTreeMap, ops::Range};
 
 /// What a device takes on, and how it cuts its commands. The limits are read from its registers, the
@@ -51,7 +51,7 @@ pub struct Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandOutcome {
     /// What STATUS must say.
-    pub status: Result<(), Errno>,
+    pub status: Result<(), Errnos>,
     /// What COUNT must say.
     pub count: u64,
     /// Bytes from IOVA on that were transferred. More than `count` if a `vfio_dma_rw()` failed

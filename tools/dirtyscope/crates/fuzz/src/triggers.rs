@@ -124,7 +124,7 @@ fn dma_rw_partial(next: &Next<'_>) -> bool {
     }
     let owed = (*contract).clone().apply(op);
     let end = owed.transferred.end;
-    if owed.answer.status != Err(Errno::EFAULT) || end == iova {
+    if owed.answer.status != Err(Errno::EFAULT.into()) || end == iova {
         return false;
     }
     // It wrote to the last mapping from where that begins on, or where its call did.
@@ -172,7 +172,8 @@ impl<'a> Read<'a> {
             _ => return None,
         };
         match contract.clone().apply(op).answer.status {
-            Ok(()) | Err(Errno::EFAULT) => {}
+            Ok(()) => {}
+            Err(errnos) if errnos == Errno::EFAULT.into() => {}
             Err(_) => return None,
         }
         let buffer: BitmapBuffer = buffer.to_model();

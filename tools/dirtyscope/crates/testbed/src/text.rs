@@ -97,9 +97,9 @@ fn show_buffer(f: &mut Formatter<'_>, size: u64, buffer: &Buffer) -> fmt::Result
     }
 }
 
-impl Display for Answer {
+impl<E: Display> Display for Answer<E> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.status {
+        match &self.status {
             Ok(()) => write!(f, "ok")?,
             Err(errno) => write!(f, "{errno}")?,
         }

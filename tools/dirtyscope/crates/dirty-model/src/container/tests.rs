@@ -49,7 +49,7 @@ fn fails(
     errno: Errno,
 ) -> CommandOutcome {
     let outcome = run(container, id, kind, iova, length);
-    assert_eq!(outcome.status, Err(errno), "{kind:?} of {iova:#x}+{length:#x}");
+    assert_eq!(outcome.status, Err(errno.into()), "{kind:?} of {iova:#x}+{length:#x}");
     outcome
 }
 
@@ -94,7 +94,7 @@ fn start_is_idempotent_and_stop_forgets() {
     c.stop();
     c.stop();
     let buffer = BitmapBuffer::covering(4 * PAGE, PAGE);
-    assert_eq!(c.get_bitmap(0, 4 * PAGE, &buffer), Err(Errno::EINVAL));
+    assert_eq!(c.get_bitmap(0, 4 * PAGE, &buffer), Err(Errno::EINVAL.into()));
     c.start().unwrap();
     assert_eq!(read(&mut c, 4), []);
 }
@@ -103,12 +103,12 @@ fn start_is_idempotent_and_stop_forgets() {
 fn start_fails_as_a_whole() {
     let (mut c, _) = container(4);
     c.map(&mapping(1 << 50, BITMAP_PAGES_MAX + 1)).unwrap();
-    assert_eq!(c.start(), Err(Errno::EINVAL));
+    assert_eq!(c.start(), Err(Errno::EINVAL.into()));
     assert!(!c.tracking());
     c.unmap(1 << 50, (BITMAP_PAGES_MAX + 1) * PAGE).unwrap();
     c.start().unwrap();
     let too_big = mapping(1 << 50, BITMAP_PAGES_MAX + 1);
-    assert_eq!(c.map(&too_big), Err(Errno::EINVAL));
+    assert_eq!(c.map(&too_big), Err(Errno::EINVAL.into()));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn ranges_may_club_but_not_bisect() {
         c.get_bitmap(first * PAGE, pages * PAGE, &buffer).map(|b| b.runs())
     };
     for (first, pages) in [(1, 9), (0, 9), (0, 14), (11, 20), (0, 24), (21, 1)] {
-        assert_eq!(get(&mut c, first, pages), Err(Errno::EINVAL), "{first}+{pages}");
+        assert_eq!(get(&mut c, first, pages), Err(Errno::EINVAL.into()), "{first}+{pages}");
     }
     assert_eq!(get(&mut c, 15, 5), Ok(vec![]));
     assert_eq!(get(&mut c, 10, 20), Ok(vec![0..1, 14..15]));
@@ -140,13 +140,16 @@ fn arguments_of_a_read() {
     assert_eq!(good.size, 16);
     let get = |c: &mut Container, iova, size, buffer| c.get_bitmap(iova, size, &buffer).err();
     assert_eq!(get(&mut c, 0, size, good), None);
-    assert_eq!(get(&mut c, 0, 0, good), Some(Errno::EINVAL));
-    assert_eq!(get(&mut c, 1, size, good), Some(Errno::EINVAL));
-    assert_eq!(get(&mut c, 0, size + 1, good), Some(Errno::EINVAL));
-    assert_eq!(get(&mut c, PAGE, u64::MAX, good), Some(Errno::EOVERFLOW));
+    assert_eq!(get(&mut c, 0, 0, good), Some(Errno::EINVAL.into()));
+    assert_eq!(get(&mut c, 1, size, good), Some(Errno::EINVAL.into()));
+    assert_eq!(get(&mut c, 0, size + 1, good), Some(Errno::EINVAL.into()));
+    assert_eq!(
+        get(&mut c, 2 * PAGE, u64::MAX - PAGE + 1, good),
+        Some(Errno::EINVAL | Errno::EOVERFLOW)
+    );
     for (pgsize, size_of_buffer) in [(0, 16), (2 * PAGE, 16), (PAGE, 8), (PAGE, 1 << 29)] {
         let bad = BitmapBuffer { pgsize, size: size_of_buffer, ..good };
-        assert_eq!(get(&mut c, 0, size, bad), Some(Errno::EINVAL), "{bad:?}");
+        assert_eq!(get(&mut c, 0, size, bad), Some(Errno::EINVAL.into()), "{bad:?}");
     }
 }
 
@@ -169,9 +172,9 @@ fn unmap_revokes_and_reports() {
     fails(&mut c, dev, CommandKind::Write, 6 * PAGE, PAGE, Errno::ENXIO);
     ok(&mut c, dev, CommandKind::Write, 8 * PAGE, 2 * PAGE);
 
-    assert_eq!(c.unmap(9 * PAGE, PAGE), Err(Errno::EINVAL));
+    assert_eq!(c.unmap(9 * PAGE, PAGE), Err(Errno::EINVAL.into()));
     assert_eq!(c.unmap(0, 8 * PAGE), Ok(0));
-    assert_eq!(c.unmap_all(0, PAGE), Err(Errno::EINVAL));
+    assert_eq!(c.unmap_all(0, PAGE), Err(Errno::EINVAL.into()));
     assert_eq!(c.unmap_all(0, 0), Ok(8 * PAGE));
     assert_eq!((c.pins(dev), c.dma_avail()), (0, 10));
 }
@@ -181,25 +184,25 @@ fn arguments_of_a_map() {
     let (mut c, _) = container(4);
     let good = mapping(8 * PAGE, 4);
     let mut map = |m: Mapping| c.map(&m).err();
-    assert_eq!(map(Mapping { size: 0, ..good }), Some(Errno::EINVAL));
-    assert_eq!(map(Mapping { size: 1, ..good }), Some(Errno::EINVAL));
-    assert_eq!(map(Mapping { iova: 1, ..good }), Some(Errno::EINVAL));
-    assert_eq!(map(Mapping { vaddr: 1, ..good }), Some(Errno::EINVAL));
+    assert_eq!(map(Mapping { size: 0, ..good }), Some(Errno::EINVAL.into()));
+    assert_eq!(map(Mapping { size: 1, ..good }), Some(Errno::EINVAL.into()));
+    assert_eq!(map(Mapping { iova: 8 * PAGE + 1, ..good }), Some(Errno::EINVAL.into()));
+    assert_eq!(map(Mapping { vaddr: 1, ..good }), Some(Errno::EINVAL.into()));
     let nothing = Protection::NONE;
-    assert_eq!(map(Mapping { protection: nothing, ..good }), Some(Errno::EINVAL));
-    assert_eq!(map(Mapping { iova: 3 * PAGE, ..good }), Some(Errno::EEXIST));
-    assert_eq!(map(Mapping { iova: u64::MAX - PAGE + 1, ..good }), Some(Errno::EOVERFLOW));
+    assert_eq!(map(Mapping { protection: nothing, ..good }), Some(Errno::EINVAL.into()));
+    assert_eq!(map(Mapping { iova: 3 * PAGE, ..good }), Some(Errno::EEXIST.into()));
+    assert_eq!(map(Mapping { iova: u64::MAX - PAGE + 1, ..good }), Some(Errno::EOVERFLOW.into()));
     for i in 0..9 {
         assert_eq!(map(mapping((100 + i) * PAGE, 1)), None);
     }
-    assert_eq!(map(mapping(200 * PAGE, 1)), Some(Errno::ENOSPC));
+    assert_eq!(map(mapping(200 * PAGE, 1)), Some(Errno::ENOSPC.into()));
 }
 
 #[test]
 fn errors_of_the_device_come_in_order() {
     let (mut c, dev) = container(300);
     let unknown = Command { kind: None, iova: 0, length: 0 };
-    assert_eq!(c.command(dev, &unknown).status, Err(Errno::EOPNOTSUPP));
+    assert_eq!(c.command(dev, &unknown).status, Err(Errno::EOPNOTSUPP.into()));
     let f = &mut c;
     fails(f, dev, CommandKind::Pin, 1, 0, Errno::EINVAL);
     fails(f, dev, CommandKind::Pin, 1, u64::MAX, Errno::EOVERFLOW);
@@ -287,8 +290,8 @@ fn a_bitmap_that_cannot_be_written_loses_nothing() {
     let (size, covering) = (128 * PAGE, BitmapBuffer::covering(128 * PAGE, PAGE));
     for writable in [0, 8] {
         let buffer = BitmapBuffer { writable, ..covering };
-        assert_eq!(c.get_bitmap(0, size, &buffer), Err(Errno::EFAULT));
-        assert_eq!(c.unmap_dirty(0, size, &buffer), Err(Errno::EFAULT));
+        assert_eq!(c.get_bitmap(0, size, &buffer), Err(Errno::EFAULT.into()));
+        assert_eq!(c.unmap_dirty(0, size, &buffer), Err(Errno::EFAULT.into()));
     }
     let enough = BitmapBuffer { writable: 16, ..covering };
     assert_eq!(c.get_bitmap(0, size, &enough).unwrap().runs(), [3..4, 70..72]);
@@ -343,11 +346,11 @@ fn a_mapping_beyond_the_largest_bitmap() {
     c.map(&mapping(1 << 60, 1)).unwrap();
     c.map(&most).unwrap();
     c.map(&too_large).unwrap();
-    assert_eq!(c.start(), Err(Errno::EINVAL));
+    assert_eq!(c.start(), Err(Errno::EINVAL.into()));
     assert!(!c.tracking() && c.mappings().all(|m| m.dirty.is_none()));
     c.unmap(1 << 50, too_large.size).unwrap();
     c.start().unwrap();
-    assert_eq!(c.map(&too_large), Err(Errno::EINVAL));
+    assert_eq!(c.map(&too_large), Err(Errno::EINVAL.into()));
     assert_eq!(c.dma_avail(), 8);
     let buffer = BitmapBuffer::covering(most.size, PAGE);
     assert!(c.get_bitmap(0, most.size, &buffer).unwrap().runs().is_empty());
@@ -357,8 +360,46 @@ fn a_mapping_beyond_the_largest_bitmap() {
 fn addresses_are_never_invalid() {
     let (c, _) = container(4);
     let vaddr = Mapping { protection: Protection::NONE, ..mapping(0, 4) };
-    assert_eq!(c.update_vaddr(&vaddr), Errno::EINVAL);
-    assert_eq!(c.update_vaddr(&Mapping { iova: 8 * PAGE, ..vaddr }), Errno::ENOENT);
-    assert_eq!(c.update_vaddr(&mapping(8 * PAGE, 4)), Errno::EINVAL);
-    assert_eq!(c.invalidate_vaddr(), Errno::EBUSY);
+    assert_eq!(c.update_vaddr(&vaddr), Errno::EINVAL.into());
+    assert_eq!(c.update_vaddr(&Mapping { iova: 8 * PAGE, ..vaddr }), Errno::ENOENT.into());
+    assert_eq!(c.update_vaddr(&mapping(8 * PAGE, 4)), Errno::EINVAL | Errno::ENOENT);
+    assert_eq!(c.invalidate_vaddr(0, 4 * PAGE, false), Errno::EBUSY.into());
+    assert_eq!(c.invalidate_vaddr(0, 0, false), Errno::EBUSY | Errno::EINVAL);
+    assert_eq!(c.invalidate_vaddr(0, 0, true), Errno::EBUSY.into());
+    assert_eq!(c.invalidate_vaddr(0, PAGE, true), Errno::EBUSY | Errno::EINVAL);
+}
+
+#[test]
+fn what_is_wrong_in_two_ways_is_either() {
+    let (mut c, dev) = container(4);
+    let either = Errno::EINVAL | Errno::EOVERFLOW;
+    let end = PAGE.wrapping_neg();
+    assert_eq!(c.map(&Mapping { iova: end + 8, ..mapping(0, 2) }), Err(either));
+    assert_eq!(c.map_with_unknown_flag(&mapping(end, 2)), either);
+    let unaligned = Mapping { iova: PAGE + 8, ..mapping(0, 1) };
+    assert_eq!(c.map(&unaligned), Err(Errno::EINVAL | Errno::EEXIST));
+    assert_eq!(c.unmap(end + 8, 2 * PAGE), Err(either));
+    assert_eq!(c.unmap_with_unknown_flag(end, 2 * PAGE), either);
+
+    c.start().unwrap();
+    let covering = BitmapBuffer::covering(2 * PAGE, PAGE);
+    let wrong = BitmapBuffer { pgsize: 0, ..covering };
+    assert_eq!(c.get_bitmap(end, 2 * PAGE, &wrong), Err(either));
+    assert_eq!(c.unmap_dirty(end, 2 * PAGE, &wrong), Err(either));
+    assert_eq!(c.get_bitmap(end, 2 * PAGE, &covering), Err(Errno::EOVERFLOW.into()));
+
+    // Each of several pages of a batch may be the reason, and a page may have two.
+    let read_only = Mapping { protection: Protection::READ, ..mapping(4 * PAGE, 2) };
+    c.map_backed(&read_only, PAGE).unwrap();
+    let pin = |c: &mut Container, page, pages| {
+        run(c, dev, CommandKind::Pin, page * PAGE, pages * PAGE).status
+    };
+    assert_eq!(pin(&mut c, 4, 1), Err(Errno::EPERM.into()));
+    assert_eq!(pin(&mut c, 5, 1), Err(Errno::EPERM | Errno::EFAULT));
+    assert_eq!(pin(&mut c, 4, 3), Err(Errno::EPERM | Errno::EFAULT | Errno::EINVAL));
+    c.limit_locked_pages(Some(1));
+    c.map(&mapping(6 * PAGE, 2)).unwrap();
+    assert_eq!(pin(&mut c, 6, 3), Err(Errno::ENOMEM | Errno::EINVAL));
+    assert_eq!(pin(&mut c, 6, 1), Ok(()));
+    assert_eq!(read(&mut c, 4), []);
 }
