@@ -16,7 +16,6 @@ use harness::{Devices, new_uuid, stop_on_signals};
 use mdev_dma::{
     MdevDma,
     sysfs::{Mdev, MdevType},
-    uapi,
 };
 use report::Report;
 use std::{

@@ -149,7 +149,7 @@ fn mdevctl(context: &Context<'_>) -> Result<()> {
     ensure!(!mdev.exists(), "mdevctl has stopped it, and it is still there");
     ensure!(!listed(&["list"])?, "mdevctl lists what it has stopped");
     call(context, &["undefine", "--uuid", uuid])?;
-    ensure!(!listed(&["list", "--defined"])?, "mdevctl lists what it has forgotten");
+    ensure!(!listed(&["list", "--defined"])?, "mdevctl lists what it has undefined");
     Ok(())
 }
 

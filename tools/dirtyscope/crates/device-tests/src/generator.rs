@@ -29,7 +29,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("device/generator/in-turn", "with several modes it writes in each in turn", in_turn),
     scenario(
         "device/generator/stop",
-        "once stopped it writes no more, and its counter is exact",
+        "once stopped it doesn't write, and its counter is exact",
         stop,
     ),
     scenario(
@@ -45,7 +45,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/generator/bad-config",
-        "configurations that make no sense are refused with their errno, and nothing is written",
+        "invalid configurations are refused with their errno, and nothing is written",
         bad_config,
     ),
     scenario(

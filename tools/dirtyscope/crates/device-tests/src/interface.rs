@@ -169,8 +169,8 @@ fn config_space(context: &Context<'_>) -> Result<()> {
     same("capability MSI, and none behind it", 0x0005, word(msi))?;
     same("64 bits, two vectors", 0x0082, word(msi + 2))?;
 
-    // What a driver or firmware writes, and what comes of it: how large the BAR is, what is
-    // read-only.
+    // What a driver or firmware writes, and what comes of it: the size of the BAR, what
+    // is read-only.
     let msi = msi as u64;
     for (offset, written, expected) in [
         (0x10, u32::MAX, !(uapi::RUST_MDEV_DMA_BAR_SIZE - 1)),

@@ -45,11 +45,13 @@ impl Opened {
     fn new(context: &Context<'_>) -> Result<Self> {
         let skip = |what: &str| Skip(format!("this kernel has no {what}"));
         let ioas = match status(Ioas::new())? {
-            Err(Errno(ENOENT)) => return Err(skip("/dev/iommu").into()),
+            Err(Errno::ENOENT) => return Err(skip("/dev/iommu").into()),
             ioas => ioas.map_err(|errno| anyhow::anyhow!("/dev/iommu: {errno}"))?,
         };
         let device = match MdevDma::open_in(&ioas, &context.device(0)?) {
-            Err(error) if error.errno() == ENOENT => return Err(skip("/dev/vfio/devices").into()),
+            Err(error) if Errno(error.errno()) == Errno::ENOENT => {
+                return Err(skip("/dev/vfio/devices").into());
+            }
             device => device?,
         };
         let memory = Arc::new(Memory::new((PAGES * PAGE) as usize)?);
@@ -71,8 +73,6 @@ impl Opened {
         Ok(())
     }
 }
-
-const ENOENT: i32 = 2;
 
 fn commands(context: &Context<'_>) -> Result<()> {
     let opened = Opened::new(context)?;
@@ -111,7 +111,7 @@ fn unmap(context: &Context<'_>) -> Result<()> {
         ensure!(outcome.status != 0, "DMA_WRITE to what isn't mapped: {outcome:?}");
         opened.ioas.map(&opened.memory, at(0, 0))?;
     }
-    // Closing gives back the rest.
+    // Closing unpins the rest.
     succeeded("PIN", device.pin(at(0, 0), PAGES * PAGE)?)
 }
 

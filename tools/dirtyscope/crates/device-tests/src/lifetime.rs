@@ -16,14 +16,10 @@ use testbed::{Op, PAGE, Testbed, at, command, pages, same};
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "device/lifetime/reset",
-        "RESET gives back all pins and clears registers; what was dirty stays so once",
+        "RESET unpins all pages and clears registers; what was dirty stays so once",
         reset,
     ),
-    scenario(
-        "device/lifetime/close",
-        "closing gives back all pins, opening again begins anew",
-        close,
-    ),
+    scenario("device/lifetime/close", "closing unpins all pages, opening again begins anew", close),
     scenario(
         "device/lifetime/process-killed",
         "a process killed with pins, and a generator that runs, leaves nothing behind",

@@ -72,7 +72,7 @@ fn mdev_type(_context: &Context<'_>) -> Result<()> {
     let api = found.device_api()?;
     ensure!(api == "vfio-pci", "device_api is {api:?}");
     let name = found.path().file_name().unwrap_or_default();
-    ensure!(name == "rust_mdev_dma-dma", "the type's folder is {name:?}");
+    ensure!(name == "rust_mdev_dma-dma", "the type's directory is {name:?}");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Migration of the device: its states, the stream of its state, and that it stands still.
+//! Migration of the device: its states, the stream of its state, and that it is quiesced.
 
 use crate::fixture::{Fixture, LONG, stopped_with, succeeded};
 use anyhow::{Context as _, Result, ensure};
@@ -38,7 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/migration-state/stop-waits",
-        "stopping waits for a command in the background; one that is rung then, waits",
+        "quiescing waits for a command in the background; one written then is queued",
         stop_waits,
     ),
     scenario(
@@ -48,12 +48,12 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/migration-state/interrupt",
-        "what was pending interrupts where the device goes on",
+        "an interrupt that was pending is raised where the device goes on",
         interrupt,
     ),
     scenario(
         "device/migration-state/pre-copy",
-        "PRE_COPY has data to read, then ENOMSG, then the state; and tells how much",
+        "PRE_COPY has data to read and tells its size, then ENOMSG, then the state",
         pre_copy,
     ),
     scenario(
@@ -68,7 +68,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/migration-state/bad-state",
-        "states that make no sense, though their checksum is right, are EINVAL and ERROR",
+        "invalid states whose checksum is right are EINVAL and ERROR",
         bad_state,
     ),
     scenario(
@@ -308,7 +308,7 @@ fn state(context: &Context<'_>) -> Result<()> {
     other.is_quiesced()?;
     ensure!(save(&other)? == stream, "saved again, the state is another");
 
-    // It goes on where it stood, the first one stands still.
+    // It goes on from where it was, the first one stays quiesced.
     set(&other, Running)?;
     succeeded("DMA_WRITE", other.device().wait(LONG)?)?;
     other.wait_for_writes(WINDOW + 10)?;
@@ -321,6 +321,11 @@ fn state(context: &Context<'_>) -> Result<()> {
     pattern::fill(&mut expected, 5, at(WINDOW, 0));
     ensure!(other.page(WINDOW) == expected, "the command that waited wrote something else");
     fixture.is_quiesced()?;
+    has_pins_of_state(&other)
+}
+
+/// Unpins what the state of [`state`] has, which must be that and no more.
+fn has_pins_of_state(other: &Fixture) -> Result<()> {
     for (pages, times) in [(0..50, 1), (50..60, 2), (60..61, 3), (PAGES - 1..PAGES, 1)] {
         let (iova, length) = (at(pages.start, 0), (pages.end - pages.start) * PAGE);
         for _ in 0..times {
@@ -350,9 +355,17 @@ fn interrupt(context: &Context<'_>) -> Result<()> {
     })?;
     load(&other, &stream)?;
     thread::sleep(Duration::from_millis(10));
-    same("interrupts while it stands still", 0, eventfd.take()?)?;
+    same("interrupts while it is quiesced", 0, eventfd.take()?)?;
     set(&other, Running)?;
     same("interrupts once it runs", 1, eventfd.wait(LONG)?)
+}
+
+/// Fails unless more has yet to come.
+fn has_nothing_to_read(file: &DataFile, when: &str) -> Result<()> {
+    let found = status(file.read(&mut [0; 10]))?;
+    ensure!(found == Err(Errno::ENOMSG), "{when}: {found:?}, not ENOMSG");
+    ensure!(!file.is_readable()?, "{when}: poll says that there is something to read");
+    Ok(())
 }
 
 fn pre_copy(context: &Context<'_>) -> Result<()> {
@@ -371,19 +384,13 @@ fn pre_copy(context: &Context<'_>) -> Result<()> {
     })?;
     stream.resize(info.initial_bytes as usize, 0);
     file.read(&mut stream[10..])?;
-    let nothing = |what: &str| -> Result<()> {
-        let found = status(file.read(&mut [0; 10]))?;
-        ensure!(found == Err(ENOMSG), "{what}: {found:?}, not ENOMSG");
-        ensure!(!file.is_readable()?, "{what}: poll says that there is something to read");
-        Ok(())
-    };
-    nothing("at the end of what is there in PRE_COPY")?;
+    has_nothing_to_read(&file, "at the end of what is there in PRE_COPY")?;
     same("initial_bytes", 0, file.precopy_info(None)?.initial_bytes)?;
     let short = status(file.precopy_info(Some(23)))?;
     ensure!(short == Err(Errno::EINVAL), "argsz 23: {short:?}");
     fixture.wait_for_writes(10)?;
     set(&fixture, PreCopyP2p)?;
-    nothing("in PRE_COPY_P2P")?;
+    has_nothing_to_read(&file, "in PRE_COPY_P2P")?;
     set(&fixture, PreCopy)?;
     fixture.wait_for_writes(10)?;
 
@@ -478,7 +485,7 @@ fn bad_stream(context: &Context<'_>) -> Result<()> {
         }
         ensure!(written < 1 << 30, "{written} bytes were taken");
     };
-    ensure!(error == EFBIG, "writing on and on: {error}");
+    ensure!(error == Errno::EFBIG, "writing on and on: {error}");
     other.device().device().reset()?;
     load(&other, &stream)
 }
@@ -580,6 +587,3 @@ fn ended_file(context: &Context<'_>) -> Result<()> {
     drop(fixture);
     ended("everything was closed", &first, Errno::ENODEV)
 }
-
-const ENOMSG: Errno = Errno(42);
-const EFBIG: Errno = Errno(27);

@@ -54,7 +54,7 @@ fn hidden_memory(context: &Context<'_>) -> Result<()> {
     bed.check()
 }
 
-/// The rights of this thread and the limit of this process, given back when dropped.
+/// The rights of this thread and the limit of this process, restored when dropped.
 struct Rights(CapabilitySets, Rlimit);
 
 impl Rights {
