@@ -458,7 +458,7 @@ fn interesting(context: &Context<'_>) -> Result<(Fixture, Vec<u8>)> {
 }
 
 fn bad_stream(context: &Context<'_>) -> Result<()> {
-    let (_rig, stream) = interesting(context)?;
+    let (_fixture, stream) = interesting(context)?;
     let other = Fixture::without_mapping(context, 1, PAGES)?;
     other.map(0..PAGES)?;
     for len in (0..stream.len()).step_by(23).chain([stream.len() - 1]) {
@@ -491,7 +491,7 @@ fn bad_stream(context: &Context<'_>) -> Result<()> {
 }
 
 fn bad_state(context: &Context<'_>) -> Result<()> {
-    let (_rig, stream) = interesting(context)?;
+    let (_fixture, stream) = interesting(context)?;
     let other = Fixture::without_mapping(context, 1, PAGES)?;
     other.map(0..PAGES)?;
     // See the header: where things are.
