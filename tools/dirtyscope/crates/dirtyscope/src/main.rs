@@ -34,6 +34,8 @@ enum Command {
     Bench(bench::Arguments),
     Report(report::Arguments),
     #[command(hide = true)]
+    Shrink(fuzz::ShrinkArguments),
+    #[command(hide = true)]
     Hold(device_tests::hold::Arguments),
 }
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Migrate(arguments) => migration::run(&arguments, report::ktap()),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Shrink(arguments) => fuzz::shrink(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -2,44 +2,31 @@
 
 //! Results as the kernel's tests print them: `Documentation/dev-tools/ktap.rst`, version 1.
 
-use crate::totals::Totals;
-use events::{Call, Difference, Event, Run, TestResult, Verdict};
+use crate::{explain::Test, totals::Totals};
+use events::{Event, Run, TestResult, Verdict};
 use std::{
-    collections::VecDeque,
     io::{self, Write},
+    path::PathBuf,
 };
-
-/// Steps shown of what led to a failure.
-const STEPS: usize = 40;
 
 /// Prints events as KTAP, each as soon as it is there.
 pub struct Printer<W: Write> {
     out: W,
     /// Whether somebody watches: what is going on is shown on a line that is overwritten.
     watched: bool,
+    /// Where saved sequences are, if somebody saves them.
+    saved_in: Option<PathBuf>,
     planned: usize,
+    ended: bool,
     totals: Totals,
     test: Test,
 }
 
-/// What is known of the test in progress.
-#[derive(Default)]
-struct Test {
-    steps: VecDeque<Step>,
-    /// Steps that are forgotten.
-    skipped: usize,
-    difference: Option<Difference>,
-}
-
-struct Step {
-    call: Option<Call>,
-    text: String,
-}
-
 impl<W: Write> Printer<W> {
     /// A printer of a run that is about to begin.
-    pub fn new(out: W, watched: bool) -> Self {
-        Self { out, watched, planned: 0, totals: Totals::default(), test: Test::default() }
+    pub fn new(out: W, watched: bool, saved_in: Option<PathBuf>) -> Self {
+        let (totals, test) = (Totals::default(), Test::default());
+        Self { out, watched, saved_in, planned: 0, ended: false, totals, test }
     }
 
     /// What it has printed.
@@ -47,17 +34,17 @@ impl<W: Write> Printer<W> {
         &self.totals
     }
 
-    /// Tests that were announced.
-    pub fn planned(&self) -> usize {
-        self.planned
+    /// Tests that were announced and have no result.
+    pub fn missing(&self) -> usize {
+        self.planned.saturating_sub(self.totals.count())
     }
 
     /// Prints what is to be said of an event.
     pub fn event(&mut self, event: &Event) -> io::Result<()> {
+        self.test.event(event);
         match event {
             Event::Run(run) => self.begin(run)?,
             Event::Begin(begin) => {
-                self.test = Test::default();
                 if self.watched {
                     write!(self.out, "\r\x1b[K# {} ...\r", begin.name)?;
                 } else if begin.name.starts_with("fuzz/") {
@@ -65,16 +52,11 @@ impl<W: Write> Printer<W> {
                     writeln!(self.out, "# {}: {}", begin.name, begin.about)?;
                 }
             }
-            Event::Sequence => self.test = Test::default(),
-            Event::Difference(difference) => self.test.difference = Some(difference.clone()),
-            Event::Call(_) | Event::Answer(_) | Event::Note { .. } => self.test.event(event),
             Event::Progress { text } => self.comment(text)?,
-            Event::Saved { file, text } => {
-                self.comment(&format!("saved as {file}, to be replayed:\n{text}"))?;
-            }
-            Event::Pass(_) | Event::Kernel(_) => {}
+            Event::Saved { file, text } => self.saved(file, text)?,
             Event::Result(result) => self.result(result)?,
             Event::End { .. } => self.end()?,
+            _ => {}
         }
         self.out.flush()
     }
@@ -95,56 +77,64 @@ impl<W: Write> Printer<W> {
         match verdict {
             Verdict::Pass => writeln!(self.line()?, "ok {number} {name}"),
             Verdict::Fail { why } => {
-                self.explain(why)?;
+                self.comment(&self.test.explain(why))?;
                 writeln!(self.out, "not ok {number} {name}")
             }
             Verdict::Known { defect, why } => {
-                self.explain(why)?;
+                self.comment(&self.test.explain(why))?;
                 writeln!(self.out, "ok {number} {name} # XFAIL known defect {defect} of the kernel")
             }
             Verdict::Skip { why } => writeln!(self.line()?, "ok {number} {name} # SKIP {why}"),
         }
     }
 
-    /// Prints why a test ended as it did, and the steps that led there. Those that deal with the first
-    /// page that is wrong are marked.
-    fn explain(&mut self, why: &str) -> io::Result<()> {
-        self.comment(why)?;
-        let Test { steps, skipped, difference } = std::mem::take(&mut self.test);
-        let first = difference.as_ref().and_then(first_wrong);
-        if let Some(first) = first {
-            self.comment(&format!(
-                "first wrong: {first:#x}; steps that deal with it are marked *"
-            ))?;
+    fn saved(&mut self, file: &str, text: &str) -> io::Result<()> {
+        match &self.saved_in {
+            Some(directory) => {
+                let path = directory.join(file);
+                let path = path.display();
+                self.comment(&format!("saved as {path}, to be replayed: make fuzz REPLAY={path}"))
+            }
+            None => self.comment(&format!("saved as {file}, to be replayed:\n{text}")),
         }
-        if skipped > 0 {
-            self.comment(&format!("       ({skipped} steps before)"))?;
-        }
-        for (number, step) in (skipped + 1..).zip(&steps) {
-            let deals = first.is_some_and(|first| step.deals_with(first));
-            let mark = if deals { '*' } else { ' ' };
-            self.comment(&format!("{mark} {number:4}  {}", step.text))?;
-        }
-        Ok(())
     }
 
-    /// Prints who failed, is known and was skipped, and how many ended how. Tests that were planned and
-    /// did not run are errors.
-    fn end(&mut self) -> io::Result<()> {
+    /// Prints who failed, is known and was skipped, and how many ended how, unless it was done. Tests
+    /// that were planned and did not run are errors.
+    pub fn end(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         self.line()?;
-        let totals = self.totals.clone();
-        for (what, names) in totals.names() {
+        for (what, names) in self.totals.names() {
             for name in names {
                 writeln!(self.out, "# {what}: {name}")?;
             }
         }
-        let Totals { pass, failed, known, skipped } = &totals;
+        let Totals { pass, failed, known, skipped } = &self.totals;
         let (fail, xfail, skip) = (failed.len(), known.len(), skipped.len());
-        let error = self.planned.saturating_sub(totals.count());
+        let error = self.missing();
         writeln!(
             self.out,
             "# Totals: pass:{pass} fail:{fail} xfail:{xfail} xpass:0 skip:{skip} error:{error}"
-        )
+        )?;
+        self.out.flush()
+    }
+
+    /// The last line, which says how many tests passed and failed: those that have no result, and
+    /// `more`, are among the latter. Returns how many failed.
+    pub fn close(mut self, more: usize) -> io::Result<(W, usize)> {
+        let Totals { pass, failed, known, skipped } = &self.totals;
+        let failed = failed.len() + self.missing() + more;
+        if !known.is_empty() {
+            writeln!(self.out, "{} known", known.len())?;
+        }
+        write!(self.out, "{pass} passed, {failed} failed")?;
+        if !skipped.is_empty() {
+            write!(self.out, ", {} skipped", skipped.len())?;
+        }
+        writeln!(self.out)?;
+        Ok((self.out, failed))
     }
 
     fn comment(&mut self, text: &str) -> io::Result<()> {
@@ -161,53 +151,12 @@ impl<W: Write> Printer<W> {
     }
 }
 
-impl Test {
-    fn event(&mut self, event: &Event) {
-        match event {
-            Event::Call(call) => {
-                let text = format!("{} ...", call.op);
-                self.push(Step { call: Some(call.clone()), text });
-            }
-            Event::Answer(answer) => {
-                let of = |step: &&mut Step| step.call.as_ref().is_some_and(|c| c.n == answer.n);
-                if let Some(step) = self.steps.iter_mut().rev().find(of) {
-                    let op = step.call.as_ref().map_or("", |call| &call.op);
-                    step.text = format!("{op} -> {}", answer.kernel.text);
-                }
-            }
-            Event::Note { text } => self.push(Step { call: None, text: text.clone() }),
-            _ => {}
-        }
-    }
-
-    fn push(&mut self, step: Step) {
-        self.steps.push_back(step);
-        if self.steps.len() > STEPS {
-            self.steps.pop_front();
-            self.skipped += 1;
-        }
-    }
-}
-
-impl Step {
-    fn deals_with(&self, iova: u64) -> bool {
-        let range = self.call.as_ref().and_then(|call| call.range);
-        range.is_some_and(|(start, end)| start <= iova && iova < end)
-    }
-}
-
-/// The lowest IOVA that is wrong.
-fn first_wrong(difference: &Difference) -> Option<u64> {
-    let runs = difference.lost.iter().chain(&difference.spurious);
-    runs.map(|run| run.0).chain(difference.at).min()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn print(lines: &[&str]) -> String {
-        let mut printer = Printer::new(Vec::new(), false);
+        let mut printer = Printer::new(Vec::new(), false, None);
         for line in lines {
             printer.event(&Event::from_line(line).unwrap()).unwrap();
         }

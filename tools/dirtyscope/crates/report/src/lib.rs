@@ -4,27 +4,109 @@
 
 #![forbid(unsafe_code)]
 
+mod conclude;
+mod console;
+mod ending;
+mod explain;
+mod follow;
+mod junit;
 mod ktap;
+mod results;
 mod totals;
 
+#[cfg(test)]
+mod tests;
+
 use anyhow::Result;
+use console::Console;
 use events::Event;
+use results::Results;
 use std::{
+    fs,
     io::{self, IsTerminal},
+    path::PathBuf,
     process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
 };
 
-/// Make results of the events of a run
+/// Make results of what happens in a VM
+///
+/// Follows the events that dirtyscope in a VM writes to memory which is a file of the host
+/// (--log there, see Documentation/events.rst), and prints KTAP version 1 as they come. When the VM
+/// has ended, its console is searched for complaints of the kernel that nobody in the VM has
+/// recorded. What went wrong with the VM is the failure of the test that was in progress; if there was
+/// none, of a result of its own, vm/console. The last line says how many passed and failed; tests that
+/// were planned and have no result are among the latter.
+///
+/// In a directory it writes results.ktap, events.jsonl (all events, one a line), junit.xml, and the
+/// fuzzer's sequences that fail, to be replayed.
+///
+/// Ends with 0 if all tests passed or showed what is known of this kernel, 4 if none could be run,
+/// 1 else.
 #[derive(clap::Args)]
-pub struct Arguments {}
+#[command(after_help = "\
+Examples:
+  dirtyscope report --log vm/log --ended vm/ended --console vm/console.log --directory results
 
-/// Runs the command.
-pub fn run(_arguments: &Arguments) -> Result<ExitCode> {
-    todo!()
+The file --ended says how the VM ended, and must appear at once (write another, rename it):
+  exit N            the guest ended it, with dirtyscope's exit status N
+  timeout SECONDS   it was ended after so long
+  died STATUS       it ended otherwise, by a panic or a reset, with this exit status of QEMU")]
+pub struct Arguments {
+    /// The memory that the VM shares: a file, all of which is there from the begin on
+    #[arg(long, value_name = "FILE")]
+    log: PathBuf,
+
+    /// What will say that the VM has ended, and how
+    #[arg(long, value_name = "FILE")]
+    ended: PathBuf,
+
+    /// What the VM's kernel prints to its console
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
+
+    /// Where files are written
+    #[arg(long, value_name = "DIRECTORY")]
+    directory: Option<PathBuf>,
+
+    /// The VM is only booted, and nothing is tested in it
+    #[arg(long)]
+    without_tests: bool,
+
+    /// What the run is called in these files [default: verify, fuzz or migrate]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
 }
 
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    let (out, watched) = (io::stdout(), io::stdout().is_terminal());
+    let (directory, name) = (arguments.directory.as_deref(), arguments.name.as_deref());
+    let mut results = Results::new(out, watched, directory, name)?;
+    let each = |event| results.event(event);
+    let mut followed = follow::follow(&arguments.log, &arguments.ended, &stop, each)?;
+    let console = arguments.console.as_deref().and_then(|path| match fs::read(path) {
+        Ok(bytes) => Some(Console::new(&bytes)),
+        // Who knows what the kernel said: that must not pass.
+        Err(error) => {
+            followed.damage.get_or_insert(format!("read {}: {error}", path.display()));
+            None
+        }
+    });
+    conclude::conclude(&mut results, followed, console.as_ref(), arguments.without_tests)?;
+    let (_, code) = results.end()?;
+    Ok(code.into())
+}
+
+/// Takes events as they come.
+pub type Sink = Box<dyn FnMut(&Event) -> io::Result<()>>;
+
 /// Prints KTAP to standard output.
-pub fn ktap() -> Box<dyn FnMut(&Event) -> io::Result<()>> {
-    let mut printer = ktap::Printer::new(io::stdout(), io::stdout().is_terminal());
+pub fn ktap() -> Sink {
+    let mut printer = ktap::Printer::new(io::stdout(), io::stdout().is_terminal(), None);
     Box::new(move |event| printer.event(event))
 }
