@@ -8,7 +8,7 @@ use super::{
     timed_command,
 };
 use anyhow::{Context as _, Result};
-use mdev_dma::{MdevDma, Op, uapi};
+use mdev_dma::{MdevDma, Opcode, uapi};
 use std::{fs, sync::Arc};
 use vfio_client::Memory;
 
@@ -50,16 +50,16 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Footprint>> {
 /// Bytes that `device` takes for a page, if it pins one of every `step` pages.
 fn measure(device: &MdevDma, other: &MdevDma, step: u64) -> Result<f64> {
     let pages = SIZE / PAGE_SIZE / step;
-    for_each(other, Op::Pin, step)?;
+    for_each(other, Opcode::Pin, step)?;
     let before = allocated()?;
-    for_each(device, Op::Pin, step)?;
+    for_each(device, Opcode::Pin, step)?;
     let after = allocated()?;
-    for_each(device, Op::Unpin, step)?;
-    for_each(other, Op::Unpin, step)?;
+    for_each(device, Opcode::Unpin, step)?;
+    for_each(other, Opcode::Unpin, step)?;
     Ok((after as f64 - before as f64) / pages as f64)
 }
 
-fn for_each(device: &MdevDma, op: Op, step: u64) -> Result<()> {
+fn for_each(device: &MdevDma, op: Opcode, step: u64) -> Result<()> {
     if step == 1 {
         return timed_command(device, op as u32, IOVA, SIZE, 0).map(drop);
     }

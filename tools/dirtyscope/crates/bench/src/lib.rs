@@ -14,9 +14,8 @@ mod tracking;
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::{Devices, new_uuid, stop_on_signals};
 use mdev_dma::{
-    MdevDma, Width,
+    MdevDma,
     sysfs::{Mdev, MdevType},
-    uapi,
 };
 use report::Report;
 use std::{
@@ -36,7 +35,7 @@ use vfio_client::{
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
-const PAGE_SIZE: u64 = uapi::RUST_MDEV_DMA_PATTERN_BLOCK as u64;
+const PAGE_SIZE: u64 = mdev_dma::PAGE;
 
 /// Where memory is mapped.
 const IOVA: u64 = 1 << 30;
@@ -166,11 +165,9 @@ impl<'a> Bench<'a> {
 /// Runs a command, which must succeed. Returns how long the device took for it: the time of the write
 /// to COMMAND.
 fn timed_command(device: &MdevDma, op: u32, iova: u64, length: u64, seed: u64) -> Result<Duration> {
-    device.write(uapi::RUST_MDEV_DMA_REG_IOVA, Width::Quad, iova)?;
-    device.write(uapi::RUST_MDEV_DMA_REG_LENGTH, Width::Quad, length)?;
-    device.write(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad, seed)?;
+    device.prepare(iova, length, seed)?;
     let begin = Instant::now();
-    device.write(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long, op.into())?;
+    device.write_command(op)?;
     let elapsed = begin.elapsed();
     let outcome = device.outcome()?;
     ensure!(

@@ -9,7 +9,7 @@ use super::{
     timed_command,
 };
 use anyhow::{Result, bail};
-use mdev_dma::{MdevDma, Op, Width, pattern, uapi};
+use mdev_dma::{MdevDma, Opcode, Width, pattern, uapi};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -58,10 +58,10 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Comparison>> {
 
 fn pinned_writes(bench: &Bench<'_>, memory: &Memory) -> Result<Vec<Comparison>> {
     let (rust, c) = (&bench.rust, &bench.c);
-    command(rust, Op::Pin as u32, 0)?;
-    command(c, Op::Pin as u32, 0)?;
+    command(rust, Opcode::Pin as u32, 0)?;
+    command(c, Opcode::Pin as u32, 0)?;
 
-    let write = Op::Write as u32;
+    let write = Opcode::Write as u32;
     check_pattern(memory, "rust_mdev_dma", rust, write)?;
     check_pattern(memory, C_DRIVER, c, write)?;
     command(c, OP_MEMSET, 0xa5)?;
@@ -73,15 +73,15 @@ fn pinned_writes(bench: &Bench<'_>, memory: &Memory) -> Result<Vec<Comparison>> 
         Contestant { name: "memset()", run: &|| command(c, OP_MEMSET, 3), goal: Some(0.95) },
     ];
     let rows = race(bench, "pinned writes", Unit::Bytes, SIZE as f64, &contestants)?;
-    command(rust, Op::Unpin as u32, 0)?;
-    command(c, Op::Unpin as u32, 0)?;
+    command(rust, Opcode::Unpin as u32, 0)?;
+    command(c, Opcode::Unpin as u32, 0)?;
     Ok(rows)
 }
 
 fn pins(bench: &Bench<'_>) -> Result<Vec<Comparison>> {
     let pin_unpin = |device: &MdevDma| {
-        let pin = timed_command(device, Op::Pin as u32, IOVA, PIN_SIZE, 0)?;
-        Ok(pin + timed_command(device, Op::Unpin as u32, IOVA, PIN_SIZE, 0)?)
+        let pin = timed_command(device, Opcode::Pin as u32, IOVA, PIN_SIZE, 0)?;
+        Ok(pin + timed_command(device, Opcode::Unpin as u32, IOVA, PIN_SIZE, 0)?)
     };
     let contestants = [
         Contestant { name: "", run: &|| pin_unpin(&bench.rust), goal: None },
@@ -93,7 +93,7 @@ fn pins(bench: &Bench<'_>) -> Result<Vec<Comparison>> {
 
 fn dma_writes(bench: &Bench<'_>, memory: &Arc<Memory>) -> Result<Vec<Comparison>> {
     let (rust, c) = (&bench.rust, &bench.c);
-    let write = Op::DmaWrite as u32;
+    let write = Opcode::DmaWrite as u32;
     check_pattern(memory, "rust_mdev_dma", rust, write)?;
     check_pattern(memory, C_DRIVER, c, write)?;
     let contestants = [

@@ -10,7 +10,7 @@ use super::{
     timed_command,
 };
 use anyhow::{Result, ensure};
-use mdev_dma::Op;
+use mdev_dma::Opcode;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -32,7 +32,7 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
     bench.map(&memory, 0, SIZE)?;
     let mut growth = Vec::new();
     for (axis, step) in [("pages pinned (side by side)", 1), ("pages pinned (every other)", 2)] {
-        let most = (SIZE / PAGE_SIZE / step).min(bench.rust.limits().max_pins);
+        let most = (SIZE / PAGE_SIZE / step).min(bench.rust.limits()?.max_pins);
         let (mut sizes, mut times) = (Vec::new(), Vec::new());
         for pins in [most / 16, most / 4, most] {
             bench.progress(&format!("stop-copy, {axis}: {pins}"));
@@ -50,7 +50,7 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
 /// The state's bytes, and the median of the nanoseconds it takes, with so many of every `step`th page
 /// pinned.
 fn measure(bench: &Bench<'_>, pins: u64, step: u64) -> Result<(f64, f64)> {
-    for_each(bench, Op::Pin, pins, step)?;
+    for_each(bench, Opcode::Pin, pins, step)?;
     let (mut size, mut times) = (0, Vec::new());
     for _ in 0..REPETITIONS {
         bench.check_stopped()?;
@@ -58,11 +58,11 @@ fn measure(bench: &Bench<'_>, pins: u64, step: u64) -> Result<(f64, f64)> {
         size = bytes;
         times.push(time.as_nanos() as f64);
     }
-    for_each(bench, Op::Unpin, pins, step)?;
+    for_each(bench, Opcode::Unpin, pins, step)?;
     Ok((size as f64, median(&times)))
 }
 
-fn for_each(bench: &Bench<'_>, op: Op, pins: u64, step: u64) -> Result<()> {
+fn for_each(bench: &Bench<'_>, op: Opcode, pins: u64, step: u64) -> Result<()> {
     if step == 1 {
         return timed_command(&bench.rust, op as u32, IOVA, pins * PAGE_SIZE, 0).map(drop);
     }

@@ -10,7 +10,7 @@ use super::{
     timed_command,
 };
 use anyhow::{Result, ensure};
-use mdev_dma::Op;
+use mdev_dma::Opcode;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -48,7 +48,7 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
     let cases = sizes.map(|gib| (gib, Case { size: gib * GIB, mappings: 1, pins: 0 }));
     growth.extend(axis(bench, "GiB mapped (1 mapping, nothing pinned)", &cases)?);
 
-    let most = bench.rust.limits().max_pins.min(65536);
+    let most = bench.rust.limits()?.max_pins.min(65536);
     let pins = [most / 16, most / 8, most / 4, most / 2, most];
     let cases = pins.map(|pins| (pins, Case { size: 256 * MIB, mappings: 1, pins }));
     growth.extend(axis(bench, "pages pinned (1 mapping of 256 MiB)", &cases)?);
@@ -111,7 +111,7 @@ fn measure_once(
         })?;
     }
     if pins != 0 {
-        timed_command(&bench.rust, Op::Pin as u32, IOVA, pins * PAGE_SIZE, 0)?;
+        timed_command(&bench.rust, Opcode::Pin as u32, IOVA, pins * PAGE_SIZE, 0)?;
     }
 
     // Touched, so that nobody has to wait for its pages.

@@ -2,15 +2,16 @@
 
 //! Software that was written for other devices.
 
+use crate::fixture::succeeded;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::{Context, Scenario, Skip, scenario};
-use mdev_dma::PAGE;
 use mdev_dma::{
-    Op, pattern,
+    MdevDma, Opcode, PAGE, pattern,
     sysfs::{Mdev, MdevType},
-    uapi,
+    uapi::{self, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND},
 };
 use std::{fs, io, process::Command};
+use testbed::same;
 use uuid::Uuid;
 use vmm_client::Vmm;
 
@@ -37,77 +38,73 @@ const LENGTH: u64 = 16 * PAGE;
 const FIRST: u64 = 0x10_0000;
 const SECOND: u64 = 0x1_0000_0000;
 
-fn open(context: &Context<'_>, device: usize) -> Result<Vmm> {
+fn open(context: &Context<'_>, device: usize) -> Result<MdevDma<Vmm>> {
     let path = context.device(device)?.path();
     Ok(Vmm::open(&path, &[(FIRST, LENGTH as usize), (SECOND, LENGTH as usize)])?)
 }
 
 fn vfio_ioctls(context: &Context<'_>) -> Result<()> {
-    let vmm = open(context, 0)?;
+    let device = open(context, 0)?;
+    let vmm = device.access();
     let ids = (uapi::RUST_MDEV_DMA_PCI_VENDOR_ID, uapi::RUST_MDEV_DMA_PCI_DEVICE_ID);
-    let (vendor, device) = vmm.ids();
-    ensure!((vendor.into(), device.into()) == ids, "it is {vendor:04x}:{device:04x}");
+    let (vendor_id, device_id) = vmm.ids();
+    let found = (vendor_id.into(), device_id.into());
+    ensure!(found == ids, "it is {vendor_id:04x}:{device_id:04x}");
     ensure!(vmm.bar_size() == u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE), "BAR 0 has another size");
-    ensure!(vmm.read(uapi::RUST_MDEV_DMA_REG_MAGIC) == uapi::RUST_MDEV_DMA_MAGIC, "MAGIC differs");
 
     let eventfd = vmm.enable_msi()?;
-    vmm.write(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE, uapi::RUST_MDEV_DMA_IRQ_COMMAND);
-    run(&vmm, Op::Pin, FIRST, LENGTH, 0)?;
+    device.enable_irqs(COMMAND)?;
+    run(&device, Opcode::Pin, FIRST, LENGTH, 0)?;
     ensure!(eventfd.read().context("MSI")? == 1, "one command sent more than one message");
     vmm.disable_msi()?;
-    run(&vmm, Op::Write, FIRST, LENGTH, 1)?;
-    run(&vmm, Op::DmaWrite, SECOND, LENGTH, 2)?;
+    run(&device, Opcode::Write, FIRST, LENGTH, 1)?;
+    run(&device, Opcode::DmaWrite, SECOND, LENGTH, 2)?;
     let silent = eventfd.read().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
     ensure!(silent, "MSI is disabled, and there was a message");
-    contains(&vmm, FIRST, 1)?;
-    contains(&vmm, SECOND, 2)?;
+    contains(vmm, FIRST, 1)?;
+    contains(vmm, SECOND, 2)?;
 
-    let pins = vmm.read(uapi::RUST_MDEV_DMA_REG_PINS);
-    ensure!(u64::from(pins) == LENGTH / PAGE, "the device has {pins} pins");
+    same("PINS", LENGTH / PAGE, device.pins()?)?;
     vmm.unmap()?;
-    let pins = vmm.read(uapi::RUST_MDEV_DMA_REG_PINS);
-    ensure!(pins == 0, "memory is unmapped, and the device has {pins} pins");
+    same("PINS once memory is unmapped", 0, device.pins()?)?;
     vmm.reset();
-    let enabled = vmm.read(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE);
-    ensure!(enabled == 0, "after a reset, IRQ_ENABLE is {enabled:#x}");
-    Ok(())
+    same("IRQ_ENABLE after a reset", 0, device.enabled_irqs()?.into())
 }
 
 fn vfio_ioctls_migrates(context: &Context<'_>) -> Result<()> {
     let source = open(context, 0)?;
-    run(&source, Op::Pin, SECOND, LENGTH, 0)?;
-    source.write(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE, uapi::RUST_MDEV_DMA_IRQ_COMMAND);
-    let state = source.save()?;
+    run(&source, Opcode::Pin, SECOND, LENGTH, 0)?;
+    source.enable_irqs(COMMAND)?;
+    let state = source.access().save()?;
     context.note(format!("{} bytes of state", state.len()));
 
     let destination = open(context, 1)?;
-    let cut = destination.restore(&state[..state.len() - 1]);
+    let vmm = destination.access();
+    let cut = vmm.restore(&state[..state.len() - 1]);
     ensure!(cut.is_err(), "the device takes a state that is cut short");
-    destination.reset();
-    destination.restore(&state)?;
-    let pins = destination.read(uapi::RUST_MDEV_DMA_REG_PINS);
-    ensure!(u64::from(pins) == LENGTH / PAGE, "the device has {pins} pins");
-    let enabled = destination.read(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE);
-    ensure!(enabled == uapi::RUST_MDEV_DMA_IRQ_COMMAND, "IRQ_ENABLE is {enabled:#x}");
-    run(&destination, Op::Write, SECOND, LENGTH, 3)?;
-    contains(&destination, SECOND, 3)?;
-    source.reset();
+    vmm.reset();
+    vmm.restore(&state)?;
+    same("PINS", LENGTH / PAGE, destination.pins()?)?;
+    same("IRQ_ENABLE", COMMAND.into(), destination.enabled_irqs()?.into())?;
+    run(&destination, Opcode::Write, SECOND, LENGTH, 3)?;
+    contains(vmm, SECOND, 3)?;
+    source.access().reset();
     Ok(())
 }
 
 /// All memory from here on is what a write with this seed puts there.
 fn contains(vmm: &Vmm, iova: u64, seed: u64) -> Result<()> {
-    let (mut found, mut wanted) = (vec![0; LENGTH as usize], vec![0; LENGTH as usize]);
+    let mut found = vec![0; LENGTH as usize];
     vmm.copy_from_memory(iova, &mut found)?;
-    pattern::fill(&mut wanted, seed, iova);
-    ensure!(found == wanted, "memory at {iova:#x} isn't what the device has written");
+    ensure!(
+        pattern::matches(&found, seed, iova),
+        "memory at {iova:#x} isn't what the device has written"
+    );
     Ok(())
 }
 
-fn run(vmm: &Vmm, op: Op, iova: u64, length: u64, seed: u64) -> Result<()> {
-    let status = vmm.run(op, iova, length, seed);
-    ensure!(status == 0, "{op:?} {iova:#x}+{length:#x} ended with errno {status}");
-    Ok(())
+fn run(device: &MdevDma<Vmm>, opcode: Opcode, iova: u64, length: u64, seed: u64) -> Result<()> {
+    succeeded(&opcode.to_string(), device.run(opcode as u32, iova, length, seed)?)
 }
 
 /// A device that mdevctl knows. Forgotten, and removed if it exists, when dropped.
@@ -152,7 +149,7 @@ fn mdevctl(context: &Context<'_>) -> Result<()> {
     ensure!(!mdev.exists(), "mdevctl has stopped it, and it is still there");
     ensure!(!listed(&["list"])?, "mdevctl lists what it has stopped");
     call(context, &["undefine", "--uuid", uuid])?;
-    ensure!(!listed(&["list", "--defined"])?, "mdevctl lists what it has forgotten");
+    ensure!(!listed(&["list", "--defined"])?, "mdevctl lists what it has undefined");
     Ok(())
 }
 

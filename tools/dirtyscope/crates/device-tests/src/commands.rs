@@ -5,7 +5,7 @@
 use anyhow::Result;
 use dirty_model::{Errno, Protection};
 use harness::{Context, Scenario, Skip, scenario};
-use mdev_dma::{Op as Device, Width, uapi};
+use mdev_dma::{Opcode, Width, uapi};
 use testbed::{Op, PAGE, Testbed, at, command, map, pages, same};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -84,8 +84,8 @@ fn bad_operation(context: &Context<'_>) -> Result<()> {
 
 fn bad_range(context: &Context<'_>) -> Result<()> {
     let mut bed = bed(context)?;
-    let max = bed.device(0).limits().max_length;
-    for op in Device::ALL {
+    let max = bed.device(0).limits()?.max_length;
+    for op in Opcode::ALL {
         let mut check = |errno, iova, length| {
             refused(
                 &mut bed,
@@ -100,7 +100,7 @@ fn bad_range(context: &Context<'_>) -> Result<()> {
         check(Errno::EOVERFLOW, u64::MAX, u64::MAX)?;
         check(Errno::E2BIG, at(10, 0), max + PAGE)?;
         check(Errno::E2BIG, at(10, 1), max + 1)?;
-        if matches!(op, Device::Pin | Device::Unpin) {
+        if matches!(op, Opcode::Pin | Opcode::Unpin) {
             check(Errno::EINVAL, at(10, 1), PAGE)?;
             check(Errno::EINVAL, at(10, 0), 1)?;
             check(Errno::EINVAL, at(10, 0), PAGE + 8)?;
@@ -112,9 +112,9 @@ fn bad_range(context: &Context<'_>) -> Result<()> {
 
 fn not_mapped(context: &Context<'_>) -> Result<()> {
     let mut bed = bed(context)?;
-    for op in Device::ALL {
+    for op in Opcode::ALL {
         let errno = match op {
-            Device::Unpin | Device::Write | Device::Read => Errno::ENXIO,
+            Opcode::Unpin | Opcode::Write | Opcode::Read => Errno::ENXIO,
             _ => Errno::EINVAL,
         };
         refused(&mut bed, errno, command(0, op, pages(64..65)))?;
@@ -131,23 +131,23 @@ fn protections(context: &Context<'_>) -> Result<()> {
     bed.must(map(64..66, Protection::READ))?;
     bed.must(map(66..68, Protection::WRITE))?;
     for page in [64, 66] {
-        for op in [Device::Pin, Device::DmaWrite] {
+        for op in [Opcode::Pin, Opcode::DmaWrite] {
             refused(&mut bed, Errno::EPERM, command(0, op, pages(page..page + 1)))?;
         }
     }
-    refused(&mut bed, Errno::EPERM, command(0, Device::DmaRead, pages(66..67)))?;
-    bed.transfer(Device::DmaRead, pages(64..66))?;
+    refused(&mut bed, Errno::EPERM, command(0, Opcode::DmaRead, pages(66..67)))?;
+    bed.transfer(Opcode::DmaRead, pages(64..66))?;
     unchanged(&mut bed)
 }
 
 fn not_pinned(context: &Context<'_>) -> Result<()> {
     let mut bed = bed(context)?;
-    for op in [Device::Unpin, Device::Write, Device::Read] {
+    for op in [Opcode::Unpin, Opcode::Write, Opcode::Read] {
         for range in [9..10, 9..11, 10..12, 0..64] {
             refused(&mut bed, Errno::ENXIO, command(0, op, pages(range)))?;
         }
     }
-    for op in [Device::Write, Device::Read] {
+    for op in [Opcode::Write, Opcode::Read] {
         refused(&mut bed, Errno::ENXIO, command(0, op, at(9, PAGE - 1)..at(10, 8)))?;
         refused(&mut bed, Errno::ENXIO, command(0, op, at(10, 8)..at(11, 1)))?;
     }
@@ -159,7 +159,7 @@ fn dma_stops(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 2 * chunk / PAGE)?;
     bed.start()?;
     let past_the_end = at(3, 7)..at(0, 2 * chunk + PAGE);
-    for op in [Device::DmaWrite, Device::DmaRead] {
+    for op in [Opcode::DmaWrite, Opcode::DmaRead] {
         let op = command(0, op, past_the_end.clone());
         let answer = bed.apply(op.clone())?;
         bed.refused(Errno::EINVAL, op)?;
@@ -173,7 +173,7 @@ fn dma_stops(context: &Context<'_>) -> Result<()> {
 fn max_pins(context: &Context<'_>) -> Result<()> {
     const COUNT: u64 = 256;
     let mut bed = Testbed::with_pages(context, COUNT)?;
-    let max = bed.device(0).limits().max_pins;
+    let max = bed.device(0).limits()?.max_pins;
     if max > 1 << 17 || max % COUNT != 0 {
         return Err(Skip(format!("would take {max} pins")).into());
     }
@@ -181,9 +181,9 @@ fn max_pins(context: &Context<'_>) -> Result<()> {
         bed.pin(0..COUNT)?;
     }
     bed.has_pins(max)?;
-    bed.refused(Errno::ENOSPC, command(0, Device::Pin, pages(0..1)))?;
+    bed.refused(Errno::ENOSPC, command(0, Opcode::Pin, pages(0..1)))?;
     bed.unpin(3..5)?;
-    bed.refused(Errno::ENOSPC, command(0, Device::Pin, pages(0..3)))?;
+    bed.refused(Errno::ENOSPC, command(0, Opcode::Pin, pages(0..3)))?;
     bed.pin(0..2)?;
     bed.has_pins(max)?;
     bed.check()

@@ -5,9 +5,8 @@
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Bitmap, BitmapBuffer};
 use harness::Context;
-use mdev_dma::{IN_PROGRESS, MdevDma, Outcome, Program, Progress, pattern, sysfs::Mdev};
+use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Outcome, sysfs::Mdev};
 use std::{
-    collections::BTreeMap,
     ops::Range,
     sync::Arc,
     thread,
@@ -117,14 +116,14 @@ impl Fixture {
     }
 
     /// Waits for the generator to stop by itself.
-    pub fn wait_for_generator(&self) -> Result<Progress> {
+    pub fn wait_for_generator(&self) -> Result<GeneratorStatus> {
         let begin = Instant::now();
         loop {
-            let progress = self.device().generator()?;
-            if progress.status != IN_PROGRESS {
-                return Ok(progress);
+            let now = self.device().generator()?;
+            if !now.is_running() {
+                return Ok(now);
             }
-            ensure!(begin.elapsed() < LONG, "the generator still runs: {progress:?}");
+            ensure!(begin.elapsed() < LONG, "the generator still runs: {now:?}");
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -135,7 +134,7 @@ impl Fixture {
         let begin = Instant::now();
         loop {
             let now = self.device().generator()?;
-            ensure!(now.status == IN_PROGRESS, "the generator has stopped: {now:?}");
+            ensure!(now.is_running(), "the generator has stopped: {now:?}");
             if now.counter >= first.counter + more {
                 return Ok(());
             }
@@ -144,14 +143,14 @@ impl Fixture {
         }
     }
 
-    /// Compares all memory with what it contains after `counter` writes of a program that it had
-    /// been zero before.
-    pub fn has_generated(&self, program: &Program, counter: u64) -> Result<()> {
-        check_generated(&self.copy(), program, counter)
+    /// Compares all memory with what it contains after `counter` writes of the generator; it
+    /// was zero before.
+    pub fn has_generated(&self, config: &GeneratorConfig, counter: u64) -> Result<()> {
+        check_generated(&self.copy(), config, counter)
     }
 
     /// Fails if the device writes pages now.
-    pub fn stands_still(&self) -> Result<()> {
+    pub fn is_quiesced(&self) -> Result<()> {
         let before = self.first_words();
         thread::sleep(Duration::from_millis(30));
         ensure!(self.first_words() == before, "memory has changed, although nothing runs");
@@ -169,21 +168,12 @@ impl Fixture {
 }
 
 /// Compares memory, which begins at page 0 and was zero, with what it contains after `counter` writes
-/// of a program.
-pub fn check_generated(memory: &[u8], program: &Program, counter: u64) -> Result<()> {
-    let seeds: BTreeMap<_, _> = program.contents(counter).collect();
-    let mut expected = vec![0; PAGE as usize];
-    let mut wrong = Vec::new();
-    for (page, found) in (0..).zip(memory.chunks(PAGE as usize)) {
-        match seeds.get(&at(page, 0)) {
-            Some(&seed) => pattern::fill(&mut expected, seed, at(page, 0)),
-            None => expected.fill(0),
-        }
-        if found != expected {
-            wrong.push(page);
-        }
-    }
-    ensure!(wrong.is_empty(), "after {counter} writes, pages are wrong: {wrong:?}");
+/// of the generator.
+pub fn check_generated(memory: &[u8], config: &GeneratorConfig, counter: u64) -> Result<()> {
+    let mut contents = Contents::zeroed(at(0, 0), memory.len() as u64);
+    contents.generated(0, config, 0..counter);
+    let wrong = contents.wrong_pages(at(0, 0), memory);
+    ensure!(wrong.is_empty(), "after {counter} writes, {wrong}");
     Ok(())
 }
 
@@ -193,8 +183,8 @@ pub fn succeeded(what: &str, outcome: Outcome) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless the generator stands so.
-pub fn stands(found: Progress, status: i32, counter: u64) -> Result<()> {
-    let expected = Progress { status: status as u32, counter };
+/// Fails unless the generator has stopped so.
+pub fn stopped_with(found: GeneratorStatus, status: i32, counter: u64) -> Result<()> {
+    let expected = GeneratorStatus { status: status as u32, counter };
     (found == expected).then_some(()).with_context(|| format!("{found:?}, not {expected:?}"))
 }

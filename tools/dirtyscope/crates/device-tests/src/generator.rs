@@ -2,12 +2,12 @@
 
 //! The generator: that it writes what follows from seed and counter, and when it stops.
 
-use crate::fixture::{Fixture, check_generated, stands, succeeded};
+use crate::fixture::{Fixture, check_generated, stopped_with, succeeded};
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
 use mdev_dma::{
-    IN_PROGRESS, Program,
+    GeneratorConfig, IN_PROGRESS,
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
         RUST_MDEV_DMA_GEN_PINNED as PINNED, RUST_MDEV_DMA_GEN_START as START,
@@ -29,7 +29,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("device/generator/in-turn", "with several modes it writes in each in turn", in_turn),
     scenario(
         "device/generator/stop",
-        "once stopped it writes no more, and its counter is exact",
+        "once stopped it doesn't write, and its counter is exact",
         stop,
     ),
     scenario(
@@ -44,9 +44,9 @@ pub const SCENARIOS: &[Scenario] = &[
         pre_copy,
     ),
     scenario(
-        "device/generator/bad-program",
-        "programs that make no sense are refused with their errno, and nothing is written",
-        bad_program,
+        "device/generator/bad-config",
+        "invalid configurations are refused with their errno, and nothing is written",
+        bad_config,
     ),
     scenario(
         "device/generator/write-fails",
@@ -66,9 +66,9 @@ pub const SCENARIOS: &[Scenario] = &[
 const ALL: u32 = PINNED | DMA_RW | PIN;
 
 /// As fast as it can, in the window of so many pages.
-fn program(pages: u64, mode: u32) -> Program {
+fn config(pages: u64, mode: u32) -> GeneratorConfig {
     let seed = 0x5eed_0000 + u64::from(mode);
-    Program { iova: at(0, 0), length: pages * PAGE, seed, limit: 0, rate: 0, mode }
+    GeneratorConfig { iova: at(0, 0), length: pages * PAGE, seed, limit: 0, rate: 0, mode }
 }
 
 fn contents(context: &Context<'_>) -> Result<()> {
@@ -81,12 +81,12 @@ fn contents(context: &Context<'_>) -> Result<()> {
                 fixture.pin(0..PAGES)?;
             }
             fixture.container.dirty_start()?;
-            let program = Program { limit, ..program(PAGES, mode) };
-            fixture.device().start_generator(&program)?;
-            stands(fixture.wait_for_generator()?, 0, limit)?;
-            fixture.has_generated(&program, limit)?;
+            let config = GeneratorConfig { limit, ..config(PAGES, mode) };
+            fixture.device().start_generator(&config)?;
+            stopped_with(fixture.wait_for_generator()?, 0, limit)?;
+            fixture.has_generated(&config, limit)?;
 
-            let written: BTreeSet<_> = program.contents(limit).map(|(iova, _)| iova).collect();
+            let written: BTreeSet<_> = (0..limit).map(|n| config.page(n)).collect();
             let dirty = fixture.dirty(PAGES)?;
             for page in 0..PAGES {
                 let expected = mode & PINNED != 0 || written.contains(&at(page, 0));
@@ -103,19 +103,19 @@ fn in_turn(context: &Context<'_>) -> Result<()> {
     const PAGES: u64 = 30;
     for mode in [PINNED | DMA_RW, PINNED | PIN, ALL] {
         let fixture = Fixture::new(context, PAGES)?;
-        let program = program(PAGES, mode);
+        let config = config(PAGES, mode);
         // Pinned is only what is written through pins in the first round: it ends in the next.
-        let through_pins = |n| program.way(n) == PINNED;
+        let through_pins = |n| config.method(n) == PINNED;
         let pinned: BTreeSet<_> =
-            (0..PAGES).filter(|&n| through_pins(n)).map(|n| program.page(n)).collect();
+            (0..PAGES).filter(|&n| through_pins(n)).map(|n| config.page(n)).collect();
         for &iova in &pinned {
             succeeded("PIN", fixture.device().pin(iova, PAGE)?)?;
         }
-        let fails = |&n: &u64| through_pins(n) && !pinned.contains(&program.page(n));
+        let fails = |&n: &u64| through_pins(n) && !pinned.contains(&config.page(n));
         let counter = (0..3 * PAGES).find(fails).unwrap_or(0);
-        fixture.device().start_generator(&program)?;
-        stands(fixture.wait_for_generator()?, Errno::ENXIO.0, counter)?;
-        fixture.has_generated(&program, counter)?;
+        fixture.device().start_generator(&config)?;
+        stopped_with(fixture.wait_for_generator()?, Errno::ENXIO.0, counter)?;
+        fixture.has_generated(&config, counter)?;
     }
     Ok(())
 }
@@ -126,32 +126,32 @@ fn stop(context: &Context<'_>) -> Result<()> {
     fixture.pin(0..PAGES)?;
     for mode in [PINNED, DMA_RW, PIN, ALL] {
         fixture.memory.write(0, &vec![0; fixture.memory.len()]);
-        let program = program(PAGES, mode);
-        fixture.device().start_generator(&program)?;
+        let config = config(PAGES, mode);
+        fixture.device().start_generator(&config)?;
         fixture.wait_for_writes(1)?;
-        let progress = fixture.device().stop_generator()?;
-        stands(progress, 0, progress.counter)?;
-        fixture.has_generated(&program, progress.counter)?;
-        fixture.stands_still()?;
-        stands(fixture.device().generator()?, 0, progress.counter)?;
+        let stopped = fixture.device().stop_generator()?;
+        stopped_with(stopped, 0, stopped.counter)?;
+        fixture.has_generated(&config, stopped.counter)?;
+        fixture.is_quiesced()?;
+        stopped_with(fixture.device().generator()?, 0, stopped.counter)?;
     }
     Ok(())
 }
 
 fn goes_on(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, 64)?;
-    let mut program = Program { limit: 10, ..program(64, DMA_RW) };
+    let mut config = GeneratorConfig { limit: 10, ..config(64, DMA_RW) };
     for limit in [10, 11, 64, 200] {
-        program.limit = limit;
-        fixture.device().continue_generator(&program)?;
-        stands(fixture.wait_for_generator()?, 0, limit)?;
-        fixture.has_generated(&program, limit)?;
+        config.limit = limit;
+        fixture.device().continue_generator(&config)?;
+        stopped_with(fixture.wait_for_generator()?, 0, limit)?;
+        fixture.has_generated(&config, limit)?;
     }
-    fixture.device().continue_generator(&program)?;
-    stands(fixture.wait_for_generator()?, 0, 200)?;
+    fixture.device().continue_generator(&config)?;
+    stopped_with(fixture.wait_for_generator()?, 0, 200)?;
 
-    program.limit = 0;
-    fixture.device().continue_generator(&program)?;
+    config.limit = 0;
+    fixture.device().continue_generator(&config)?;
     fixture.wait_for_writes(100)?;
     // It has its own copies.
     for register in [
@@ -162,32 +162,32 @@ fn goes_on(context: &Context<'_>) -> Result<()> {
         fixture.device().write(register, mdev_dma::Width::Quad, 5)?;
     }
     fixture.wait_for_writes(100)?;
-    let progress = fixture.device().stop_generator()?;
-    fixture.has_generated(&program, progress.counter)?;
+    let stopped = fixture.device().stop_generator()?;
+    fixture.has_generated(&config, stopped.counter)?;
 
-    program.limit = 3;
-    fixture.device().start_generator(&program)?;
-    stands(fixture.wait_for_generator()?, 0, 3)
+    config.limit = 3;
+    fixture.device().start_generator(&config)?;
+    stopped_with(fixture.wait_for_generator()?, 0, 3)
 }
 
 fn rate(context: &Context<'_>) -> Result<()> {
     const A_WHILE: Duration = Duration::from_millis(300);
     let fixture = Fixture::new(context, 64)?;
     for rate in [100, 2000] {
-        let program = Program { rate, ..program(64, DMA_RW) };
+        let config = GeneratorConfig { rate, ..config(64, DMA_RW) };
         let begin = Instant::now();
-        fixture.device().start_generator(&program)?;
+        fixture.device().start_generator(&config)?;
         thread::sleep(A_WHILE);
-        let progress = fixture.device().stop_generator()?;
+        let stopped = fixture.device().stop_generator()?;
         let most = (begin.elapsed().as_secs_f64() * f64::from(rate)) as u64 + 1;
         // It may be late, on a machine that is busy.
         let least = most / 4;
         ensure!(
-            (least..=most).contains(&progress.counter),
+            (least..=most).contains(&stopped.counter),
             "{} pages, not {least} to {most} at {rate} per second",
-            progress.counter
+            stopped.counter
         );
-        fixture.has_generated(&program, progress.counter)?;
+        fixture.has_generated(&config, stopped.counter)?;
         fixture.memory.write(0, &vec![0; fixture.memory.len()]);
     }
     Ok(())
@@ -198,11 +198,11 @@ fn pre_copy(context: &Context<'_>) -> Result<()> {
     const PAGES: u64 = 400;
     for mode in [DMA_RW, PIN, ALL] {
         let fixture = Fixture::new(context, PAGES)?;
-        let program = program(PAGES, mode);
+        let config = config(PAGES, mode);
         if mode & PINNED != 0 {
             fixture.pin(0..PAGES)?;
         }
-        fixture.device().start_generator(&program)?;
+        fixture.device().start_generator(&config)?;
         fixture.wait_for_writes(100)?;
         fixture.container.dirty_start()?;
         let mut copy = fixture.copy();
@@ -217,37 +217,37 @@ fn pre_copy(context: &Context<'_>) -> Result<()> {
             transfer()?;
             fixture.wait_for_writes(PAGES / 3)?;
         }
-        let progress = fixture.device().stop_generator()?;
+        let stopped = fixture.device().stop_generator()?;
         transfer()?;
-        check_generated(&copy, &program, progress.counter)?;
+        check_generated(&copy, &config, stopped.counter)?;
     }
     Ok(())
 }
 
-fn bad_program(context: &Context<'_>) -> Result<()> {
+fn bad_config(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, 64)?;
-    let max = fixture.device().limits().max_length;
-    let good = program(64, DMA_RW);
-    for (errno, control, program) in [
+    let max = fixture.device().limits()?.max_length;
+    let good = config(64, DMA_RW);
+    for (errno, control, config) in [
         (Errno::EOPNOTSUPP, 3, good.clone()),
         (Errno::EOPNOTSUPP, u32::MAX, good.clone()),
-        (Errno::EINVAL, START, Program { length: 0, ..good.clone() }),
-        (Errno::EINVAL, START, Program { length: PAGE - 1, ..good.clone() }),
-        (Errno::EINVAL, START, Program { iova: at(0, 8), ..good.clone() }),
-        (Errno::EINVAL, START, Program { mode: 0, ..good.clone() }),
-        (Errno::EINVAL, START, Program { mode: ALL + 1, ..good.clone() }),
-        (Errno::EOVERFLOW, START, Program { iova: PAGE.wrapping_neg(), ..good.clone() }),
-        (Errno::EOVERFLOW, START, Program { length: PAGE.wrapping_neg(), ..good.clone() }),
-        (Errno::E2BIG, START, Program { length: max + PAGE, ..good.clone() }),
-        (Errno::E2BIG, START, Program { iova: 0, length: 1 << 63, ..good.clone() }),
+        (Errno::EINVAL, START, GeneratorConfig { length: 0, ..good.clone() }),
+        (Errno::EINVAL, START, GeneratorConfig { length: PAGE - 1, ..good.clone() }),
+        (Errno::EINVAL, START, GeneratorConfig { iova: at(0, 8), ..good.clone() }),
+        (Errno::EINVAL, START, GeneratorConfig { mode: 0, ..good.clone() }),
+        (Errno::EINVAL, START, GeneratorConfig { mode: ALL + 1, ..good.clone() }),
+        (Errno::EOVERFLOW, START, GeneratorConfig { iova: PAGE.wrapping_neg(), ..good.clone() }),
+        (Errno::EOVERFLOW, START, GeneratorConfig { length: PAGE.wrapping_neg(), ..good.clone() }),
+        (Errno::E2BIG, START, GeneratorConfig { length: max + PAGE, ..good.clone() }),
+        (Errno::E2BIG, START, GeneratorConfig { iova: 0, length: 1 << 63, ..good.clone() }),
     ] {
         // One that runs is stopped by what is refused, too.
-        fixture.device().start_generator(&Program { rate: 1, ..good.clone() })?;
-        fixture.device().control_generator(control, &program)?;
-        let progress = fixture.device().generator()?;
-        ensure!(progress.status as i32 == errno.0, "{program:?}: {progress:?}, not {errno}");
-        fixture.stands_still()?;
-        ensure!(fixture.device().generator()? == progress, "it goes on");
+        fixture.device().start_generator(&GeneratorConfig { rate: 1, ..good.clone() })?;
+        fixture.device().control_generator(control, &config)?;
+        let stopped = fixture.device().generator()?;
+        ensure!(stopped.status as i32 == errno.0, "{config:?}: {stopped:?}, not {errno}");
+        fixture.is_quiesced()?;
+        ensure!(fixture.device().generator()? == stopped, "it goes on");
     }
     Ok(())
 }
@@ -262,12 +262,12 @@ fn write_fails(context: &Context<'_>) -> Result<()> {
             fixture.pin(0..PAGES / 2)?;
             errno = Errno::ENXIO;
         }
-        let program = program(PAGES, mode);
-        fixture.device().start_generator(&program)?;
-        let fails = (0..PAGES).find(|&n| program.page(n) >= at(PAGES / 2, 0));
+        let config = config(PAGES, mode);
+        fixture.device().start_generator(&config)?;
+        let fails = (0..PAGES).find(|&n| config.page(n) >= at(PAGES / 2, 0));
         let counter = fails.unwrap_or(PAGES);
-        stands(fixture.wait_for_generator()?, errno.0, counter)?;
-        fixture.has_generated(&program, counter)?;
+        stopped_with(fixture.wait_for_generator()?, errno.0, counter)?;
+        fixture.has_generated(&config, counter)?;
     }
     Ok(())
 }
@@ -277,16 +277,16 @@ fn unmap(context: &Context<'_>) -> Result<()> {
     for mode in [PINNED, DMA_RW, PIN, ALL] {
         let fixture = Fixture::new(context, PAGES)?;
         fixture.pin(0..PAGES)?;
-        let program = program(PAGES, mode);
-        fixture.device().start_generator(&program)?;
+        let config = config(PAGES, mode);
+        fixture.device().start_generator(&config)?;
         fixture.wait_for_writes(100)?;
         fixture.unmap(0..PAGES)?;
         same("PINS", 0, fixture.device().pins()?)?;
-        let progress = fixture.wait_for_generator()?;
-        let errno = Errno(progress.status as i32);
-        ensure!(matches!(errno, Errno::ENXIO | Errno::EINVAL), "mode {mode}: {progress:?}");
-        fixture.has_generated(&program, progress.counter)?;
-        fixture.stands_still()?;
+        let stopped = fixture.wait_for_generator()?;
+        let errno = Errno(stopped.status as i32);
+        ensure!(matches!(errno, Errno::ENXIO | Errno::EINVAL), "mode {mode}: {stopped:?}");
+        fixture.has_generated(&config, stopped.counter)?;
+        fixture.is_quiesced()?;
     }
     Ok(())
 }
@@ -295,8 +295,8 @@ fn commands(context: &Context<'_>) -> Result<()> {
     const PAGES: u64 = 100;
     let fixture = Fixture::new(context, PAGES)?;
     let device = fixture.device();
-    let program = program(PAGES - 10, DMA_RW | PIN);
-    device.start_generator(&program)?;
+    let config = config(PAGES - 10, DMA_RW | PIN);
+    device.start_generator(&config)?;
     fixture.wait_for_writes(1)?;
     let (iova, length) = (at(PAGES - 10, 0), 10 * PAGE);
     for seed in 0..20 {
@@ -309,29 +309,29 @@ fn commands(context: &Context<'_>) -> Result<()> {
         fixture.wait_for_writes(1)?;
     }
     succeeded("DMA_WRITE", device.dma_write(iova, length, 7)?)?;
-    let progress = device.stop_generator()?;
+    let stopped = device.stop_generator()?;
     let memory = fixture.copy();
-    check_generated(&memory[..((PAGES - 10) * PAGE) as usize], &program, progress.counter)
+    check_generated(&memory[..((PAGES - 10) * PAGE) as usize], &config, stopped.counter)
 }
 
 fn reset_and_close(context: &Context<'_>) -> Result<()> {
     let mut fixture = Fixture::new(context, 100)?;
     fixture.pin(0..100)?;
-    let program = program(100, ALL);
-    fixture.device().start_generator(&program)?;
+    let config = config(100, ALL);
+    fixture.device().start_generator(&config)?;
     fixture.wait_for_writes(100)?;
     fixture.device().device().reset()?;
-    stands(fixture.device().generator()?, 0, 0)?;
-    fixture.stands_still()?;
+    stopped_with(fixture.device().generator()?, 0, 0)?;
+    fixture.is_quiesced()?;
 
     fixture.pin(0..100)?;
     for rate in [0, 1] {
-        fixture.device().start_generator(&Program { rate, ..program.clone() })?;
+        fixture.device().start_generator(&GeneratorConfig { rate, ..config.clone() })?;
         same("GEN_STATUS", IN_PROGRESS.into(), fixture.device().generator()?.status.into())?;
         fixture.close();
-        fixture.stands_still()?;
+        fixture.is_quiesced()?;
         fixture.open()?;
-        stands(fixture.device().generator()?, 0, 0)?;
+        stopped_with(fixture.device().generator()?, 0, 0)?;
         fixture.pin(0..100)?;
     }
     Ok(())

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use mdev_dma::{
-    MdevDma, Program,
+    GeneratorConfig, MdevDma,
     sysfs::Mdev,
     uapi::{RUST_MDEV_DMA_GEN_DMA_RW, RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_GEN_PINNED},
 };
@@ -41,7 +41,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let outcome = device.pin(0, size)?;
     let pins = device.pins()?;
     let mode = RUST_MDEV_DMA_GEN_PINNED | RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN;
-    device.start_generator(&Program { iova: 0, length: size, seed: 1, limit: 0, rate: 0, mode })?;
+    device.start_generator(&GeneratorConfig {
+        iova: 0,
+        length: size,
+        seed: 1,
+        limit: 0,
+        rate: 0,
+        mode,
+    })?;
     println!("{} {pins}", outcome.status);
     stdin().read_to_end(&mut Vec::new())?;
     Ok(ExitCode::SUCCESS)

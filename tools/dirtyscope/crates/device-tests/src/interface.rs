@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
-use mdev_dma::{MdevDma, Op as Device, Width, uapi};
+use mdev_dma::{MdevDma, Opcode, Width, uapi};
 use testbed::{Testbed, same, status};
 use vfio_client::{
     DeviceInfo, IrqInfo, RegionInfo,
@@ -169,8 +169,8 @@ fn config_space(context: &Context<'_>) -> Result<()> {
     same("capability MSI, and none behind it", 0x0005, word(msi))?;
     same("64 bits, two vectors", 0x0082, word(msi + 2))?;
 
-    // What a driver or firmware writes, and what comes of it: how large the BAR is, what is
-    // read-only.
+    // What a driver or firmware writes, and what comes of it: the size of the BAR, what
+    // is read-only.
     let msi = msi as u64;
     for (offset, written, expected) in [
         (0x10, u32::MAX, !(uapi::RUST_MDEV_DMA_BAR_SIZE - 1)),
@@ -227,7 +227,7 @@ fn register_widths(context: &Context<'_>) -> Result<()> {
         let found = device.read(uapi::RUST_MDEV_DMA_REG_MAGIC, width)?;
         same("MAGIC", expected, found & u64::from(u32::MAX))?;
     }
-    let ops = Device::ALL.iter().fold(0, |ops, &op| ops | (1 << op as u32));
+    let ops = Opcode::ALL.iter().fold(0, |ops, &op| ops | (1 << op as u32));
     same("OPS", ops, device.read(uapi::RUST_MDEV_DMA_REG_OPS, Width::Long)?)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
 use mdev_dma::{
-    IN_PROGRESS, MdevDma, Op as Device, Program, pattern,
+    GeneratorConfig, IN_PROGRESS, MdevDma, Opcode, pattern,
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
         RUST_MDEV_DMA_GEN_PINNED as PINNED,
@@ -45,11 +45,13 @@ impl Opened {
     fn new(context: &Context<'_>) -> Result<Self> {
         let skip = |what: &str| Skip(format!("this kernel has no {what}"));
         let ioas = match status(Ioas::new())? {
-            Err(Errno(ENOENT)) => return Err(skip("/dev/iommu").into()),
+            Err(Errno::ENOENT) => return Err(skip("/dev/iommu").into()),
             ioas => ioas.map_err(|errno| anyhow::anyhow!("/dev/iommu: {errno}"))?,
         };
         let device = match MdevDma::open_in(&ioas, &context.device(0)?) {
-            Err(error) if error.errno() == ENOENT => return Err(skip("/dev/vfio/devices").into()),
+            Err(error) if Errno(error.errno()) == Errno::ENOENT => {
+                return Err(skip("/dev/vfio/devices").into());
+            }
             device => device?,
         };
         let memory = Arc::new(Memory::new((PAGES * PAGE) as usize)?);
@@ -72,8 +74,6 @@ impl Opened {
     }
 }
 
-const ENOENT: i32 = 2;
-
 fn commands(context: &Context<'_>) -> Result<()> {
     let opened = Opened::new(context)?;
     let device = &opened.device;
@@ -84,7 +84,7 @@ fn commands(context: &Context<'_>) -> Result<()> {
     succeeded("DMA_WRITE", device.dma_write(at(90, 1), 50 * PAGE, 2)?)?;
     opened.has(at(90, 1)..at(140, 1), 2)?;
     let (iova, length) = (at(120, 3), 60 * PAGE);
-    device.run_in_background(Device::DmaWrite, iova, length, 3)?;
+    device.run_in_background(Opcode::DmaWrite, iova, length, 3)?;
     succeeded("DMA_WRITE in the background", device.wait(LONG)?)?;
     opened.has(iova..iova + length, 3)?;
     let digest = device.dma_read(at(0, 0), 100 * PAGE)?.digest;
@@ -111,7 +111,7 @@ fn unmap(context: &Context<'_>) -> Result<()> {
         ensure!(outcome.status != 0, "DMA_WRITE to what isn't mapped: {outcome:?}");
         opened.ioas.map(&opened.memory, at(0, 0))?;
     }
-    // Closing gives back the rest.
+    // Closing unpins the rest.
     succeeded("PIN", device.pin(at(0, 0), PAGES * PAGE)?)
 }
 
@@ -119,7 +119,7 @@ fn generator(context: &Context<'_>) -> Result<()> {
     let opened = Opened::new(context)?;
     let device = &opened.device;
     succeeded("PIN", device.pin(at(0, 0), PAGES * PAGE)?)?;
-    let program = Program {
+    let config = GeneratorConfig {
         iova: at(0, 0),
         length: PAGES * PAGE,
         seed: 9,
@@ -130,15 +130,15 @@ fn generator(context: &Context<'_>) -> Result<()> {
     let check = |counter| -> Result<()> {
         let mut memory = vec![0; opened.memory.len()];
         opened.memory.read(0, &mut memory);
-        check_generated(&memory, &program, counter)
+        check_generated(&memory, &config, counter)
     };
-    device.start_generator(&program)?;
+    device.start_generator(&config)?;
     while device.generator()?.counter < 2 * PAGES {
         same("GEN_STATUS", IN_PROGRESS.into(), device.generator()?.status.into())?;
         thread::sleep(Duration::from_millis(1));
     }
     check(device.stop_generator()?.counter)?;
-    device.continue_generator(&program)?;
+    device.continue_generator(&config)?;
     opened.unmap()?;
     while device.generator()?.status == IN_PROGRESS {
         thread::sleep(Duration::from_millis(1));

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Interrupts: whom the device signals, and when.
+//! Interrupts: which eventfds the device signals, and when.
 
 use crate::fixture::{Fixture, LONG, succeeded};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
 use mdev_dma::{
-    Program,
+    GeneratorConfig,
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
         RUST_MDEV_DMA_IRQ_GENERATOR as GENERATOR,
@@ -67,7 +67,7 @@ pub const SCENARIOS: &[Scenario] = &[
         one_at_a_time,
     ),
     scenario("device/irq/reset", "RESET takes INTx down; the user's eventfds stay", reset),
-    scenario("device/irq/close", "closing gives back the eventfds", close),
+    scenario("device/irq/close", "closing releases the eventfds", close),
     scenario(
         "device/irq/request",
         "removing a device that is open, and writes, signals REQ and waits until it is closed",
@@ -75,7 +75,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/irq/bad-set",
-        "SET_IRQS that make no sense fail as vfio-pci's do, and change nothing",
+        "invalid SET_IRQS fail as vfio-pci's do, and change nothing",
         bad_set,
     ),
 ];
@@ -132,7 +132,7 @@ impl Irqs {
 
     /// Has the generator stop by itself.
     fn generator(&self) -> Result<()> {
-        self.fixture.device().start_generator(&program())?;
+        self.fixture.device().start_generator(&config())?;
         self.fixture.wait_for_generator().map(drop)
     }
 
@@ -151,8 +151,8 @@ impl Irqs {
 }
 
 /// One write to page 0.
-fn program() -> Program {
-    Program { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode: DMA_RW }
+fn config() -> GeneratorConfig {
+    GeneratorConfig { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode: DMA_RW }
 }
 
 type Call = Result<Result<(), Errno>>;
@@ -410,7 +410,7 @@ fn request(context: &Context<'_>) -> Result<()> {
         argsz: None,
     })?;
     fixture.map(0..1)?;
-    fixture.device().start_generator(&Program { limit: 0, ..program() })?;
+    fixture.device().start_generator(&GeneratorConfig { limit: 0, ..config() })?;
     let removal = thread::spawn(move || mdev.remove());
     let signals = eventfd.wait(LONG)?;
     ensure!(signals > 0, "REQ wasn't signalled");
@@ -482,12 +482,15 @@ fn bad_set(context: &Context<'_>) -> Result<()> {
     irqs.set(TRIGGER, MSI, 1, 1, IrqData::None)?;
     signalled("of what was set before", 2, &good)?;
     signalled("of what was never set", 0, &bad)?;
-
-    // What INTx refuses when it is enabled.
     irqs.disable(MSI)?;
     irqs.fixture.device().clear_irqs(COMMAND)?;
+    bad_set_of_enabled_intx(&irqs)
+}
+
+fn bad_set_of_enabled_intx(irqs: &Irqs) -> Result<()> {
+    let (good, bad) = (EventFd::new()?, EventFd::new()?);
     irqs.set_eventfds(INTX, 0, &[Some(&good)])?;
-    let found = irqs.try_set(MASK, INTX, 0, 1, IrqData::EventFd(&one))?;
+    let found = irqs.try_set(MASK, INTX, 0, 1, IrqData::EventFd(&[Some(bad.as_fd())]))?;
     ensure!(found == Err(Errno::ENOTTY), "MASK by eventfd: {found:?}");
     for action in [MASK, UNMASK] {
         let found = irqs.try_set(action, INTX, 0, 0, IrqData::None)?;

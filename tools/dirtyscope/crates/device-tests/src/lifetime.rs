@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
-use mdev_dma::{Op as Device, Width, uapi};
+use mdev_dma::{Opcode, Width, uapi};
 use std::{
     env,
     io::{BufRead, BufReader},
@@ -16,14 +16,10 @@ use testbed::{Op, PAGE, Testbed, at, command, pages, same};
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "device/lifetime/reset",
-        "RESET gives back all pins and clears registers; what was dirty stays so once",
+        "RESET unpins all pages and clears registers; what was dirty stays so once",
         reset,
     ),
-    scenario(
-        "device/lifetime/close",
-        "closing gives back all pins, opening again begins anew",
-        close,
-    ),
+    scenario("device/lifetime/close", "closing unpins all pages, opening again begins anew", close),
     scenario(
         "device/lifetime/process-killed",
         "a process killed with pins, and a generator that runs, leaves nothing behind",
@@ -36,7 +32,7 @@ fn reset(context: &Context<'_>) -> Result<()> {
     bed.start()?;
     bed.pin(3..6)?;
     bed.pin(3..4)?;
-    bed.transfer(Device::Read, pages(3..6))?;
+    bed.transfer(Opcode::Read, pages(3..6))?;
     bed.must(Op::Reset { device: 0 })?;
     bed.has_pins(0)?;
     let registers = (uapi::RUST_MDEV_DMA_REG_IOVA..=uapi::RUST_MDEV_DMA_REG_DIGEST).step_by(8);
@@ -44,7 +40,7 @@ fn reset(context: &Context<'_>) -> Result<()> {
         let value = bed.device(0).read(register, Width::Quad)?;
         same(&format!("register {register:#x}"), 0, value)?;
     }
-    bed.refused(Errno::ENXIO, command(0, Device::Write, pages(3..4)))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Write, pages(3..4)))?;
     bed.reports(&[3..6])?;
     bed.reports(&[])?;
     bed.pin(3..4)?;
@@ -59,7 +55,7 @@ fn close(context: &Context<'_>) -> Result<()> {
     bed.start()?;
     for _ in 0..3 {
         bed.pin(3..64)?;
-        bed.transfer(Device::Write, at(3, 5)..at(5, 5))?;
+        bed.transfer(Opcode::Write, at(3, 5)..at(5, 5))?;
         bed.must(Op::Close { device: 0 })?;
         bed.reports(&[3..64])?;
         bed.reports(&[])?;
@@ -67,7 +63,7 @@ fn close(context: &Context<'_>) -> Result<()> {
         bed.has_pins(0)?;
         let seed = bed.device(0).read(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad)?;
         same("SEED", 0, seed)?;
-        bed.refused(Errno::ENXIO, command(0, Device::Write, pages(3..4)))?;
+        bed.refused(Errno::ENXIO, command(0, Opcode::Write, pages(3..4)))?;
         bed.check()?;
     }
     Ok(())

@@ -2,12 +2,12 @@
 
 //! DMA logging: the device's own account of what it writes, held against type1's.
 
-use crate::fixture::{Fixture, stands, succeeded};
+use crate::fixture::{Fixture, stopped_with, succeeded};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Bitmap, Errno};
 use harness::{Context, Scenario, Skip, scenario};
 use mdev_dma::{
-    Program,
+    GeneratorConfig,
     sysfs::{Mdev, MdevType},
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
@@ -143,18 +143,24 @@ fn type1(context: &Context<'_>) -> Result<()> {
         if mode & PINNED != 0 {
             fixture.pin(0..PAGES)?;
         }
-        let mut program =
-            Program { iova: at(0, 0), length: PAGES * PAGE, seed: 3, limit: 0, rate: 0, mode };
+        let mut config = GeneratorConfig {
+            iova: at(0, 0),
+            length: PAGES * PAGE,
+            seed: 3,
+            limit: 0,
+            rate: 0,
+            mode,
+        };
         logging.start(&[at(0, 0)..at(PAGES, 0)])?;
         fixture.container.dirty_start()?;
         for limit in [1, 50, 120, 121, PAGES + 10] {
             let before = fixture.device().generator()?.counter;
-            program.limit = limit;
-            fixture.device().continue_generator(&program)?;
-            stands(fixture.wait_for_generator()?, 0, limit)?;
+            config.limit = limit;
+            fixture.device().continue_generator(&config)?;
+            stopped_with(fixture.wait_for_generator()?, 0, limit)?;
             let (log, dirty) = (logging.report()?, fixture.dirty(PAGES)?);
             for page in 0..PAGES {
-                let was = (before..limit).any(|n| program.page(n) == at(page, 0));
+                let was = (before..limit).any(|n| config.page(n) == at(page, 0));
                 ensure!(log.get(page) == was, "page {page} was written: {was}; mode {mode}");
                 ensure!(dirty.get(page) || !was, "page {page} is lost to type1; mode {mode}");
             }

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
 use mdev_dma::{
-    Op as Device,
+    Opcode,
     sysfs::{Mdev, MdevType},
 };
 use std::{fs, io, thread, time::Duration};
@@ -72,7 +72,7 @@ fn mdev_type(_context: &Context<'_>) -> Result<()> {
     let api = found.device_api()?;
     ensure!(api == "vfio-pci", "device_api is {api:?}");
     let name = found.path().file_name().unwrap_or_default();
-    ensure!(name == "rust_mdev_dma-dma", "the type's folder is {name:?}");
+    ensure!(name == "rust_mdev_dma-dma", "the type's directory is {name:?}");
     Ok(())
 }
 
@@ -135,7 +135,7 @@ fn parallel(context: &Context<'_>) -> Result<()> {
         bed.start()?;
         for round in 0..4 {
             bed.pin(round..round + 100)?;
-            bed.transfer(Device::Write, at(round, 5)..at(round + 99, 9))?;
+            bed.transfer(Opcode::Write, at(round, 5)..at(round + 99, 9))?;
             bed.dma_write(at(150, 1)..at(151 + round, 2))?;
             bed.reports(&[round..round + 100, 150..152 + round])?;
             bed.unpin(round..round + 100)?;
@@ -164,7 +164,7 @@ fn remove_while_open(context: &Context<'_>) -> Result<()> {
     let removal = thread::spawn(move || mdev.remove());
     thread::sleep(A_WHILE);
     ensure!(!removal.is_finished(), "it was removed while it was open");
-    bed.transfer(Device::Write, pages(0..64))?;
+    bed.transfer(Opcode::Write, pages(0..64))?;
     bed.unpin(0..10)?;
     bed.dma_write(at(3, 0)..at(3, PAGE))?;
     bed.check()?;

@@ -5,7 +5,7 @@
 use anyhow::Result;
 use dirty_model::Protection;
 use harness::{Context, Scenario, scenario};
-use mdev_dma::{Op as Device, uapi};
+use mdev_dma::{Opcode, uapi};
 use std::ops::Range;
 use testbed::{PAGE, Testbed, at, map, pages};
 
@@ -62,7 +62,7 @@ fn ranges() -> Vec<Range<u64>> {
 }
 
 /// Writes all of `ranges` by one operation and reads them by another.
-fn write_and_read(bed: &mut Testbed<'_>, write: Device, read: Device) -> Result<()> {
+fn write_and_read(bed: &mut Testbed<'_>, write: Opcode, read: Opcode) -> Result<()> {
     bed.user_write(pages(0..PAGES))?;
     for range in ranges() {
         bed.transfer(write, range.clone())?;
@@ -74,13 +74,13 @@ fn write_and_read(bed: &mut Testbed<'_>, write: Device, read: Device) -> Result<
 
 fn dma_write(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, PAGES)?;
-    write_and_read(&mut bed, Device::DmaWrite, Device::DmaRead)
+    write_and_read(&mut bed, Opcode::DmaWrite, Opcode::DmaRead)
 }
 
 fn write(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, PAGES)?;
     bed.pin(0..PAGES)?;
-    write_and_read(&mut bed, Device::Write, Device::Read)
+    write_and_read(&mut bed, Opcode::Write, Opcode::Read)
 }
 
 fn mixed(context: &Context<'_>) -> Result<()> {
@@ -89,8 +89,8 @@ fn mixed(context: &Context<'_>) -> Result<()> {
     bed.map(13..63)?;
     bed.map(63..PAGES)?;
     bed.pin(0..PAGES)?;
-    write_and_read(&mut bed, Device::DmaWrite, Device::Read)?;
-    write_and_read(&mut bed, Device::Write, Device::DmaRead)
+    write_and_read(&mut bed, Opcode::DmaWrite, Opcode::Read)?;
+    write_and_read(&mut bed, Opcode::Write, Opcode::DmaRead)
 }
 
 fn digest(context: &Context<'_>) -> Result<()> {
@@ -98,8 +98,8 @@ fn digest(context: &Context<'_>) -> Result<()> {
     bed.user_write(pages(0..PAGES))?;
     bed.pin(0..PAGES)?;
     for range in ranges() {
-        bed.transfer(Device::DmaRead, range.clone())?;
-        bed.transfer(Device::Read, range)?;
+        bed.transfer(Opcode::DmaRead, range.clone())?;
+        bed.transfer(Opcode::Read, range)?;
     }
     bed.check()
 }
@@ -109,7 +109,7 @@ fn read_only(context: &Context<'_>) -> Result<()> {
     bed.must(map(0..PAGES, Protection::READ))?;
     bed.user_write(pages(0..PAGES))?;
     for range in ranges() {
-        bed.transfer(Device::DmaRead, range)?;
+        bed.transfer(Opcode::DmaRead, range)?;
     }
     bed.check()
 }
@@ -117,12 +117,12 @@ fn read_only(context: &Context<'_>) -> Result<()> {
 fn user_writes(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 16)?;
     bed.pin(0..16)?;
-    bed.transfer(Device::Write, pages(0..16))?;
+    bed.transfer(Opcode::Write, pages(0..16))?;
     bed.user_write(at(3, 5)..at(3, 305))?;
-    bed.transfer(Device::Read, pages(0..16))?;
-    bed.transfer(Device::DmaRead, pages(0..16))?;
+    bed.transfer(Opcode::Read, pages(0..16))?;
+    bed.transfer(Opcode::DmaRead, pages(0..16))?;
     bed.dma_write(at(3, 0)..at(3, 6))?;
-    bed.transfer(Device::Write, at(3, 304)..at(4, 0))?;
-    bed.transfer(Device::Read, at(3, 1)..at(3, 400))?;
+    bed.transfer(Opcode::Write, at(3, 304)..at(4, 0))?;
+    bed.transfer(Opcode::Read, at(3, 1)..at(3, 400))?;
     bed.check()
 }

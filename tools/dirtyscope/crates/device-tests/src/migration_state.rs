@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Migration of the device: its states, the stream of its state, and that it stands still.
+//! Migration of the device: its states, the stream of its state, and that it is quiesced.
 
-use crate::fixture::{Fixture, LONG, stands, succeeded};
+use crate::fixture::{Fixture, LONG, stopped_with, succeeded};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
 use mdev_dma::{
-    IN_PROGRESS, Op as Device, Program, Width, pattern,
+    GeneratorConfig, IN_PROGRESS, Opcode, Width, pattern,
     uapi::{
         self, RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
         RUST_MDEV_DMA_GEN_PINNED as PINNED, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
@@ -38,7 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/migration-state/stop-waits",
-        "stopping waits for a command in the background; one that is rung then, waits",
+        "quiescing waits for a command in the background; one written then is queued",
         stop_waits,
     ),
     scenario(
@@ -48,12 +48,12 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/migration-state/interrupt",
-        "what was pending interrupts where the device goes on",
+        "an interrupt that was pending is raised where the device goes on",
         interrupt,
     ),
     scenario(
         "device/migration-state/pre-copy",
-        "PRE_COPY has data to read, then ENOMSG, then the state; and tells how much",
+        "PRE_COPY has data to read and tells its size, then ENOMSG, then the state",
         pre_copy,
     ),
     scenario(
@@ -68,7 +68,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/migration-state/bad-state",
-        "states that make no sense, though their checksum is right, are EINVAL and ERROR",
+        "invalid states whose checksum is right are EINVAL and ERROR",
         bad_state,
     ),
     scenario(
@@ -89,8 +89,8 @@ const WINDOW: u64 = 200;
 /// Pages of memory.
 const PAGES: u64 = 300;
 
-fn program(mode: u32) -> Program {
-    Program { iova: at(0, 0), length: WINDOW * PAGE, seed: 77, limit: 0, rate: 0, mode }
+fn config(mode: u32) -> GeneratorConfig {
+    GeneratorConfig { iova: at(0, 0), length: WINDOW * PAGE, seed: 77, limit: 0, rate: 0, mode }
 }
 
 /// Brings a device to a state without a data file.
@@ -143,7 +143,7 @@ fn fails(fixture: &Fixture, what: &str, errno: Errno, stream: &[u8]) -> Result<(
         ensure!(found == Err(Errno::EINVAL), "from ERROR to {state}: {found:?}");
     }
     same("PINS", 0, fixture.device().pins()?)?;
-    stands(fixture.device().generator()?, 0, 0)?;
+    stopped_with(fixture.device().generator()?, 0, 0)?;
     same("SEED", 0, fixture.device().read(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad)?)?;
     fixture.device().device().reset()?;
     is_in(fixture, Running)?;
@@ -197,8 +197,8 @@ fn states(context: &Context<'_>) -> Result<()> {
 fn stop(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     fixture.pin(0..WINDOW)?;
-    let program = program(PINNED | DMA_RW | PIN);
-    fixture.device().start_generator(&program)?;
+    let config = config(PINNED | DMA_RW | PIN);
+    fixture.device().start_generator(&config)?;
     let changes = || -> Result<()> {
         let before = fixture.copy();
         fixture.wait_for_writes(1)?;
@@ -208,9 +208,9 @@ fn stop(context: &Context<'_>) -> Result<()> {
     let still = || -> Result<u64> {
         let first = fixture.device().generator()?;
         same("GEN_STATUS", IN_PROGRESS.into(), first.status.into())?;
-        fixture.stands_still()?;
+        fixture.is_quiesced()?;
         ensure!(fixture.device().generator()? == first, "the counter goes on");
-        fixture.has_generated(&program, first.counter)?;
+        fixture.has_generated(&config, first.counter)?;
         Ok(first.counter)
     };
     changes()?;
@@ -231,7 +231,7 @@ fn stop_waits(context: &Context<'_>) -> Result<()> {
     const MANY: u64 = 1 << 13;
     let fixture = Fixture::new(context, MANY)?;
     let device = fixture.device();
-    device.run_in_background(Device::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+    device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
     while fixture.page(0).iter().all(|&byte| byte == 0) {
         same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
     }
@@ -239,18 +239,18 @@ fn stop_waits(context: &Context<'_>) -> Result<()> {
     let outcome = device.outcome()?;
     succeeded("DMA_WRITE", outcome)?;
     same("COUNT", MANY * PAGE, outcome.count)?;
-    fixture.stands_still()?;
+    fixture.is_quiesced()?;
 
     for state in [RunningP2p, Stop] {
         set(&fixture, state)?;
         let before = fixture.page(5);
         for background in [0, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND] {
-            let op = Device::DmaWrite as u32 | background;
+            let op = Opcode::DmaWrite as u32 | background;
             let outcome = device.run(op, at(5, 0), PAGE, 8 + state as u64)?;
             same("STATUS of what waits", IN_PROGRESS.into(), outcome.status.into())?;
             same("REFUSED", u64::from(background != 0), device.refused()?.into())?;
         }
-        fixture.stands_still()?;
+        fixture.is_quiesced()?;
         ensure!(fixture.page(5) == before, "it was written in {state}");
         set(&fixture, Running)?;
         succeeded("DMA_WRITE", device.wait(LONG)?)?;
@@ -274,10 +274,10 @@ fn visible(fixture: &Fixture) -> Result<Vec<u8>> {
 fn state(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     let device = fixture.device();
-    let config = device.device().region_info(VFIO_PCI_CONFIG_REGION_INDEX, None)?.offset;
+    let config_space = device.device().region_info(VFIO_PCI_CONFIG_REGION_INDEX, None)?.offset;
     for (offset, value) in [(0x04, 0x0406), (0x10, 0xfebf_0000), (0x3c, 11), (0x44, 0xfee0_0000)] {
         let value: u32 = value;
-        device.device().write_at(config + offset, &value.to_le_bytes())?;
+        device.device().write_at(config_space + offset, &value.to_le_bytes())?;
     }
     // Pins of different counts, in several blocks.
     fixture.pin(0..WINDOW)?;
@@ -286,15 +286,15 @@ fn state(context: &Context<'_>) -> Result<()> {
     fixture.pin(PAGES - 1..PAGES)?;
     device.enable_irqs(COMMAND)?;
     succeeded("DMA_READ", device.dma_read(at(3, 1), 5 * PAGE)?)?;
-    let program = program(PINNED | DMA_RW);
-    device.start_generator(&program)?;
+    let config = config(PINNED | DMA_RW);
+    device.start_generator(&config)?;
     fixture.wait_for_writes(WINDOW / 2)?;
     set(&fixture, Stop)?;
-    device.run(Device::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
+    device.run(Opcode::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
 
     let (seen, stream) = (visible(&fixture)?, save(&fixture)?);
     let counter = device.generator()?.counter;
-    fixture.has_generated(&program, counter)?;
+    fixture.has_generated(&config, counter)?;
 
     // Another device, whose memory has the same contents at another place.
     let other = Fixture::without_mapping(context, 1, PAGES)?;
@@ -305,22 +305,27 @@ fn state(context: &Context<'_>) -> Result<()> {
     let differs = (0..seen.len()).find(|&i| seen[i] != found[i]);
     ensure!(differs.is_none(), "byte {differs:x?} of configuration space and registers differs");
     same("PINS", WINDOW + 100 + 1 + 1, other.device().pins()?)?;
-    other.stands_still()?;
+    other.is_quiesced()?;
     ensure!(save(&other)? == stream, "saved again, the state is another");
 
-    // It goes on where it stood, the first one stands still.
+    // It goes on from where it was, the first one stays quiesced.
     set(&other, Running)?;
     succeeded("DMA_WRITE", other.device().wait(LONG)?)?;
     other.wait_for_writes(WINDOW + 10)?;
-    let progress = other.device().stop_generator()?;
-    ensure!(progress.counter > counter + WINDOW, "{progress:?}, it was at {counter}");
+    let stopped = other.device().stop_generator()?;
+    ensure!(stopped.counter > counter + WINDOW, "{stopped:?}, it was at {counter}");
     let memory = other.copy();
     let window = (WINDOW * PAGE) as usize;
-    crate::fixture::check_generated(&memory[..window], &program, progress.counter)?;
+    crate::fixture::check_generated(&memory[..window], &config, stopped.counter)?;
     let mut expected = vec![0; PAGE as usize];
     pattern::fill(&mut expected, 5, at(WINDOW, 0));
     ensure!(other.page(WINDOW) == expected, "the command that waited wrote something else");
-    fixture.stands_still()?;
+    fixture.is_quiesced()?;
+    has_pins_of_state(&other)
+}
+
+/// Unpins what the state of [`state`] has, which must be that and no more.
+fn has_pins_of_state(other: &Fixture) -> Result<()> {
     for (pages, times) in [(0..50, 1), (50..60, 2), (60..61, 3), (PAGES - 1..PAGES, 1)] {
         let (iova, length) = (at(pages.start, 0), (pages.end - pages.start) * PAGE);
         for _ in 0..times {
@@ -350,16 +355,24 @@ fn interrupt(context: &Context<'_>) -> Result<()> {
     })?;
     load(&other, &stream)?;
     thread::sleep(Duration::from_millis(10));
-    same("interrupts while it stands still", 0, eventfd.take()?)?;
+    same("interrupts while it is quiesced", 0, eventfd.take()?)?;
     set(&other, Running)?;
     same("interrupts once it runs", 1, eventfd.wait(LONG)?)
+}
+
+/// Fails unless more has yet to come.
+fn has_nothing_to_read(file: &DataFile, when: &str) -> Result<()> {
+    let found = status(file.read(&mut [0; 10]))?;
+    ensure!(found == Err(Errno::ENOMSG), "{when}: {found:?}, not ENOMSG");
+    ensure!(!file.is_readable()?, "{when}: poll says that there is something to read");
+    Ok(())
 }
 
 fn pre_copy(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     fixture.pin(0..10)?;
-    let program = program(DMA_RW);
-    fixture.device().start_generator(&program)?;
+    let config = config(DMA_RW);
+    fixture.device().start_generator(&config)?;
     let file = begin(&fixture, PreCopy)?;
     let info = file.precopy_info(None)?;
     ensure!(info.initial_bytes > 0 && info.dirty_bytes == 0, "{info:?}");
@@ -371,19 +384,13 @@ fn pre_copy(context: &Context<'_>) -> Result<()> {
     })?;
     stream.resize(info.initial_bytes as usize, 0);
     file.read(&mut stream[10..])?;
-    let nothing = |what: &str| -> Result<()> {
-        let found = status(file.read(&mut [0; 10]))?;
-        ensure!(found == Err(ENOMSG), "{what}: {found:?}, not ENOMSG");
-        ensure!(!file.is_readable()?, "{what}: poll says that there is something to read");
-        Ok(())
-    };
-    nothing("at the end of what is there in PRE_COPY")?;
+    has_nothing_to_read(&file, "at the end of what is there in PRE_COPY")?;
     same("initial_bytes", 0, file.precopy_info(None)?.initial_bytes)?;
     let short = status(file.precopy_info(Some(23)))?;
     ensure!(short == Err(Errno::EINVAL), "argsz 23: {short:?}");
     fixture.wait_for_writes(10)?;
     set(&fixture, PreCopyP2p)?;
-    nothing("in PRE_COPY_P2P")?;
+    has_nothing_to_read(&file, "in PRE_COPY_P2P")?;
     set(&fixture, PreCopy)?;
     fixture.wait_for_writes(10)?;
 
@@ -395,7 +402,7 @@ fn pre_copy(context: &Context<'_>) -> Result<()> {
     same("bytes read at the end", 0, file.read(&mut [0; 10])? as u64)?;
     ensure!(file.is_readable()?, "at the end poll says no");
     let counter = fixture.device().generator()?.counter;
-    fixture.has_generated(&program, counter)?;
+    fixture.has_generated(&config, counter)?;
 
     let other = Fixture::without_mapping(context, 1, PAGES)?;
     other.map(0..PAGES)?;
@@ -444,14 +451,14 @@ fn interesting(context: &Context<'_>) -> Result<(Fixture, Vec<u8>)> {
     fixture.pin(5..6)?;
     succeeded("DMA_WRITE", fixture.device().dma_write(at(20, 0), PAGE, 4)?)?;
     set(&fixture, Stop)?;
-    fixture.device().start_generator(&program(DMA_RW))?;
-    fixture.device().run(Device::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
+    fixture.device().start_generator(&config(DMA_RW))?;
+    fixture.device().run(Opcode::DmaWrite as u32, at(WINDOW, 0), PAGE, 5)?;
     let stream = save(&fixture)?;
     Ok((fixture, stream))
 }
 
 fn bad_stream(context: &Context<'_>) -> Result<()> {
-    let (_rig, stream) = interesting(context)?;
+    let (_fixture, stream) = interesting(context)?;
     let other = Fixture::without_mapping(context, 1, PAGES)?;
     other.map(0..PAGES)?;
     for len in (0..stream.len()).step_by(23).chain([stream.len() - 1]) {
@@ -478,13 +485,13 @@ fn bad_stream(context: &Context<'_>) -> Result<()> {
         }
         ensure!(written < 1 << 30, "{written} bytes were taken");
     };
-    ensure!(error == EFBIG, "writing on and on: {error}");
+    ensure!(error == Errno::EFBIG, "writing on and on: {error}");
     other.device().device().reset()?;
     load(&other, &stream)
 }
 
 fn bad_state(context: &Context<'_>) -> Result<()> {
-    let (_rig, stream) = interesting(context)?;
+    let (_fixture, stream) = interesting(context)?;
     let other = Fixture::without_mapping(context, 1, PAGES)?;
     other.map(0..PAGES)?;
     // See the header: where things are.
@@ -580,6 +587,3 @@ fn ended_file(context: &Context<'_>) -> Result<()> {
     drop(fixture);
     ended("everything was closed", &first, Errno::ENODEV)
 }
-
-const ENOMSG: Errno = Errno(42);
-const EFBIG: Errno = Errno(27);

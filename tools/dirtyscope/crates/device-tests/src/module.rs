@@ -4,7 +4,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use harness::{Context, Scenario, scenario};
-use mdev_dma::{Op as Device, sysfs::MdevType, uapi};
+use mdev_dma::{Opcode, sysfs::MdevType, uapi};
 use rustix::{
     io::Errno,
     system::{delete_module, finit_module},
@@ -66,7 +66,7 @@ fn unload_while_open(context: &Context<'_>) -> Result<()> {
     bed.pin(0..16)?;
     let unloaded = unload();
     ensure!(unloaded == Err(Errno::AGAIN), "unloading while open: {unloaded:?}");
-    bed.transfer(Device::Write, pages(0..16))?;
+    bed.transfer(Opcode::Write, pages(0..16))?;
     bed.check()
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::Errno;
+use crate::{Errno, Errnos};
 
 /// The most pages of which type1 keeps account in one mapping, or in one bitmap:
 /// `DIRTY_BITMAP_PAGES_MAX` of `vfio_iommu_type1.c`. Users learn it from
@@ -31,12 +31,11 @@ impl BitmapBuffer {
         pages.div_ceil(64) * 8
     }
 
-    /// Whether what is said of it is good for `size` bytes of IOVA.
-    pub(crate) fn check(&self, size: u64) -> Result<(), Errno> {
-        let pages = size.checked_div(self.pgsize).ok_or(Errno::EINVAL)?;
+    /// What is wrong with what is said of it, for `size` bytes of IOVA.
+    pub(crate) fn errnos(&self, size: u64) -> Errnos {
+        let pages = size.checked_div(self.pgsize).unwrap_or(0);
         let big_enough = pages > 0 && self.size >= Self::bytes(pages);
-        (big_enough && self.size <= Self::bytes(BITMAP_PAGES_MAX))
-            .then_some(())
-            .ok_or(Errno::EINVAL)
+        let too_big = self.size > Self::bytes(BITMAP_PAGES_MAX);
+        Errnos::when(!big_enough || too_big, Errno::EINVAL)
     }
 }

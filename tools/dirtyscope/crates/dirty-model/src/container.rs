@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{
-    BITMAP_PAGES_MAX, Bitmap, BitmapBuffer, Errno, Mapping, Protection,
+    BITMAP_PAGES_MAX, Bitmap, BitmapBuffer, Errno, Errnos, Mapping, Protection,
     device::{Device, Limits},
     mapping::Mapped,
 };
@@ -108,56 +108,59 @@ impl Container {
     }
 
     /// `VFIO_IOMMU_MAP_DMA`
-    pub fn map(&mut self, new: &Mapping) -> Result<(), Errno> {
+    pub fn map(&mut self, new: &Mapping) -> Result<(), Errnos> {
         self.map_backed(new, new.size)
     }
 
     /// `VFIO_IOMMU_MAP_DMA` where the process has memory for the first `backed` bytes only: devices
     /// fault on the others.
-    pub fn map_backed(&mut self, new: &Mapping, backed: u64) -> Result<(), Errno> {
-        let last = self.check_map(new, new.protection != Protection::NONE)?;
-        if self.overlapping(new.iova, last).next().is_some() {
-            return Err(Errno::EEXIST);
-        }
-        if self.dma_avail == 0 {
-            return Err(Errno::ENOSPC);
-        }
-        let dirty = self.tracking.then(|| self.new_bitmap(new.size)).transpose()?;
-
+    pub fn map_backed(&mut self, new: &Mapping, backed: u64) -> Result<(), Errnos> {
+        self.map_errnos(new).check()?;
+        let dirty = self.tracking.then(|| Bitmap::new(new.size / self.page_size));
         self.dma_avail -= 1;
         let limited = self.lock_limit.is_some();
         self.mappings.insert(new.iova, Mapped::new(new, backed, limited, dirty));
         Ok(())
     }
 
+    /// `VFIO_IOMMU_MAP_DMA` with a flag that there isn't, which always fails.
+    pub fn map_with_unknown_flag(&self, new: &Mapping) -> Errnos {
+        self.map_errnos(new) | Errno::EINVAL
+    }
+
     /// `VFIO_IOMMU_MAP_DMA` with `VFIO_DMA_MAP_FLAG_VADDR`, which gives an address to a mapping whose
     /// address is invalid. None is, see [`Self::invalidate_vaddr`], so it always fails.
-    pub fn update_vaddr(&self, new: &Mapping) -> Errno {
-        match self.check_map(new, new.protection == Protection::NONE) {
-            Err(errno) => errno,
-            Ok(last) if self.overlapping(new.iova, last).next().is_none() => Errno::ENOENT,
-            Ok(_) => Errno::EINVAL,
-        }
+    pub fn update_vaddr(&self, new: &Mapping) -> Errnos {
+        let no_such_mapping = match last_of(new.iova, new.size) {
+            Ok(last) if self.overlapping(new.iova, last).next().is_none() => Errno::ENOENT.into(),
+            Ok(_) => Errno::EINVAL.into(),
+            Err(_) => Errnos::NONE,
+        };
+        self.mapping_errnos(new, new.protection == Protection::NONE) | no_such_mapping
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA` without flags. Returns how many bytes were unmapped.
-    pub fn unmap(&mut self, iova: u64, size: u64) -> Result<u64, Errno> {
-        let last = self.check_unmap(iova, size)?;
-        Ok(self.remove(iova, last))
+    pub fn unmap(&mut self, iova: u64, size: u64) -> Result<u64, Errnos> {
+        self.range_errnos(iova, size).check()?;
+        Ok(self.remove(iova, iova + (size - 1)))
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_ALL`, for which the range must be 0.
-    pub fn unmap_all(&mut self, iova: u64, size: u64) -> Result<u64, Errno> {
-        match (iova, size) {
-            (0, 0) => Ok(self.remove(0, u64::MAX)),
-            _ => Err(Errno::EINVAL),
-        }
+    pub fn unmap_all(&mut self, iova: u64, size: u64) -> Result<u64, Errnos> {
+        no_range_errnos(iova, size).check()?;
+        Ok(self.remove(0, u64::MAX))
     }
 
-    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_VADDR`, which containers refuse that have
-    /// groups without an IOMMU: their devices use addresses all the time.
-    pub fn invalidate_vaddr(&self) -> Errno {
-        Errno::EBUSY
+    /// `VFIO_IOMMU_UNMAP_DMA` with a flag that there isn't, which always fails.
+    pub fn unmap_with_unknown_flag(&self, iova: u64, size: u64) -> Errnos {
+        self.range_errnos(iova, size) | Errno::EINVAL
+    }
+
+    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_VADDR`, of a range or of `all`, which containers
+    /// refuse that have groups without an IOMMU: their devices use addresses all the time.
+    pub fn invalidate_vaddr(&self, iova: u64, size: u64, all: bool) -> Errnos {
+        let range = if all { no_range_errnos(iova, size) } else { self.range_errnos(iova, size) };
+        range | Errno::EBUSY
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`. Returns how many bytes
@@ -168,12 +171,9 @@ impl Container {
         iova: u64,
         size: u64,
         buffer: &BitmapBuffer,
-    ) -> Result<(u64, Bitmap), Errno> {
-        buffer.check(size)?;
-        let last = self.check_unmap(iova, size)?;
-        if !self.tracking || buffer.pgsize != self.page_size {
-            return Err(Errno::EINVAL);
-        }
+    ) -> Result<(u64, Bitmap), Errnos> {
+        self.read_errnos(iova, size, buffer).check()?;
+        let last = iova + (size - 1);
         // Devices let go before the bitmap is written: afterwards they could make more pages dirty.
         for device in self.devices.values_mut() {
             device.revoke(iova..last.saturating_add(1));
@@ -184,12 +184,12 @@ impl Container {
 
     /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_START`: what is pinned is dirty
     /// from now on. While tracking it does nothing.
-    pub fn start(&mut self) -> Result<(), Errno> {
+    pub fn start(&mut self) -> Result<(), Errnos> {
         if self.tracking {
             return Ok(());
         }
         if self.mappings.values().any(|m| m.size / self.page_size > BITMAP_PAGES_MAX) {
-            return Err(Errno::EINVAL);
+            return Err(Errno::EINVAL.into());
         }
         for mapped in self.mappings.values_mut() {
             mapped.dirty = Some(only_pinned(mapped, &self.devices, self.page_size));
@@ -215,19 +215,9 @@ impl Container {
         iova: u64,
         size: u64,
         buffer: &BitmapBuffer,
-    ) -> Result<Bitmap, Errno> {
-        if size == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let last = last_of(iova, size)?;
-        buffer.check(size)?;
-        if buffer.pgsize != self.page_size
-            || (iova | size) % self.page_size != 0
-            || !self.tracking
-            || self.bisects(iova, last)
-        {
-            return Err(Errno::EINVAL);
-        }
+    ) -> Result<Bitmap, Errnos> {
+        self.read_errnos(iova, size, buffer).check()?;
+        let last = iova + (size - 1);
         let bitmap = self.collect(iova, size, buffer)?;
         for (_, mapped) in self.mappings.range_mut(iova..=last) {
             mapped.dirty = Some(only_pinned(mapped, &self.devices, self.page_size));
@@ -235,8 +225,8 @@ impl Container {
         Ok(bitmap)
     }
 
-    /// The process takes the memory under the pages of `range` away from itself (`hidden`), or gives
-    /// it back. Pins of it stay good.
+    /// The process makes the memory under the pages of `range` inaccessible (`hidden`), or accessible
+    /// again. Pins of it stay valid.
     pub fn set_hidden(&mut self, range: Range<u64>, hidden: bool) {
         let page_size = self.page_size;
         for page in crate::device::pages(range, page_size) {
@@ -256,12 +246,12 @@ impl Container {
         id
     }
 
-    /// Closes a device, which gives back its pins.
+    /// Closes a device, which drops its pins.
     pub fn close(&mut self, id: DeviceId) {
         self.devices.remove(&id);
     }
 
-    /// `VFIO_DEVICE_RESET`, which gives back the device's pins.
+    /// `VFIO_DEVICE_RESET`, which drops the device's pins.
     pub fn reset(&mut self, id: DeviceId) {
         self.device(id).revoke_all();
     }
@@ -276,23 +266,42 @@ impl Container {
         self.devices[&id].held()
     }
 
-    /// What is wrong with a range to map, or its last byte.
-    fn check_map(&self, new: &Mapping, flags_good: bool) -> Result<u64, Errno> {
-        if new.size == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let last = last_of(new.iova, new.size)?;
-        last_of(new.vaddr, new.size)?;
-        let whole_pages = (new.iova | new.vaddr | new.size) % self.page_size == 0;
-        (flags_good && whole_pages).then_some(last).ok_or(Errno::EINVAL)
+    /// What is wrong with a mapping to make, of itself and with all others.
+    fn map_errnos(&self, new: &Mapping) -> Errnos {
+        let overlaps = last_of(new.iova, new.size)
+            .is_ok_and(|last| self.overlapping(new.iova, last).next().is_some());
+        let too_large = self.tracking && new.size / self.page_size > BITMAP_PAGES_MAX;
+        self.mapping_errnos(new, new.protection != Protection::NONE)
+            | Errnos::when(overlaps, Errno::EEXIST)
+            | Errnos::when(self.dma_avail == 0, Errno::ENOSPC)
+            | Errnos::when(too_large, Errno::EINVAL)
     }
 
-    fn check_unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
-        if size == 0 || (iova | size) % self.page_size != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let last = last_of(iova, size)?;
-        (!self.bisects(iova, last)).then_some(last).ok_or(Errno::EINVAL)
+    /// What is wrong with the arguments of a map.
+    fn mapping_errnos(&self, new: &Mapping, flags_good: bool) -> Errnos {
+        let whole_pages = (new.iova | new.vaddr | new.size) % self.page_size == 0;
+        let wraps = |start| last_of(start, new.size).map_or_else(Into::into, |_| Errnos::NONE);
+        Errnos::when(!flags_good || !whole_pages, Errno::EINVAL)
+            | wraps(new.iova)
+            | wraps(new.vaddr)
+    }
+
+    /// What is wrong with a range to read or to unmap.
+    fn range_errnos(&self, iova: u64, size: u64) -> Errnos {
+        let whole_pages = (iova | size) % self.page_size == 0;
+        let range = match last_of(iova, size) {
+            Ok(last) => Errnos::when(self.bisects(iova, last), Errno::EINVAL),
+            Err(errno) => errno.into(),
+        };
+        Errnos::when(!whole_pages, Errno::EINVAL) | range
+    }
+
+    /// What is wrong with the arguments of a read.
+    fn read_errnos(&self, iova: u64, size: u64, buffer: &BitmapBuffer) -> Errnos {
+        let impossible = !self.tracking || buffer.pgsize != self.page_size;
+        self.range_errnos(iova, size)
+            | buffer.errnos(size)
+            | Errnos::when(impossible, Errno::EINVAL)
     }
 
     /// The mappings that have bytes of `[iova, last]`.
@@ -309,11 +318,11 @@ impl Container {
 
     /// What is dirty in `[iova, iova + size)`, a range that bisects no mapping, if `buffer` can hold
     /// it.
-    fn collect(&self, iova: u64, size: u64, buffer: &BitmapBuffer) -> Result<Bitmap, Errno> {
+    fn collect(&self, iova: u64, size: u64, buffer: &BitmapBuffer) -> Result<Bitmap, Errnos> {
         let mut bitmap = Bitmap::new(size / self.page_size);
         for (mapping, fits) in self.mappings_in(iova, size, buffer) {
             if !fits {
-                return Err(Errno::EFAULT);
+                return Err(Errno::EFAULT.into());
             }
             if let Some(dirty) = mapping.dirty {
                 bitmap.merge(dirty, (mapping.iova - iova) / self.page_size);
@@ -336,19 +345,20 @@ impl Container {
         bytes
     }
 
-    fn new_bitmap(&self, size: u64) -> Result<Bitmap, Errno> {
-        let pages = size / self.page_size;
-        (pages <= BITMAP_PAGES_MAX).then(|| Bitmap::new(pages)).ok_or(Errno::EINVAL)
-    }
-
     fn device(&mut self, id: DeviceId) -> &mut Device {
         self.devices.get_mut(&id).expect("an open device")
     }
 }
 
-/// The last byte of a range that has any.
+/// The last byte of a range, if it has any and doesn't wrap.
 fn last_of(start: u64, size: u64) -> Result<u64, Errno> {
-    start.checked_add(size - 1).ok_or(Errno::EOVERFLOW)
+    let more = size.checked_sub(1).ok_or(Errno::EINVAL)?;
+    start.checked_add(more).ok_or(Errno::EOVERFLOW)
+}
+
+/// What is wrong with a range that has to be 0.
+fn no_range_errnos(iova: u64, size: u64) -> Errnos {
+    Errnos::when((iova, size) != (0, 0), Errno::EINVAL)
 }
 
 /// The pages of a mapping that any device has pinned.

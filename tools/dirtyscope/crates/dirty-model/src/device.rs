@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::Errno;
+use crate::{Errno, Errnos};
 use std::{collections::BTreeMap, ops::Range};
 
 /// What a device takes on, and how it cuts its commands. The limits are read from its registers, the
@@ -19,12 +19,12 @@ pub struct Limits {
     pub dma_chunk: u64,
 }
 
-/// The operations.
+/// What a command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Op {
+pub enum CommandKind {
     /// Pins whole pages, for reading and writing.
     Pin,
-    /// Gives back one pin of each page.
+    /// Unpins each page once.
     Unpin,
     /// Writes the pattern through pinned pages.
     Write,
@@ -36,11 +36,11 @@ pub enum Op {
     DmaRead,
 }
 
-/// A command: an operation over the bytes `[iova, iova + length)`.
+/// A command, over the bytes `[iova, iova + length)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
     /// `None` stands for any number that is no operation.
-    pub op: Option<Op>,
+    pub kind: Option<CommandKind>,
     /// First byte.
     pub iova: u64,
     /// Bytes.
@@ -49,9 +49,9 @@ pub struct Command {
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct CommandOutcome {
     /// What STATUS must say.
-    pub status: Result<(), Errno>,
+    pub status: Result<(), Errnos>,
     /// What COUNT must say.
     pub count: u64,
     /// Bytes from IOVA on that were transferred. More than `count` if a `vfio_dma_rw()` failed
@@ -107,7 +107,7 @@ impl Device {
         self.held += 1;
     }
 
-    /// Gives back one pin of `page`, which is pinned.
+    /// Unpins `page` once, which is pinned.
     pub(crate) fn unpin(&mut self, page: u64) {
         if let Some(count) = self.pins.get_mut(&page) {
             *count -= 1;
@@ -118,7 +118,7 @@ impl Device {
         }
     }
 
-    /// Gives back all pins of the pages in `range`.
+    /// Drops all pins of the pages in `range`.
     pub(crate) fn revoke(&mut self, range: Range<u64>) {
         let held = &mut self.held;
         self.pins.retain(|page, count| {

@@ -6,7 +6,8 @@
 //! every command of the device is a method, which returns what the kernel must return. It follows
 //! the contract in `include/uapi/linux/vfio.h` (and that of the device, in
 //! `include/uapi/linux/rust_mdev_dma.h`), not what a kernel happens to do: where the two differ, the
-//! kernel has a defect.
+//! kernel has a defect. Where it leaves open which of several errnos is the answer, the model answers
+//! with [`Errnos`]: one of these.
 //!
 //! A page is dirty from the moment a device may have written it to the read of the bitmap that says
 //! so; while it is pinned it may be written at any time, so it is dirty in every read. A page that
@@ -29,6 +30,6 @@ mod mapping;
 pub use bitmap::{Bitmap, Difference};
 pub use buffer::{BITMAP_PAGES_MAX, BitmapBuffer};
 pub use container::{Container, DeviceId, MappingView, PinFailure};
-pub use device::{Command, Limits, Op, Outcome};
-pub use errno::Errno;
+pub use device::{Command, CommandKind, CommandOutcome, Limits};
+pub use errno::{Errno, Errnos};
 pub use mapping::{Mapping, Protection};

@@ -48,7 +48,7 @@ pub(crate) struct Mapped {
     pub(crate) protection: Protection,
     /// Bytes from its begin on for which the process has memory.
     backed: u64,
-    /// Pages among these, by IOVA, that the process took away.
+    /// Pages among these, by IOVA, that the process made inaccessible.
     hidden: BTreeSet<u64>,
     /// Whether its pins count against the limit on locked pages.
     pub(crate) limited: bool,
@@ -84,7 +84,7 @@ impl Mapped {
         hidden.map_or(backed_end, |&page| page.min(backed_end)).max(iova)
     }
 
-    /// The process takes its memory under `page` away, or gives it back.
+    /// The process makes its memory under `page` inaccessible, or accessible again.
     pub(crate) fn set_hidden(&mut self, page: u64, hidden: bool) {
         if !hidden {
             self.hidden.remove(&page);

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 /// Holds what VFIO type1 says of dirty pages against what a device wrote.
 ///
-/// A guest's memory can only be moved to another host if whoever writes to it says so. For devices
+/// A guest's memory can only be moved to another host if all that write to it report what they wrote. For devices
 /// that do their DMA by the CPU, VFIO's type1 driver keeps the account. This tool has such a device
 /// (rust_mdev_dma) pin and write memory, asks type1 which pages are dirty, and reports every page
 /// that is lost (written, but not reported: a migration would corrupt memory) or spurious (reported,

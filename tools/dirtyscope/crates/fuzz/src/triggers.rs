@@ -6,7 +6,7 @@
 //! cause is known (see `Documentation/findings/`): what is steered around is not tested.
 
 use dirty_model::{BitmapBuffer, Errno, MappingView};
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use std::ops::Range;
 use testbed::{Contract, Op, PAGE, operation};
 
@@ -55,7 +55,7 @@ fn no_flag(next: &Next<'_>) -> bool {
 fn pin_unwind(next: &Next<'_>) -> bool {
     let contract = next.contract;
     let &Op::Command { device, op, iova, length, .. } = next.op else { return false };
-    let Some(id) = contract.device(device).filter(|_| operation(op) == Some(Device::Pin)) else {
+    let Some(id) = contract.device(device).filter(|_| operation(op) == Some(Opcode::Pin)) else {
         return false;
     };
     if !contract.model.tracking() || (iova | length) % PAGE != 0 {
@@ -119,12 +119,12 @@ fn unmap_partial(next: &Next<'_>) -> bool {
 fn dma_rw_partial(next: &Next<'_>) -> bool {
     let Next { contract, op, .. } = next;
     let &&Op::Command { op: number, iova, .. } = op else { return false };
-    if operation(number) != Some(Device::DmaWrite) || !contract.model.tracking() {
+    if operation(number) != Some(Opcode::DmaWrite) || !contract.model.tracking() {
         return false;
     }
     let owed = (*contract).clone().apply(op);
     let end = owed.transferred.end;
-    if owed.answer.status != Err(Errno::EFAULT) || end == iova {
+    if owed.answer.status != Err(Errno::EFAULT.into()) || end == iova {
         return false;
     }
     // It wrote to the last mapping from where that begins on, or where its call did.
@@ -172,7 +172,8 @@ impl<'a> Read<'a> {
             _ => return None,
         };
         match contract.clone().apply(op).answer.status {
-            Ok(()) | Err(Errno::EFAULT) => {}
+            Ok(()) => {}
+            Err(errnos) if errnos == Errno::EFAULT.into() => {}
             Err(_) => return None,
         }
         let buffer: BitmapBuffer = buffer.to_model();

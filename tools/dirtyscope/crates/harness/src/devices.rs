@@ -6,7 +6,6 @@ use crate::Skip;
 use anyhow::{Context as _, Result, bail};
 use mdev_dma::sysfs::{Mdev, MdevType};
 use rustix::io::Errno;
-use std::fs;
 use uuid::Uuid;
 
 /// Mediated devices, made when they are asked for. Those it made are removed when it is dropped.
@@ -31,8 +30,8 @@ impl Devices {
         Ok(Self { given: all.len(), all })
     }
 
-    /// Device number `i`. It exists, be it that it is created now, under the UUID that it had if it
-    /// was lost when the driver was unloaded.
+    /// Device number `i`. It is created if it doesn't exist: under the UUID that it had, if it was lost
+    /// when the driver was unloaded.
     pub fn get(&mut self, i: usize) -> Result<Mdev> {
         while self.all.len() <= i {
             self.all.push(Mdev { uuid: new_uuid()? });
@@ -54,9 +53,8 @@ impl Devices {
 
 /// A UUID that nothing has. Not from `getrandom()`, which waits in a VM until there is entropy.
 pub fn new_uuid() -> Result<Uuid> {
-    const PATH: &str = "/proc/sys/kernel/random/uuid";
-    let text = fs::read_to_string(PATH).context(PATH)?;
-    text.trim().parse().context(PATH)
+    let text = procfs::sys::kernel::random::uuid().context("ask the kernel for a UUID")?;
+    text.trim().parse().context("the kernel's UUID")
 }
 
 impl Drop for Devices {

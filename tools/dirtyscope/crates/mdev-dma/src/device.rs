@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Error, Result, sysfs::Mdev, uapi};
+use crate::{DeviceFile, Error, PAGE, RegisterAccess, Result, Width, sysfs::Mdev, uapi};
 use rustix::io::Errno;
 use std::{
     fmt,
@@ -8,15 +8,15 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vfio_client::{Container, Device, DeviceNode, Ioas, RegionInfo, uapi as vfio};
+use vfio_client::{Container, Device, DeviceNode, Ioas};
 
 /// The operations, with their numbers: `enum rust_mdev_dma_op`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Op {
+pub enum Opcode {
     /// Pins whole pages.
     Pin = uapi::RUST_MDEV_DMA_OP_PIN,
-    /// Gives back one pin of each page.
+    /// Unpins each page once.
     Unpin = uapi::RUST_MDEV_DMA_OP_UNPIN,
     /// Writes the pattern through pinned pages.
     Write = uapi::RUST_MDEV_DMA_OP_WRITE,
@@ -28,18 +28,18 @@ pub enum Op {
     DmaRead = uapi::RUST_MDEV_DMA_OP_DMA_READ,
 }
 
-impl Op {
+impl Opcode {
     /// All of them.
     pub const ALL: [Self; 6] =
         [Self::Pin, Self::Unpin, Self::Write, Self::Read, Self::DmaWrite, Self::DmaRead];
 
     /// The operation of this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|&op| op as u32 == number)
+        Self::ALL.into_iter().find(|&opcode| opcode as u32 == number)
     }
 }
 
-impl fmt::Display for Op {
+impl fmt::Display for Opcode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pin => "PIN",
@@ -60,138 +60,175 @@ pub const IN_PROGRESS: u32 = Errno::INPROGRESS.raw_os_error() as u32;
 pub struct Outcome {
     /// 0, or an errno.
     pub status: u32,
-    /// Bytes dealt with.
+    /// Bytes processed.
     pub count: u64,
     /// Digest of what was read, else 0.
     pub digest: u64,
 }
 
+impl Outcome {
+    /// Whether the command has not ended yet.
+    pub fn is_in_progress(&self) -> bool {
+        self.status == IN_PROGRESS
+    }
+}
+
 /// What a device takes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct DeviceLimits {
     /// Pins held at once.
     pub max_pins: u64,
     /// Bytes of one command.
     pub max_length: u64,
 }
 
-/// How many bytes an access to a register has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Width {
-    /// 1
-    Byte = 1,
-    /// 2
-    Word = 2,
-    /// 4
-    Long = 4,
-    /// 8
-    Quad = 8,
-}
-
-/// An open `rust_mdev_dma` device.
+/// A `rust_mdev_dma` device, driven through its registers; by default those of its file descriptor.
 #[derive(Debug)]
-pub struct MdevDma {
-    device: Device,
-    bar: RegionInfo,
-    limits: Limits,
-}
+pub struct MdevDma<A = DeviceFile>(A);
 
 impl MdevDma {
-    /// Opens the device, and checks that it is one whose interface this crate knows.
+    /// Opens a device whose group is in `container`, and checks that it is one that this crate knows.
     pub fn open(container: &Arc<Container>, node: &DeviceNode) -> Result<Self> {
-        Self::new(Device::open(container, node)?)
+        Self::checked(DeviceFile::open(container, node)?)
     }
 
     /// As [`Self::open`], by iommufd: see [`Device::open_in`].
     pub fn open_in(ioas: &Arc<Ioas>, mdev: &Mdev) -> Result<Self> {
-        Self::new(Device::open_in(ioas, &mdev.path())?)
+        Self::checked(DeviceFile::open_in(ioas, mdev)?)
     }
 
-    fn new(device: Device) -> Result<Self> {
-        let bar = device.region_info(vfio::VFIO_PCI_BAR0_REGION_INDEX, None)?;
-        if bar.size != u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE) {
-            return Err(Error::Unknown(format!("BAR 0 has {:#x} bytes", bar.size)));
-        }
-        let mut this = Self { device, bar, limits: Limits { max_pins: 0, max_length: 0 } };
-        this.check(uapi::RUST_MDEV_DMA_REG_MAGIC, "magic number", uapi::RUST_MDEV_DMA_MAGIC)?;
-        this.check(uapi::RUST_MDEV_DMA_REG_VERSION, "version", uapi::RUST_MDEV_DMA_VERSION)?;
-        let block = uapi::RUST_MDEV_DMA_PATTERN_BLOCK;
-        this.check(uapi::RUST_MDEV_DMA_REG_PAGE_SIZE, "page size", block)?;
-        this.limits = Limits {
-            max_pins: this.read(uapi::RUST_MDEV_DMA_REG_MAX_PINS, Width::Quad)?,
-            max_length: this.read(uapi::RUST_MDEV_DMA_REG_MAX_LENGTH, Width::Quad)?,
-        };
+    fn checked(file: DeviceFile) -> Result<Self> {
+        let this = Self::new(file);
+        this.check()?;
         Ok(this)
     }
 
-    fn check(&self, register: u32, what: &str, expected: u32) -> Result<()> {
-        match self.read(register, Width::Long)? {
-            value if value == u64::from(expected) => Ok(()),
-            value => Err(Error::Unknown(format!(
-                "the device's {what} is {value:#x}, not {expected:#x}: driver and tool differ"
-            ))),
-        }
-    }
-
-    /// The device, for what isn't a command.
+    /// The VFIO device.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.0.device
     }
 
     /// Where the registers begin in the device's file.
     pub fn bar_offset(&self) -> u64 {
-        self.bar.offset
+        self.0.bar.offset
+    }
+}
+
+impl<A: RegisterAccess> MdevDma<A> {
+    /// Drives the device that has these registers.
+    pub fn new(registers: A) -> Self {
+        Self(registers)
+    }
+
+    /// What gives access to the registers.
+    pub fn access(&self) -> &A {
+        &self.0
+    }
+
+    /// Fails unless the device is one whose interface this crate knows.
+    pub fn check(&self) -> Result<(), A::Error> {
+        for (register, what, expected) in [
+            (uapi::RUST_MDEV_DMA_REG_MAGIC, "magic number", uapi::RUST_MDEV_DMA_MAGIC),
+            (uapi::RUST_MDEV_DMA_REG_VERSION, "version", uapi::RUST_MDEV_DMA_VERSION),
+            (uapi::RUST_MDEV_DMA_REG_PAGE_SIZE, "page size", PAGE as u32),
+        ] {
+            let found = self.read_long(register)?;
+            if found != expected {
+                let differ = "driver and tool differ";
+                let what =
+                    format!("the device's {what} is {found:#x}, not {expected:#x}: {differ}");
+                return Err(Error::Unknown(what).into());
+            }
+        }
+        Ok(())
     }
 
     /// Its limits.
-    pub fn limits(&self) -> Limits {
-        self.limits
+    pub fn limits(&self) -> Result<DeviceLimits, A::Error> {
+        Ok(DeviceLimits {
+            max_pins: self.read(uapi::RUST_MDEV_DMA_REG_MAX_PINS, Width::Quad)?,
+            max_length: self.read(uapi::RUST_MDEV_DMA_REG_MAX_LENGTH, Width::Quad)?,
+        })
     }
 
     /// The pins it holds now.
-    pub fn pins(&self) -> Result<u64> {
+    pub fn pins(&self) -> Result<u64, A::Error> {
         self.read(uapi::RUST_MDEV_DMA_REG_PINS, Width::Quad)
     }
 
     /// Reads a register, or part of one.
-    pub fn read(&self, register: u32, width: Width) -> Result<u64> {
-        let mut bytes = [0; 8];
-        let offset = self.bar.offset + u64::from(register);
-        let n = self.device.read_at(offset, &mut bytes[..width as usize])?;
-        whole(n, width)?;
-        Ok(u64::from_le_bytes(bytes))
+    pub fn read(&self, register: u32, width: Width) -> Result<u64, A::Error> {
+        self.0.read(register, width)
     }
 
     /// Writes a register, or part of one.
-    pub fn write(&self, register: u32, width: Width, value: u64) -> Result<()> {
-        let offset = self.bar.offset + u64::from(register);
-        let n = self.device.write_at(offset, &value.to_le_bytes()[..width as usize])?;
-        whole(n, width)
+    pub fn write(&self, register: u32, width: Width, value: u64) -> Result<(), A::Error> {
+        self.0.write(register, width, value)
     }
 
-    /// Runs a command: `op` is a number, so that one that is no [`Op`] can be tried. Fails if the
-    /// registers can't be accessed; what the command says is in the outcome.
-    pub fn run(&self, op: u32, iova: u64, length: u64, seed: u64) -> Result<Outcome> {
+    /// Reads a register of 4 bytes.
+    pub(crate) fn read_long(&self, register: u32) -> Result<u32, A::Error> {
+        Ok(self.read(register, Width::Long)? as u32)
+    }
+
+    /// Writes a register of 4 bytes.
+    pub(crate) fn write_long(&self, register: u32, value: u32) -> Result<(), A::Error> {
+        self.write(register, Width::Long, value.into())
+    }
+
+    /// Writes the arguments of the next command.
+    pub fn prepare(&self, iova: u64, length: u64, seed: u64) -> Result<(), A::Error> {
         self.write(uapi::RUST_MDEV_DMA_REG_IOVA, Width::Quad, iova)?;
         self.write(uapi::RUST_MDEV_DMA_REG_LENGTH, Width::Quad, length)?;
-        self.write(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad, seed)?;
-        self.write(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long, op.into())?;
+        self.write(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad, seed)
+    }
+
+    /// Writes COMMAND, the doorbell: an operation's number, with `RUST_MDEV_DMA_COMMAND_*`.
+    pub fn write_command(&self, command: u32) -> Result<(), A::Error> {
+        self.write_long(uapi::RUST_MDEV_DMA_REG_COMMAND, command)
+    }
+
+    /// Runs a command, given as in [`Self::write_command`], so that a number that is no operation can
+    /// be tried. Fails if the registers can't be accessed; how the command ends is in the outcome.
+    pub fn run(
+        &self,
+        command: u32,
+        iova: u64,
+        length: u64,
+        seed: u64,
+    ) -> Result<Outcome, A::Error> {
+        self.prepare(iova, length, seed)?;
+        self.write_command(command)?;
         self.outcome()
     }
 
     /// Runs a command in the background, unless another is in progress: see [`Self::refused`].
-    pub fn run_in_background(&self, op: Op, iova: u64, length: u64, seed: u64) -> Result<()> {
-        self.run(op as u32 | uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND, iova, length, seed).map(drop)
+    pub fn run_in_background(
+        &self,
+        opcode: Opcode,
+        iova: u64,
+        length: u64,
+        seed: u64,
+    ) -> Result<(), A::Error> {
+        self.prepare(iova, length, seed)?;
+        self.write_command(opcode as u32 | uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND)
     }
 
-    /// Waits for the end of the command that is in progress. Its status is [`IN_PROGRESS`] if that
-    /// takes too long.
-    pub fn wait(&self, timeout: Duration) -> Result<Outcome> {
+    /// How the last command ended, or that it is in progress.
+    pub fn outcome(&self) -> Result<Outcome, A::Error> {
+        Ok(Outcome {
+            status: self.read_long(uapi::RUST_MDEV_DMA_REG_STATUS)?,
+            count: self.read(uapi::RUST_MDEV_DMA_REG_COUNT, Width::Quad)?,
+            digest: self.read(uapi::RUST_MDEV_DMA_REG_DIGEST, Width::Quad)?,
+        })
+    }
+
+    /// Waits for the end of the command that is in progress, which it still is if that takes too long.
+    pub fn wait(&self, timeout: Duration) -> Result<Outcome, A::Error> {
         let begin = Instant::now();
         loop {
             let outcome = self.outcome()?;
-            if outcome.status != IN_PROGRESS || begin.elapsed() > timeout {
+            if !outcome.is_in_progress() || begin.elapsed() > timeout {
                 return Ok(outcome);
             }
             thread::sleep(Duration::from_micros(100));
@@ -199,68 +236,57 @@ impl MdevDma {
     }
 
     /// Whether the last command wasn't run because another was in progress.
-    pub fn refused(&self) -> Result<bool> {
-        Ok(self.read(uapi::RUST_MDEV_DMA_REG_REFUSED, Width::Long)? != 0)
+    pub fn refused(&self) -> Result<bool, A::Error> {
+        Ok(self.read_long(uapi::RUST_MDEV_DMA_REG_REFUSED)? != 0)
     }
 
     /// What happened, of `RUST_MDEV_DMA_IRQ_*`, since it was cleared.
-    pub fn irq_status(&self) -> Result<u32> {
-        Ok(self.read(uapi::RUST_MDEV_DMA_REG_IRQ_STATUS, Width::Long)? as u32)
+    pub fn irq_status(&self) -> Result<u32, A::Error> {
+        self.read_long(uapi::RUST_MDEV_DMA_REG_IRQ_STATUS)
     }
 
     /// Clears bits of [`Self::irq_status`].
-    pub fn clear_irqs(&self, irqs: u32) -> Result<()> {
-        self.write(uapi::RUST_MDEV_DMA_REG_IRQ_STATUS, Width::Long, irqs.into())
+    pub fn clear_irqs(&self, irqs: u32) -> Result<(), A::Error> {
+        self.write_long(uapi::RUST_MDEV_DMA_REG_IRQ_STATUS, irqs)
     }
 
     /// Says what interrupts, of `RUST_MDEV_DMA_IRQ_*`.
-    pub fn enable_irqs(&self, irqs: u32) -> Result<()> {
-        self.write(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE, Width::Long, irqs.into())
+    pub fn enable_irqs(&self, irqs: u32) -> Result<(), A::Error> {
+        self.write_long(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE, irqs)
     }
 
-    /// How the last command ended.
-    pub fn outcome(&self) -> Result<Outcome> {
-        Ok(Outcome {
-            status: self.read(uapi::RUST_MDEV_DMA_REG_STATUS, Width::Long)? as u32,
-            count: self.read(uapi::RUST_MDEV_DMA_REG_COUNT, Width::Quad)?,
-            digest: self.read(uapi::RUST_MDEV_DMA_REG_DIGEST, Width::Quad)?,
-        })
+    /// What interrupts.
+    pub fn enabled_irqs(&self) -> Result<u32, A::Error> {
+        self.read_long(uapi::RUST_MDEV_DMA_REG_IRQ_ENABLE)
     }
 
     /// Pins the pages of `[iova, iova + length)`.
-    pub fn pin(&self, iova: u64, length: u64) -> Result<Outcome> {
-        self.run(Op::Pin as u32, iova, length, 0)
+    pub fn pin(&self, iova: u64, length: u64) -> Result<Outcome, A::Error> {
+        self.run(Opcode::Pin as u32, iova, length, 0)
     }
 
-    /// Gives back one pin of each page of `[iova, iova + length)`.
-    pub fn unpin(&self, iova: u64, length: u64) -> Result<Outcome> {
-        self.run(Op::Unpin as u32, iova, length, 0)
+    /// Unpins each page of `[iova, iova + length)` once.
+    pub fn unpin(&self, iova: u64, length: u64) -> Result<Outcome, A::Error> {
+        self.run(Opcode::Unpin as u32, iova, length, 0)
     }
 
     /// Writes the pattern of `seed` to `[iova, iova + length)`, through pinned pages.
-    pub fn write_pinned(&self, iova: u64, length: u64, seed: u64) -> Result<Outcome> {
-        self.run(Op::Write as u32, iova, length, seed)
+    pub fn write_pinned(&self, iova: u64, length: u64, seed: u64) -> Result<Outcome, A::Error> {
+        self.run(Opcode::Write as u32, iova, length, seed)
     }
 
     /// Reads `[iova, iova + length)` through pinned pages.
-    pub fn read_pinned(&self, iova: u64, length: u64) -> Result<Outcome> {
-        self.run(Op::Read as u32, iova, length, 0)
+    pub fn read_pinned(&self, iova: u64, length: u64) -> Result<Outcome, A::Error> {
+        self.run(Opcode::Read as u32, iova, length, 0)
     }
 
     /// Writes the pattern of `seed` to `[iova, iova + length)`, by `vfio_dma_rw()`.
-    pub fn dma_write(&self, iova: u64, length: u64, seed: u64) -> Result<Outcome> {
-        self.run(Op::DmaWrite as u32, iova, length, seed)
+    pub fn dma_write(&self, iova: u64, length: u64, seed: u64) -> Result<Outcome, A::Error> {
+        self.run(Opcode::DmaWrite as u32, iova, length, seed)
     }
 
     /// Reads `[iova, iova + length)`, by `vfio_dma_rw()`.
-    pub fn dma_read(&self, iova: u64, length: u64) -> Result<Outcome> {
-        self.run(Op::DmaRead as u32, iova, length, 0)
+    pub fn dma_read(&self, iova: u64, length: u64) -> Result<Outcome, A::Error> {
+        self.run(Opcode::DmaRead as u32, iova, length, 0)
     }
-}
-
-fn whole(n: usize, width: Width) -> Result<()> {
-    if n == width as usize {
-        return Ok(());
-    }
-    Err(Error::Unknown(format!("{n} of {} bytes of a register were transferred", width as usize)))
 }

@@ -54,6 +54,13 @@ pub fn fill(bytes: &mut [u8], seed: u64, iova: u64) {
     }
 }
 
+/// Whether `bytes`, which are at `iova`, are what `seed` puts there.
+pub fn matches(bytes: &[u8], seed: u64, iova: u64) -> bool {
+    let mut expected = vec![0; bytes.len()];
+    fill(&mut expected, seed, iova);
+    bytes == expected
+}
+
 /// As [`fill`], for bytes of one block.
 fn fill_block(bytes: &mut [u8], block: u64, iova: u64) {
     let (mut at, mut rest) = (iova, bytes);

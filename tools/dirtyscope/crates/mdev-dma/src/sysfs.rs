@@ -13,7 +13,7 @@ use vfio_client::DeviceNode;
 const PARENTS: &str = "/sys/class/mdev_bus";
 const DEVICES: &str = "/sys/bus/mdev/devices";
 
-/// A type of mediated device: a folder `mdev_supported_types/TYPE` of a parent.
+/// A type of mediated device: a directory `mdev_supported_types/TYPE` of a parent.
 #[derive(Clone, Debug)]
 pub struct MdevType {
     path: PathBuf,
@@ -45,12 +45,12 @@ impl MdevType {
     /// Finds the type of this name, such as `dma-log`, if the driver offers it.
     pub fn named(name: &str) -> Result<Option<Self>> {
         let path = Self::find()?.path;
-        let folder = format!("{}-{name}", str_of(uapi::RUST_MDEV_DMA_NAME));
-        let path = path.with_file_name(folder);
+        let directory = format!("{}-{name}", str_of(uapi::RUST_MDEV_DMA_NAME));
+        let path = path.with_file_name(directory);
         Ok(path.exists().then_some(Self { path }))
     }
 
-    /// Its folder.
+    /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -89,7 +89,7 @@ pub struct Mdev {
 }
 
 impl Mdev {
-    /// Its folder.
+    /// Its directory.
     pub fn path(&self) -> PathBuf {
         Path::new(DEVICES).join(self.uuid.to_string())
     }
@@ -116,9 +116,9 @@ fn str_of(constant: &[u8]) -> &str {
     std::str::from_utf8(constant).unwrap_or_default().trim_end_matches('\0')
 }
 
-/// The entries of a folder, sorted.
-fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+/// The entries of a directory, sorted.
+fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory)?.map(|entry| Ok(entry?.path()));
     let mut paths = entries.collect::<io::Result<Vec<_>>>()?;
     paths.sort();
     Ok(paths)

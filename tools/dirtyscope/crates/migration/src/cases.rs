@@ -5,7 +5,7 @@
 use crate::{machine::RAM, pair::MachinePair};
 use anyhow::{Result, ensure};
 use mdev_dma::{
-    Op, PAGE,
+    Opcode, PAGE,
     uapi::{RUST_MDEV_DMA_GEN_DMA_RW, RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_GEN_PINNED},
 };
 use std::ops::Range;
@@ -134,7 +134,7 @@ fn last_moment(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.begin()?;
     pair.passes(2)?;
     // QEMU is told to complete right after this, while the generator writes.
-    pair.write(0, Op::DmaWrite, HIGH.start..HIGH.start + 64)?;
+    pair.write(0, Opcode::DmaWrite, HIGH.start..HIGH.start + 64)?;
     let late = pair.complete()?;
     ensure!(late > 0, "the generator wrote nothing before STOP");
     Ok(())
@@ -152,10 +152,10 @@ fn in_progress(pair: &mut MachinePair<'_>) -> Result<()> {
 fn long_before(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.start(1)?;
     pair.pin(0, WINDOW)?;
-    pair.write(0, Op::Write, WINDOW)?;
+    pair.write(0, Opcode::Write, WINDOW)?;
     pair.begin()?;
     pair.passes(3)?;
-    pair.write(0, Op::Write, WINDOW.start..WINDOW.start + 100)?;
+    pair.write(0, Opcode::Write, WINDOW.start..WINDOW.start + 100)?;
     pair.complete().map(drop)
 }
 
@@ -164,7 +164,7 @@ fn unpinned_meanwhile(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.pin(0, WINDOW)?;
     pair.begin()?;
     pair.passes(2)?;
-    pair.write(0, Op::Write, WINDOW)?;
+    pair.write(0, Opcode::Write, WINDOW)?;
     pair.unpin(0, WINDOW)?;
     pair.complete().map(drop)
 }

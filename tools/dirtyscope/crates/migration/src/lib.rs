@@ -6,14 +6,14 @@
 
 mod cases;
 mod contents;
-mod device;
+mod function;
 mod machine;
 mod pair;
 mod pci;
 
 use anyhow::Result;
 use cases::Case;
-use contents::WrongPages;
+use contents::WrongMemory;
 use events::{Event, Verdict};
 use harness::{
     Context, Devices, EXIT_SKIP, Messages, Output, Recorder, Selection, Sink, Skip, stop_on_signals,
@@ -202,7 +202,7 @@ impl Runner<'_> {
         if let Some(Skip(why)) = error.downcast_ref() {
             return Ok(Verdict::Skip { why: why.clone() });
         }
-        if let Some(wrong) = error.downcast_ref::<WrongPages>() {
+        if let Some(wrong) = error.downcast_ref::<WrongMemory>() {
             self.recorder.borrow_mut().record(&Event::Difference(wrong.difference()))?;
             // In the machine that was left, the device wrote to memory itself: nothing was lost there.
             if self.arguments.control && wrong.role == Role::Destination {

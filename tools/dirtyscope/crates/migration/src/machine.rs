@@ -2,10 +2,10 @@
 
 //! A machine to migrate: QEMU without a guest, with `rust_mdev_dma` devices.
 
-use crate::device::Device;
+use crate::function::Function;
 use anyhow::{Context as _, Result};
-use mdev_dma::sysfs::Mdev;
-use qemu_client::{Monitor, Qemu, Qtest};
+use mdev_dma::{MdevDma, sysfs::Mdev};
+use qemu_client::{Bar, Monitor, Qemu, Qtest};
 use std::{
     fs::{self, File, OpenOptions},
     path::Path,
@@ -86,14 +86,24 @@ impl Machine {
         &self.ram
     }
 
-    /// One of its devices.
-    pub fn device(&self, i: usize) -> Device<'_> {
-        Device::new(self.qemu.qtest(), FIRST_SLOT + i as u8)
+    /// One of its devices, as a PCI function.
+    pub fn function(&self, i: usize) -> Function<'_> {
+        Function::new(self.qemu.qtest(), FIRST_SLOT + i as u8)
+    }
+
+    /// One of its devices, which was set up.
+    pub fn device(&self, i: usize) -> MdevDma<Bar<'_>> {
+        self.function(i).device()
     }
 
     /// All of its devices.
-    pub fn devices(&self) -> impl Iterator<Item = Device<'_>> {
+    pub fn devices(&self) -> impl Iterator<Item = MdevDma<Bar<'_>>> {
         (0..usize::from(self.devices)).map(|i| self.device(i))
+    }
+
+    /// Sets up all of its devices.
+    pub fn set_up(&self) -> Result<()> {
+        (0..usize::from(self.devices)).try_for_each(|i| self.function(i).set_up())
     }
 
     /// Kills it.

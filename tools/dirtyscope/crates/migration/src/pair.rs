@@ -4,14 +4,14 @@
 //! contain.
 
 use crate::{
-    contents::Contents,
-    machine::{Machine, RAM, Role},
+    contents,
+    machine::{Machine, Role},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use events::{Event, Pass};
 use harness::{Context, Progress, Recorder};
-use mdev_dma::{Op, PAGE, Program, sysfs::Mdev, uapi};
-use qemu_client::{Migration, MigrationStatus, RunState};
+use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
+use qemu_client::{Bar, Migration, MigrationStatus, RunState};
 use std::{
     cell::RefCell,
     fmt,
@@ -28,8 +28,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// After so long, something that should happen by itself doesn't.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A device that has stopped writes nothing for so long.
-const STILL: Duration = Duration::from_millis(20);
+/// A quiesced device writes nothing for so long.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// Passes of pre-copy that are worth the name: all memory, then what was written meanwhile, twice.
 const PASSES: u64 = 3;
@@ -38,7 +38,7 @@ const PASSES: u64 = 3;
 #[derive(Clone, Default)]
 struct DeviceRecord {
     pins: u64,
-    program: Option<Program>,
+    generator: Option<GeneratorConfig>,
     /// Writes of the generator that `contents` has.
     written: u64,
 }
@@ -88,8 +88,8 @@ impl<'a> MachinePair<'a> {
     pub fn start(&mut self, devices: usize) -> Result<()> {
         self.known = vec![DeviceRecord::default(); devices];
         let machine = self.machine(Role::Source, self.side)?;
-        machine.devices().try_for_each(|device| device.set_up())?;
-        self.contents = Some(Contents::fill(machine.ram(), RAM, self.next_seed())?);
+        machine.set_up()?;
+        self.contents = Some(contents::fill(&machine, self.next_seed())?);
         self.here = Some(machine);
         Ok(())
     }
@@ -97,36 +97,39 @@ impl<'a> MachinePair<'a> {
     /// Pins pages with a device.
     pub fn pin(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
         self.known[device].pins += pages.end - pages.start;
-        self.run(device, Op::Pin, pages, 0)
+        self.run(device, Opcode::Pin, pages, 0)
     }
 
-    /// Gives back the pins of pages.
+    /// Unpins pages.
     pub fn unpin(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
         self.known[device].pins -= pages.end - pages.start;
-        self.run(device, Op::Unpin, pages, 0)
+        self.run(device, Opcode::Unpin, pages, 0)
     }
 
     /// Has a device write pages, through pins or by `vfio_dma_rw()`.
-    pub fn write(&mut self, device: usize, op: Op, pages: Range<u64>) -> Result<()> {
+    pub fn write(&mut self, device: usize, opcode: Opcode, pages: Range<u64>) -> Result<()> {
         let seed = self.next_seed();
-        self.run(device, op, pages.clone(), seed)?;
-        self.contents().commanded(pages, seed);
+        self.run(device, opcode, pages.clone(), seed)?;
+        self.contents().commanded(bytes(&pages), seed);
         Ok(())
     }
 
-    fn run(&self, device: usize, op: Op, pages: Range<u64>, seed: u64) -> Result<()> {
+    fn run(&self, device: usize, opcode: Opcode, pages: Range<u64>, seed: u64) -> Result<()> {
         let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
-        self.context.note(format!("device {device}: {op:?} {iova:#x}+{length:#x}"));
-        self.here().device(device).run(op, iova, length, seed)
+        let what = format!("device {device}: {opcode} {iova:#x}+{length:#x}");
+        self.context.note(&what);
+        let outcome = self.here().device(device).run(opcode as u32, iova, length, seed)?;
+        ensure!(outcome.status == 0, "{what} ended with errno {}", outcome.status);
+        Ok(())
     }
 
     /// As [`MachinePair::write`] by `vfio_dma_rw()`, but the command runs in the background.
     pub fn begin_write(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
         let seed = self.next_seed();
         let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
-        self.context.note(format!("device {device}: begin DmaWrite {iova:#x}+{length:#x}"));
-        self.here().device(device).begin(Op::DmaWrite, iova, length, seed)?;
-        self.contents().commanded(pages, seed);
+        self.context.note(format!("device {device}: begin DMA_WRITE {iova:#x}+{length:#x}"));
+        self.here().device(device).run_in_background(Opcode::DmaWrite, iova, length, seed)?;
+        self.contents().commanded(bytes(&pages), seed);
         Ok(())
     }
 
@@ -154,20 +157,20 @@ impl<'a> MachinePair<'a> {
     ) -> Result<()> {
         let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
         let seed = self.next_seed();
-        let program = Program { iova, length, seed, limit: 0, rate, mode };
-        self.context.note(format!("device {device}: {program:x?}"));
-        self.here().device(device).start(&program)?;
-        self.here().device(device).running_generator()?;
+        let config = GeneratorConfig { iova, length, seed, limit: 0, rate, mode };
+        self.context.note(format!("device {device}: {config:x?}"));
+        self.here().device(device).start_generator(&config)?;
+        running(&self.here().device(device))?;
         let known = &mut self.known[device];
-        (known.program, known.written) = (Some(program), 0);
+        (known.generator, known.written) = (Some(config), 0);
         Ok(())
     }
 
     /// Waits until every generator that was started has made so many more writes.
     pub fn written(&mut self, more: u64) -> Result<()> {
         let counters = |pair: &Self| -> Result<Vec<u64>> {
-            let running = pair.programs().map(|(i, _)| pair.here().device(i).running_generator());
-            running.map(|progress| Ok(progress?.counter)).collect()
+            let running = pair.generators().map(|i| running(&pair.here().device(i)));
+            running.map(|status| Ok(status?.counter)).collect()
         };
         let before = counters(self)?;
         let mut wait = self.wait("for the generators to write");
@@ -237,7 +240,7 @@ impl<'a> MachinePair<'a> {
         self.context.note("let it go on to the switchover");
         self.here().monitor().end_pre_copy()?;
         self.migrating(&[Active, Device], |migration| migration.status == PreSwitchover)?;
-        self.stands_still().map(drop)
+        self.quiesced().map(drop)
     }
 
     /// As [`MachinePair::destination_dies`], but this machine is stopped already, in a pause.
@@ -275,7 +278,7 @@ impl<'a> MachinePair<'a> {
         self.here().monitor().end_pre_copy()?;
         let migration =
             self.migrating(&[Setup, Active, Device], |migration| migration.status == Completed)?;
-        let counters = self.stands_still()?;
+        let counters = self.quiesced()?;
         let late = counters.iter().sum::<u64>() - before.iter().sum::<u64>();
         let summary = Summary { migration, pages: counters.iter().sum(), late }.to_string();
         self.say(Event::Progress { text: summary })?;
@@ -290,10 +293,10 @@ impl<'a> MachinePair<'a> {
         Ok(late)
     }
 
-    /// Sees that the devices of the machine that was left stand still, and returns their counters.
-    fn stands_still(&self) -> Result<Vec<u64>> {
+    /// Fails if a device of the machine that was left still writes. Returns their counters.
+    fn quiesced(&self) -> Result<Vec<u64>> {
         let counters = self.counters()?;
-        thread::sleep(STILL);
+        thread::sleep(QUIET);
         let later = self.counters()?;
         ensure!(later == counters, "a stopped device has written: {counters:?}, then {later:?}");
         Ok(counters)
@@ -303,15 +306,15 @@ impl<'a> MachinePair<'a> {
     fn account(&mut self, counters: &[u64]) {
         let contents = self.contents.as_mut().expect("a machine was started");
         for (i, (known, &counter)) in self.known.iter_mut().zip(counters).enumerate() {
-            if let Some(program) = &known.program {
-                contents.generated(i, program, known.written..counter);
+            if let Some(config) = &known.generator {
+                contents.generated(i, config, known.written..counter);
                 known.written = counter;
             }
         }
     }
 
     fn check_memory(&self, machine: &Machine) -> Result<()> {
-        self.contents.as_ref().expect("a machine was started").check(machine)
+        contents::check(self.contents.as_ref().expect("a machine was started"), machine)
     }
 
     /// Waits until the destination has taken everything.
@@ -338,10 +341,10 @@ impl<'a> MachinePair<'a> {
             device.check().context("the device isn't where it was")?;
             let pins = device.pins()?;
             ensure!(pins == known.pins, "device {i} has {pins} pins, not {}", known.pins);
-            let Some(program) = &known.program else { continue };
-            let found = device.program()?;
-            ensure!(found == *program, "device {i} has {found:x?}, not {program:x?}");
-            let counter = device.running_generator()?.counter;
+            let Some(config) = &known.generator else { continue };
+            let found = device.generator_config()?;
+            ensure!(found == *config, "device {i} has {found:x?}, not {config:x?}");
+            let counter = running(&device)?.counter;
             ensure!(
                 counter >= known.written,
                 "device {i} has written {counter} pages, it was at {} when it stopped",
@@ -356,7 +359,7 @@ impl<'a> MachinePair<'a> {
     /// Stops all generators.
     pub fn stop(&mut self) -> Result<()> {
         for device in self.here().devices() {
-            device.control(uapi::RUST_MDEV_DMA_GEN_STOP)?;
+            device.stop_generator()?;
         }
         let counters = self.counters()?;
         self.account(&counters);
@@ -365,8 +368,8 @@ impl<'a> MachinePair<'a> {
 
     /// Lets the generators go on that were stopped.
     pub fn resume(&mut self) -> Result<()> {
-        for (i, _) in self.programs() {
-            self.here().device(i).control(uapi::RUST_MDEV_DMA_GEN_CONTINUE)?;
+        for i in self.generators() {
+            self.here().device(i).resume_generator()?;
         }
         Ok(())
     }
@@ -407,10 +410,10 @@ impl<'a> MachinePair<'a> {
         self.here().devices().map(|device| Ok(device.generator()?.counter)).collect()
     }
 
-    /// The devices whose generator was started, and what it does.
-    fn programs(&self) -> impl Iterator<Item = (usize, &Program)> {
+    /// The devices whose generator was started.
+    fn generators(&self) -> impl Iterator<Item = usize> {
         let known = self.known.iter().enumerate();
-        known.filter_map(|(i, known)| Some((i, known.program.as_ref()?)))
+        known.filter_map(|(i, known)| known.generator.is_some().then_some(i))
     }
 
     fn machine(&mut self, role: Role, side: usize) -> Result<Machine> {
@@ -463,6 +466,18 @@ impl<'a> MachinePair<'a> {
         }
         text
     }
+}
+
+/// The bytes of pages.
+fn bytes(pages: &Range<u64>) -> Range<u64> {
+    pages.start * PAGE..pages.end * PAGE
+}
+
+/// How far a generator is, which must not have stopped.
+fn running(device: &MdevDma<Bar<'_>>) -> Result<GeneratorStatus> {
+    let status = device.generator()?;
+    ensure!(status.is_running(), "the generator has stopped: {status:?}");
+    Ok(status)
 }
 
 /// A migration that has completed, in a line.

@@ -8,8 +8,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::Skip;
-use mdev_dma::{Op, PAGE, uapi::RUST_MDEV_DMA_IRQ_COMMAND};
-use qemu_client::Width;
+use mdev_dma::{Opcode, PAGE, Width, uapi::RUST_MDEV_DMA_IRQ_COMMAND};
 use std::{fmt::Write as _, fs, process::Command};
 
 /// These cases.
@@ -36,7 +35,7 @@ const NOT_UNDERSTOOD: &[&str] = &["!!!", "??", "unknown header", "broken", "Unkn
 fn lspci(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.start(1)?;
     let mut dump = String::from("00:04.0 the device\n");
-    for (i, line) in pair.here().device(0).config_space()?.chunks(16).enumerate() {
+    for (i, line) in pair.here().function(0).config_space()?.chunks(16).enumerate() {
         let bytes: Vec<_> = line.iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(dump, "{:02x}: {}", i * 16, bytes.join(" "))?;
     }
@@ -59,19 +58,21 @@ fn lspci(pair: &mut MachinePair<'_>) -> Result<()> {
 fn intx(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.start(1)?;
     pair.here().qtest().watch_interrupts("ioapic")?;
-    pair.here().device(0).enable_interrupts(RUST_MDEV_DMA_IRQ_COMMAND)?;
+    pair.here().device(0).enable_irqs(RUST_MDEV_DMA_IRQ_COMMAND)?;
     for _ in 0..2 {
         pair.begin_write(0, WINDOW)?;
         pair.until("for INTx to be raised", |machine| {
-            machine.device(0).check_config()?;
+            machine.function(0).check_ids()?;
             Ok(!machine.qtest().raised().is_empty())
         })?;
         let device = pair.here().device(0);
-        ensure!(device.status()? == 0, "there was an interrupt before the command had ended");
-        ensure!(device.events()? == RUST_MDEV_DMA_IRQ_COMMAND, "events {:#x}", device.events()?);
-        device.clear_events(RUST_MDEV_DMA_IRQ_COMMAND)?;
+        let status = device.outcome()?.status;
+        ensure!(status == 0, "there was an interrupt, and the command's status is {status}");
+        let events = device.irq_status()?;
+        ensure!(events == RUST_MDEV_DMA_IRQ_COMMAND, "IRQ_STATUS is {events:#x}");
+        device.clear_irqs(RUST_MDEV_DMA_IRQ_COMMAND)?;
         pair.until("for INTx to be lowered", |machine| {
-            machine.device(0).check_config()?;
+            machine.function(0).check_ids()?;
             Ok(machine.qtest().raised().is_empty())
         })?;
     }
@@ -85,22 +86,22 @@ fn msi(pair: &mut MachinePair<'_>) -> Result<()> {
     const DATA: u16 = 0x4300;
 
     pair.start(1)?;
-    pair.here().device(0).enable_msi(ADDRESS as u32, DATA)?;
+    pair.here().function(0).enable_msi(ADDRESS as u32, DATA)?;
     for migrations in 0..3 {
         if migrations > 0 {
             // The device makes the page what everybody can compute; that isn't to be told to it.
-            pair.here().device(0).enable_interrupts(0)?;
-            pair.write(0, Op::DmaWrite, PAGE_OF_MESSAGE..PAGE_OF_MESSAGE + 1)?;
+            pair.here().device(0).enable_irqs(0)?;
+            pair.write(0, Opcode::DmaWrite, PAGE_OF_MESSAGE..PAGE_OF_MESSAGE + 1)?;
             pair.begin()?;
             pair.passes(1)?;
             pair.complete()?;
         }
-        pair.here().device(0).enable_interrupts(RUST_MDEV_DMA_IRQ_COMMAND)?;
+        pair.here().device(0).enable_irqs(RUST_MDEV_DMA_IRQ_COMMAND)?;
         pair.begin_write(0, WINDOW)?;
         pair.until("for a message", |machine| {
             Ok(machine.qtest().read(ADDRESS, Width::Long)? == u64::from(DATA))
         })?;
-        let status = pair.here().device(0).status()?;
+        let status = pair.here().device(0).outcome()?.status;
         ensure!(status == 0, "there was a message, and the command's status is {status}");
     }
     Ok(())

@@ -32,6 +32,9 @@ pub enum Error {
         /// What it said.
         answer: String,
     },
+    /// The device in the machine isn't what it should be.
+    #[error(transparent)]
+    Device(#[from] mdev_dma::Error),
 }
 
 /// A result with this crate's [`Error`].

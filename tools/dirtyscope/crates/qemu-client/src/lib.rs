@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A QEMU that runs no guest: `-accel qtest` has no CPU, whoever talks to it does what a guest would.
+//! A QEMU that runs no guest: `-accel qtest` has no CPU, its client accesses memory and devices
+//! instead.
 //!
 //! [`Qemu`] is the process, [`Qtest`] accesses the machine as its CPU, [`Monitor`] has QEMU's own
 //! commands. Addresses and lengths are in bytes. Every wait has a limit.
@@ -17,4 +18,4 @@ pub use error::{Error, Result};
 pub use monitor::{Migration, MigrationStatus, Monitor};
 pub use process::Qemu;
 pub use qapi::qmp::RunState;
-pub use qtest::{Qtest, Width};
+pub use qtest::{Bar, Qtest};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{Error, Result};
+use mdev_dma::{RegisterAccess, Width};
 use std::{
     cell::RefCell,
     collections::BTreeSet,
@@ -12,29 +13,13 @@ use std::{
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 
-/// Bytes of an access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Width {
-    /// 1
-    Byte = 1,
-    /// 2
-    Word = 2,
-    /// 4
-    Long = 4,
-    /// 8; memory only
-    Quad = 8,
-}
-
-impl Width {
-    /// How qtest calls it.
-    fn suffix(self) -> char {
-        match self {
-            Self::Byte => 'b',
-            Self::Word => 'w',
-            Self::Long => 'l',
-            Self::Quad => 'q',
-        }
+/// How qtest calls a width.
+fn suffix(width: Width) -> char {
+    match width {
+        Width::Byte => 'b',
+        Width::Word => 'w',
+        Width::Long => 'l',
+        Width::Quad => 'q',
     }
 }
 
@@ -52,24 +37,29 @@ impl Qtest {
 
     /// Reads from a physical address.
     pub fn read(&self, address: u64, width: Width) -> Result<u64> {
-        self.ask_value(&format!("read{} {address:#x}", width.suffix()))
+        self.ask_value(&format!("read{} {address:#x}", suffix(width)))
     }
 
     /// Writes to a physical address.
     pub fn write(&self, address: u64, width: Width, value: u64) -> Result<()> {
-        self.ask(&format!("write{} {address:#x} {value:#x}", width.suffix())).map(drop)
+        self.ask(&format!("write{} {address:#x} {value:#x}", suffix(width))).map(drop)
     }
 
-    /// Reads the configuration space of function 0 of a device on PCI bus 0.
+    /// The registers of a device whose BAR 0 is at a physical address.
+    pub fn bar(&self, address: u64) -> Bar<'_> {
+        Bar { qtest: self, address }
+    }
+
+    /// Reads the configuration space of function 0 of a device on PCI bus 0, no [`Width::Quad`].
     pub fn config_read(&self, slot: u8, offset: u8, width: Width) -> Result<u32> {
         let port = self.config_select(slot, offset)?;
-        Ok(self.ask_value(&format!("in{} {port:#x}", width.suffix()))? as u32)
+        Ok(self.ask_value(&format!("in{} {port:#x}", suffix(width)))? as u32)
     }
 
-    /// Writes the configuration space of function 0 of a device on PCI bus 0.
+    /// Writes the configuration space of function 0 of a device on PCI bus 0, no [`Width::Quad`].
     pub fn config_write(&self, slot: u8, offset: u8, width: Width, value: u32) -> Result<()> {
         let port = self.config_select(slot, offset)?;
-        self.ask(&format!("out{} {port:#x} {value:#x}", width.suffix())).map(drop)
+        self.ask(&format!("out{} {port:#x} {value:#x}", suffix(width))).map(drop)
     }
 
     /// Returns the port where the register can be accessed then.
@@ -131,6 +121,24 @@ impl Qtest {
             Some(("lower", Ok(input))) => _ = raised.remove(&input),
             _ => {}
         }
+    }
+}
+
+/// The registers of a device in the machine.
+pub struct Bar<'a> {
+    qtest: &'a Qtest,
+    address: u64,
+}
+
+impl RegisterAccess for Bar<'_> {
+    type Error = Error;
+
+    fn read(&self, register: u32, width: Width) -> Result<u64> {
+        self.qtest.read(self.address + u64::from(register), width)
+    }
+
+    fn write(&self, register: u32, width: Width, value: u64) -> Result<()> {
+        self.qtest.write(self.address + u64::from(register), width, value)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use crate::{Answer, Op, PAGE, operation};
 use dirty_model::{
-    Bitmap, Command, Container as Model, DeviceId, Errno, Limits, Mapping, Protection,
+    Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, Limits, Mapping,
+    Protection,
 };
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use std::{collections::BTreeMap, ops::Range};
 use vfio_client::uapi::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
@@ -23,7 +24,7 @@ pub struct Contract {
 /// What must come of an operation.
 pub struct Owed {
     /// The answer, without the digest of what was read.
-    pub answer: Answer,
+    pub answer: Answer<Errnos>,
     /// What a command transferred, in bytes of IOVA.
     pub transferred: Range<u64>,
 }
@@ -64,10 +65,10 @@ impl Contract {
         Owed { answer: self.call(op), transferred: 0..0 }
     }
 
-    fn call(&mut self, op: &Op) -> Answer {
+    fn call(&mut self, op: &Op) -> Answer<Errnos> {
         match *op {
             Op::Map { iova, size, backed, flags } => {
-                Answer::of(self.map(iova, size, backed, flags).map_or(Ok(()), Err))
+                Answer::of(self.map(iova, size, backed, flags))
             }
             Op::Unmap { iova, size, flags } => self.unmap(iova, size, flags),
             Op::UnmapBitmap { iova, size, buffer } => {
@@ -79,7 +80,7 @@ impl Contract {
                 self.model.stop();
                 Answer::of(Ok(()))
             }
-            Op::DirtyPages { .. } => Errno::EINVAL.into(),
+            Op::DirtyPages { .. } => Answer::of(Err(Errno::EINVAL.into())),
             Op::GetBitmap { iova, size, buffer } => {
                 let bitmap = self.model.get_bitmap(iova, size, &buffer.to_model());
                 with_bitmap(bitmap.map(|bitmap| (0, bitmap)))
@@ -107,8 +108,7 @@ impl Contract {
         }
     }
 
-    /// The errno of a map, if it fails.
-    fn map(&mut self, iova: u64, size: u64, backed: u64, flags: u32) -> Option<Errno> {
+    fn map(&mut self, iova: u64, size: u64, backed: u64, flags: u32) -> Result<(), Errnos> {
         let protection = Protection {
             read: flags & VFIO_DMA_MAP_FLAG_READ != 0,
             write: flags & VFIO_DMA_MAP_FLAG_WRITE != 0,
@@ -116,49 +116,50 @@ impl Contract {
         // Where the memory is doesn't matter, as long as it is at a page.
         let mapping = Mapping { iova, vaddr: PAGE, size, protection };
         match flags & !(VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE) {
-            0 => self.model.map_backed(&mapping, backed).err(),
-            VFIO_DMA_MAP_FLAG_VADDR => Some(self.model.update_vaddr(&mapping)),
-            _ => Some(Errno::EINVAL),
+            0 => self.model.map_backed(&mapping, backed),
+            VFIO_DMA_MAP_FLAG_VADDR => Err(self.model.update_vaddr(&mapping)),
+            _ => Err(self.model.map_with_unknown_flag(&mapping)),
         }
     }
 
-    fn unmap(&mut self, iova: u64, size: u64, flags: u32) -> Answer {
+    fn unmap(&mut self, iova: u64, size: u64, flags: u32) -> Answer<Errnos> {
         let unmapped = match flags {
             0 => self.model.unmap(iova, size),
             VFIO_DMA_UNMAP_FLAG_ALL => self.model.unmap_all(iova, size),
             _ if flags & !(VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR) == 0 => {
-                Err(self.model.invalidate_vaddr())
+                let all = flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
+                Err(self.model.invalidate_vaddr(iova, size, all))
             }
-            _ => Err(Errno::EINVAL),
+            _ => Err(self.model.unmap_with_unknown_flag(iova, size)),
         };
         match unmapped {
             Ok(count) => Answer { count, ..Answer::of(Ok(())) },
-            Err(errno) => errno.into(),
+            Err(errnos) => Answer::of(Err(errnos)),
         }
     }
 
     fn command(&mut self, slot: usize, op: u32, iova: u64, length: u64) -> Owed {
-        let command = Command { op: operation(op).map(to_model), iova, length };
+        let command = Command { kind: operation(op).map(to_kind), iova, length };
         let outcome = self.model.command(self.devices[&slot], &command);
         let answer = Answer { count: outcome.count, ..Answer::of(outcome.status) };
         Owed { answer, transferred: iova..iova.saturating_add(outcome.transferred) }
     }
 }
 
-fn with_bitmap(result: Result<(u64, Bitmap), Errno>) -> Answer {
+fn with_bitmap(result: Result<(u64, Bitmap), Errnos>) -> Answer<Errnos> {
     match result {
         Ok((count, bitmap)) => Answer { count, bitmap: Some(bitmap), ..Answer::of(Ok(())) },
-        Err(errno) => errno.into(),
+        Err(errnos) => Answer::of(Err(errnos)),
     }
 }
 
-fn to_model(op: Device) -> dirty_model::Op {
-    match op {
-        Device::Pin => dirty_model::Op::Pin,
-        Device::Unpin => dirty_model::Op::Unpin,
-        Device::Write => dirty_model::Op::Write,
-        Device::Read => dirty_model::Op::Read,
-        Device::DmaWrite => dirty_model::Op::DmaWrite,
-        Device::DmaRead => dirty_model::Op::DmaRead,
+fn to_kind(opcode: Opcode) -> CommandKind {
+    match opcode {
+        Opcode::Pin => CommandKind::Pin,
+        Opcode::Unpin => CommandKind::Unpin,
+        Opcode::Write => CommandKind::Write,
+        Opcode::Read => CommandKind::Read,
+        Opcode::DmaWrite => CommandKind::DmaWrite,
+        Opcode::DmaRead => CommandKind::DmaRead,
     }
 }

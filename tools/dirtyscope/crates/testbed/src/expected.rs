@@ -7,7 +7,8 @@ use crate::{
     regions::Regions,
 };
 use anyhow::Result;
-use mdev_dma::{Op as Device, pattern};
+use dirty_model::Errnos;
+use mdev_dma::{Opcode, pattern};
 
 /// What is expected of the kernel: what it owes, and what must be in memory.
 pub struct Expected {
@@ -33,7 +34,7 @@ impl Expected {
     }
 
     /// What `op` must answer. What it does to memory is done, but that new memory is mapped.
-    pub fn apply(&mut self, op: &Op) -> Result<Answer> {
+    pub fn apply(&mut self, op: &Op) -> Result<Answer<Errnos>> {
         let Owed { mut answer, transferred } = self.contract.apply(op);
         match *op {
             Op::Unmap { iova, size, .. } | Op::UnmapBitmap { iova, size, .. }
@@ -46,8 +47,8 @@ impl Expected {
             Op::Show { iova, size } => self.regions.set_hidden(iova, size, false)?,
             Op::UserWrite { iova, length, seed } => self.regions.user_write(iova, length, seed),
             Op::Command { op, iova, seed, .. } => match operation(op) {
-                Some(Device::Write | Device::DmaWrite) => self.regions.write(transferred, seed),
-                Some(Device::Read | Device::DmaRead) if answer.status.is_ok() => {
+                Some(Opcode::Write | Opcode::DmaWrite) => self.regions.write(transferred, seed),
+                Some(Opcode::Read | Opcode::DmaRead) if answer.status.is_ok() => {
                     answer.digest = pattern::digest(&self.regions.read(transferred), iova);
                 }
                 _ => {}
@@ -60,7 +61,7 @@ impl Expected {
         Ok(answer)
     }
 
-    fn falsify_answer(&self, answer: &mut Answer, iova: u64) {
+    fn falsify_answer(&self, answer: &mut Answer<Errnos>, iova: u64) {
         let page = self.falsified.and_then(|at| at.checked_sub(iova)).map(|at| at / PAGE);
         if let (Some(page), Some(bitmap)) = (page, &mut answer.bitmap) {
             if page < bitmap.pages() {

@@ -115,7 +115,7 @@ impl LiveContainer {
     fn unmap(&self, args: &UnmapArgs) -> Result<Answer> {
         Ok(match status(self.container.unmap(args))? {
             Ok(count) => Answer { count, ..Answer::of(Ok(())) },
-            Err(errno) => errno.into(),
+            Err(errno) => Answer::of(Err(errno)),
         })
     }
 
@@ -188,7 +188,7 @@ const BEHIND: usize = 512;
 fn with_bitmap(result: Result<(u64, Vec<u64>), Errno>, size: u64) -> Result<Answer> {
     let (count, mut words) = match result {
         Ok(done) => done,
-        Err(errno) => return Ok(errno.into()),
+        Err(errno) => return Ok(Answer::of(Err(errno))),
     };
     let pages = size / PAGE;
     let len = pages.div_ceil(64) as usize;

@@ -18,11 +18,11 @@ struct Region {
     memory: Arc<Memory>,
     /// What must be in it.
     shadow: Vec<u8>,
-    /// Pages that the process took away from itself, by their offset in it.
+    /// Pages that the process made inaccessible, by their offset in it.
     hidden: BTreeSet<usize>,
 }
 
-/// New memory for `backed` bytes. Up to `size` bytes, and be it one, nothing is behind it.
+/// New memory for `backed` bytes. Up to `size` bytes, at least one, nothing is behind it.
 pub fn new_memory(size: u64, backed: u64) -> Result<Arc<Memory>> {
     let len = backed.next_multiple_of(PAGE);
     let guard = size.max(1).next_multiple_of(PAGE).saturating_sub(len);

@@ -18,7 +18,7 @@
 
 use crate::{Answer, Buffer, BufferMemory, Op, operation};
 use anyhow::{Context as _, Error, Result, bail};
-use mdev_dma::{Op as Device, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
+use mdev_dma::{Opcode, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use std::{
     fmt::{self, Display, Formatter},
     str::{FromStr, SplitWhitespace},
@@ -97,9 +97,9 @@ fn show_buffer(f: &mut Formatter<'_>, size: u64, buffer: &Buffer) -> fmt::Result
     }
 }
 
-impl Display for Answer {
+impl<E: Display> Display for Answer<E> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.status {
+        match &self.status {
             Ok(()) => write!(f, "ok")?,
             Err(errno) => write!(f, "{errno}")?,
         }
@@ -178,7 +178,7 @@ impl<'a> Words<'a> {
             "OPEN" => return Ok(Op::Open { device }),
             "CLOSE" => return Ok(Op::Close { device }),
             "RESET" => return Ok(Op::Reset { device }),
-            _ => match Device::ALL.into_iter().find(|op| op.to_string() == name) {
+            _ => match Opcode::ALL.into_iter().find(|op| op.to_string() == name) {
                 Some(op) => op as u32,
                 None => name.parse().with_context(|| format!("{name:?} is no operation"))?,
             },

@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, locked_memory, scenario};
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use testbed::{Op, PAGE, Testbed, at, command, pages, same, status};
 use vfio_client::Group;
 
@@ -32,7 +32,7 @@ fn container_closed(context: &Context<'_>) -> Result<()> {
         bed.add_device()?;
         bed.start()?;
         bed.pin(0..64)?;
-        bed.must(command(1, Device::Pin, pages(32..64)))?;
+        bed.must(command(1, Opcode::Pin, pages(32..64)))?;
         bed.dma_write(pages(5..6))?;
     }
     Ok(())

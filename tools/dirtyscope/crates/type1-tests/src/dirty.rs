@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno};
 use harness::{Context, Scenario, scenario};
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use testbed::{Buffer, BufferMemory, Op, PAGE, Testbed, at, command, pages, status};
 use vfio_client::{
     BitmapArgs,
@@ -187,7 +187,7 @@ fn pinned_and_unpinned(context: &Context<'_>) -> Result<()> {
     bed.start()?;
     bed.reports(&[])?;
     bed.pin(4..8)?;
-    bed.transfer(Device::Write, at(5, 100)..at(5, 200))?;
+    bed.transfer(Opcode::Write, at(5, 100)..at(5, 200))?;
     bed.unpin(4..8)?;
     bed.reports(&[4..8])?;
     bed.reports(&[])?;
@@ -273,9 +273,9 @@ fn reads(context: &Context<'_>) -> Result<()> {
     bed.start()?;
     bed.unpin(16..20)?;
     bed.reports(&[10..20])?;
-    bed.transfer(Device::DmaRead, pages(0..64))?;
-    bed.transfer(Device::DmaRead, at(30, 5)..at(31, 6))?;
-    bed.transfer(Device::Read, at(10, 1)..at(16, 0))?;
+    bed.transfer(Opcode::DmaRead, pages(0..64))?;
+    bed.transfer(Opcode::DmaRead, at(30, 5)..at(31, 6))?;
+    bed.transfer(Opcode::Read, at(10, 1)..at(16, 0))?;
     bed.reports(&[10..16])?;
     bed.check()
 }
@@ -284,11 +284,11 @@ fn write_through_pins(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 16)?;
     bed.pin(2..6)?;
     bed.start()?;
-    bed.transfer(Device::Write, at(3, 17)..at(4, 1))?;
+    bed.transfer(Opcode::Write, at(3, 17)..at(4, 1))?;
     bed.reports(&[2..6])?;
     bed.check_memory()?;
     bed.reports(&[2..6])?;
-    bed.transfer(Device::Write, pages(2..6))?;
+    bed.transfer(Opcode::Write, pages(2..6))?;
     bed.unpin(2..6)?;
     bed.reports(&[2..6])?;
     bed.reports(&[])?;
@@ -436,7 +436,7 @@ fn largest_bitmap(context: &Context<'_>) -> Result<()> {
     let (iova, size) = (1 << 45, BITMAP_PAGES_MAX * PAGE);
     bed.must(large(BITMAP_PAGES_MAX))?;
     bed.start()?;
-    bed.must(command(0, Device::DmaWrite, iova + 1..iova + 2))?;
+    bed.must(command(0, Opcode::DmaWrite, iova + 1..iova + 2))?;
     let answer = bed.apply(Op::get_bitmap(iova, size))?;
     let dirty = answer.bitmap.map(|bitmap| bitmap.runs());
     ensure!(dirty == Some(vec![0..1]), "dirty: {dirty:?}");
@@ -478,7 +478,7 @@ fn pin_across_mappings(context: &Context<'_>) -> Result<()> {
     bed.map(10..64)?;
     bed.start()?;
     bed.pin(8..13)?;
-    bed.transfer(Device::Write, at(9, 5)..at(11, 5))?;
+    bed.transfer(Opcode::Write, at(9, 5)..at(11, 5))?;
     for _ in 0..2 {
         bed.each_reports(&[8..10, 10..13])?;
     }
@@ -515,12 +515,12 @@ fn two_devices(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 32)?;
     bed.add_device()?;
     bed.pin(2..6)?;
-    bed.must(command(1, Device::Pin, pages(4..8)))?;
+    bed.must(command(1, Opcode::Pin, pages(4..8)))?;
     bed.start()?;
     bed.reports(&[2..8])?;
-    bed.refused(Errno::ENXIO, command(1, Device::Write, pages(2..3)))?;
-    bed.must(command(1, Device::Write, pages(4..6)))?;
-    bed.must(command(1, Device::DmaWrite, pages(20..21)))?;
+    bed.refused(Errno::ENXIO, command(1, Opcode::Write, pages(2..3)))?;
+    bed.must(command(1, Opcode::Write, pages(4..6)))?;
+    bed.must(command(1, Opcode::DmaWrite, pages(20..21)))?;
     bed.unpin(2..6)?;
     bed.reports(&[2..8, 20..21])?;
     bed.reports(&[4..8])?;

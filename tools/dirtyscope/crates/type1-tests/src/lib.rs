@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Scenarios about type1: what the kernel owes whoever tracks dirty pages.
+//! Scenarios about type1: what the kernel owes to a user that tracks dirty pages.
 //!
 //! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
 //! and add it there.

@@ -8,7 +8,7 @@
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
 use harness::{Context, Scenario, scenario};
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use std::ops::Range;
 use testbed::{Op, PAGE, Testbed, at, command, map, pages};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
@@ -143,7 +143,7 @@ fn start_fails(context: &Context<'_>) -> Result<()> {
         let mut bed = Testbed::new(context)?;
         for (iova, size) in others.into_iter().zip(small) {
             bed.must(Op::map(iova, size, Protection::READ_WRITE))?;
-            bed.must(command(0, Device::Pin, iova..iova + PAGE))?;
+            bed.must(command(0, Opcode::Pin, iova..iova + PAGE))?;
         }
         let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
         bed.must(Op::Map { iova: huge, size: HUGE, backed: PAGE, flags })?;
@@ -154,7 +154,7 @@ fn start_fails(context: &Context<'_>) -> Result<()> {
             }
         }
         bed.must(Op::unmap(huge, HUGE))?;
-        bed.must(command(0, Device::DmaWrite, others[1] + PAGE..others[1] + PAGE + 1))?;
+        bed.must(command(0, Opcode::DmaWrite, others[1] + PAGE..others[1] + PAGE + 1))?;
         bed.start()?;
         let dirty = bed.read_each()?;
         ensure!(dirty == others.map(|iova| iova..iova + PAGE), "dirty is {dirty:x?}");
@@ -210,7 +210,7 @@ fn unmap_all(context: &Context<'_>) -> Result<()> {
     let mut bed = bed(context)?;
     bed.add_device()?;
     for page in PINNED {
-        bed.must(command(1, Device::Pin, pages(page..page + 1)))?;
+        bed.must(command(1, Opcode::Pin, pages(page..page + 1)))?;
     }
     bed.start()?;
     bed.must(Op::unmap_all())?;

@@ -10,7 +10,7 @@
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
 use harness::{Context, Scenario, scenario};
-use mdev_dma::{MdevDma, Op as Device};
+use mdev_dma::{MdevDma, Opcode};
 use std::sync::Arc;
 use testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
 use vfio_client::{
@@ -241,7 +241,7 @@ fn unmap_dirty(context: &Context<'_>) -> Result<()> {
     bed.dma_write(pages(98..100))?;
     bed.dma_write(pages(130..131))?;
     bed.unmap_reports(0..100, &[3..5, 98..100])?;
-    bed.refused(Errno::EINVAL, command(0, Device::DmaWrite, pages(3..4)))?;
+    bed.refused(Errno::EINVAL, command(0, Opcode::DmaWrite, pages(3..4)))?;
     bed.reports(&[130..131])?;
     bed.unmap_reports(128..160, &[])?;
     bed.check()
@@ -254,15 +254,15 @@ fn unmap_dirty_pinned(context: &Context<'_>) -> Result<()> {
     bed.pin(4..5)?;
     bed.pin(90..100)?;
     bed.reports(&[3..6, 90..100])?;
-    bed.transfer(Device::Write, at(4, 0)..at(4, 16))?;
+    bed.transfer(Opcode::Write, at(4, 0)..at(4, 16))?;
     bed.dma_write(pages(50..51))?;
     bed.unmap_reports(0..100, &[3..6, 50..51, 90..100])?;
     bed.has_pins(0)?;
-    for op in [Device::Write, Device::Read, Device::Unpin] {
+    for op in [Opcode::Write, Opcode::Read, Opcode::Unpin] {
         bed.refused(Errno::ENXIO, command(0, op, pages(4..5)))?;
     }
     bed.map(0..100)?;
-    bed.refused(Errno::ENXIO, command(0, Device::Write, pages(4..5)))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Write, pages(4..5)))?;
     bed.reports(&[])?;
     bed.check()
 }
@@ -287,7 +287,7 @@ fn unmap_dirty_while_off(context: &Context<'_>) -> Result<()> {
     let unmap = Op::unmap_bitmap(at(0, 0), 16 * PAGE);
     bed.refused(Errno::EINVAL, unmap)?;
     bed.has_pins(1)?;
-    bed.transfer(Device::Write, pages(3..4))?;
+    bed.transfer(Opcode::Write, pages(3..4))?;
     bed.check()
 }
 
@@ -302,10 +302,10 @@ fn unmap_pinned(context: &Context<'_>) -> Result<()> {
     bed.has_pins(91)?;
     bed.unmap(64..128)?;
     bed.has_pins(16)?;
-    bed.transfer(Device::Write, pages(60..64))?;
-    bed.transfer(Device::Write, pages(128..140))?;
-    bed.refused(Errno::ENXIO, command(0, Device::Write, at(63, 0)..at(64, 1)))?;
-    bed.refused(Errno::ENXIO, command(0, Device::Unpin, pages(64..65)))?;
+    bed.transfer(Opcode::Write, pages(60..64))?;
+    bed.transfer(Opcode::Write, pages(128..140))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Write, at(63, 0)..at(64, 1)))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Unpin, pages(64..65)))?;
     bed.unmap(128..192)?;
     bed.unmap(0..64)?;
     bed.has_pins(0)?;
@@ -316,11 +316,11 @@ fn unmap_pinned_by_two(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 64)?;
     bed.add_device()?;
     bed.pin(0..10)?;
-    bed.must(command(1, Device::Pin, pages(5..15)))?;
+    bed.must(command(1, Opcode::Pin, pages(5..15)))?;
     bed.start()?;
     bed.unmap_reports(0..64, &[0..15])?;
     bed.has_pins(0)?;
-    bed.refused(Errno::ENXIO, command(1, Device::Write, pages(5..6)))?;
+    bed.refused(Errno::ENXIO, command(1, Opcode::Write, pages(5..6)))?;
     bed.check()
 }
 

@@ -5,7 +5,7 @@
 use anyhow::Result;
 use dirty_model::Errno;
 use harness::{Context, Scenario, locked_memory as locked_bytes, scenario};
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use testbed::{Op, PAGE, Testbed, command, pages, same};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -55,38 +55,38 @@ fn unchanged(bed: &mut Testbed<'_>) -> Result<()> {
 fn pin_fails_in_first_batch(context: &Context<'_>) -> Result<()> {
     let mut bed = bed(context)?;
     bed.map(100..164)?;
-    refused(&mut bed, Errno::EINVAL, command(0, Device::Pin, pages(99..164)))?;
-    refused(&mut bed, Errno::EINVAL, command(0, Device::Pin, pages(64..128)))?;
-    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(100..101)))
+    refused(&mut bed, Errno::EINVAL, command(0, Opcode::Pin, pages(99..164)))?;
+    refused(&mut bed, Errno::EINVAL, command(0, Opcode::Pin, pages(64..128)))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Read, pages(100..101)))
 }
 
 fn pin_fails_in_later_batch(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 200)?;
     bed.pin(10..11)?;
     // In the middle of a batch, nothing being tracked: the stock kernel makes such pages dirty.
-    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(0..201)))?;
+    bed.refused(Errno::EINVAL, command(0, Opcode::Pin, pages(0..201)))?;
     bed.has_pins(1)?;
-    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(0..1)))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Read, pages(0..1)))?;
     bed.start()?;
     unchanged(&mut bed)?;
 
     // At the first page of a batch: those before were pinned for a moment, and are dirty once.
     bed.map(256..300)?;
     bed.map(300..320)?;
-    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(256..321)))?;
+    bed.refused(Errno::EINVAL, command(0, Opcode::Pin, pages(256..321)))?;
     bed.reports(&[10..11, 256..320])?;
-    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(256..257)))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Read, pages(256..257)))?;
     unchanged(&mut bed)
 }
 
 fn pin_fails_beside_pins(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 4)?;
     bed.pin(1..3)?;
-    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(0..8)))?;
+    bed.refused(Errno::EINVAL, command(0, Opcode::Pin, pages(0..8)))?;
     bed.has_pins(2)?;
-    bed.transfer(Device::Write, pages(1..3))?;
-    bed.transfer(Device::Read, pages(1..3))?;
-    bed.refused(Errno::ENXIO, command(0, Device::Read, pages(0..1)))?;
+    bed.transfer(Opcode::Write, pages(1..3))?;
+    bed.transfer(Opcode::Read, pages(1..3))?;
+    bed.refused(Errno::ENXIO, command(0, Opcode::Read, pages(0..1)))?;
     bed.check()
 }
 
@@ -105,7 +105,7 @@ fn locked_memory(context: &Context<'_>) -> Result<()> {
     holds("VmLck with all of them pinned once", 140)?;
     bed.unpin(10..20)?;
     holds("VmLck with 10 unpinned", 130)?;
-    bed.refused(Errno::EINVAL, command(0, Device::Pin, pages(180..201)))?;
+    bed.refused(Errno::EINVAL, command(0, Opcode::Pin, pages(180..201)))?;
     holds("VmLck after a PIN that failed", 130)?;
     bed.unmap(100..200)?;
     holds("VmLck with 50 unmapped", 80)?;

@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result};
 use dirty_model::Errno;
 use harness::{Context, Scenario, locked_memory, scenario};
-use mdev_dma::Op as Device;
+use mdev_dma::Opcode;
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
@@ -37,13 +37,13 @@ fn hidden_memory(context: &Context<'_>) -> Result<()> {
     bed.pin(12..13)?;
     bed.start()?;
     bed.must(Op::Hide { iova: at(10, 0), size: 4 * PAGE })?;
-    bed.refused(Errno::EFAULT, command(0, Device::DmaWrite, at(10, 0)..at(10, 1)))?;
-    bed.refused(Errno::EFAULT, command(0, Device::DmaRead, at(9, 0)..at(11, 0)))?;
-    bed.refused(Errno::EFAULT, command(0, Device::Pin, pages(10..12)))?;
+    bed.refused(Errno::EFAULT, command(0, Opcode::DmaWrite, at(10, 0)..at(10, 1)))?;
+    bed.refused(Errno::EFAULT, command(0, Opcode::DmaRead, at(9, 0)..at(11, 0)))?;
+    bed.refused(Errno::EFAULT, command(0, Opcode::Pin, pages(10..12)))?;
     bed.reports(&[12..13])?;
 
     bed.pin(12..13)?;
-    bed.transfer(Device::Write, pages(12..13))?;
+    bed.transfer(Opcode::Write, pages(12..13))?;
     bed.dma_write(at(9, 5)..at(10, 0))?;
     bed.must(Op::Show { iova: at(10, 0), size: 4 * PAGE })?;
     bed.check_memory()?;
@@ -54,7 +54,7 @@ fn hidden_memory(context: &Context<'_>) -> Result<()> {
     bed.check()
 }
 
-/// The rights of this thread and the limit of this process, given back when dropped.
+/// The rights of this thread and the limit of this process, restored when dropped.
 struct Rights(CapabilitySets, Rlimit);
 
 impl Rights {
@@ -85,11 +85,11 @@ fn memlock_limit(context: &Context<'_>) -> Result<()> {
         bed.limit_locked_pages(Some(10));
         bed.map(64..128)?;
         bed.pin(64..72)?;
-        bed.refused(Errno::ENOMEM, command(0, Device::Pin, pages(72..75)))?;
+        bed.refused(Errno::ENOMEM, command(0, Opcode::Pin, pages(72..75)))?;
         bed.check()?;
         // What is pinned counts once.
-        bed.must(command(1, Device::Pin, pages(66..74)))?;
-        bed.refused(Errno::ENOMEM, command(1, Device::Pin, pages(74..75)))?;
+        bed.must(command(1, Opcode::Pin, pages(66..74)))?;
+        bed.refused(Errno::ENOMEM, command(1, Opcode::Pin, pages(74..75)))?;
         bed.unpin(64..65)?;
         bed.pin(74..75)?;
         bed.check()?;
@@ -108,18 +108,18 @@ fn fork(context: &Context<'_>) -> Result<()> {
     bed.pin(2..6)?;
     bed.start()?;
     let child = Fork::new()?;
-    bed.transfer(Device::Write, at(2, 7)..at(6, 0))?;
+    bed.transfer(Opcode::Write, at(2, 7)..at(6, 0))?;
     bed.user_write(pages(7..8))?;
     bed.dma_write(at(7, 9)..at(9, 9))?;
     bed.pin(12..14)?;
-    bed.transfer(Device::Write, pages(12..14))?;
+    bed.transfer(Opcode::Write, pages(12..14))?;
     bed.user_write(pages(13..15))?;
-    bed.transfer(Device::DmaRead, pages(0..32))?;
-    bed.transfer(Device::Read, pages(12..14))?;
+    bed.transfer(Opcode::DmaRead, pages(0..32))?;
+    bed.transfer(Opcode::Read, pages(12..14))?;
     bed.reports(&[2..6, 7..10, 12..14])?;
     bed.check()?;
     drop(child);
-    bed.transfer(Device::Write, pages(2..6))?;
+    bed.transfer(Opcode::Write, pages(2..6))?;
     bed.dma_write(pages(20..21))?;
     bed.unpin(2..6)?;
     bed.reports(&[2..6, 12..14, 20..21])?;

@@ -370,9 +370,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Words of the bitmap of `size` bytes of IOVA, as many as the kernel is told or as there must be,
 /// whatever is more; up to the largest that type1 accepts.
 fn bitmap_words(size: u64, args: &BitmapArgs) -> usize {
-    // The smallest page there is: if the kernel takes `args.pgsize` for something it isn't, there is
-    // room all the same.
-    let words = (size / 4096).div_ceil(64).max(args.size.div_ceil(8));
+    // Of the smallest pages there are: should the kernel misread `args.pgsize`, there is room all the
+    // same.
+    let pages = size / rustix::param::page_size() as u64;
+    let words = pages.div_ceil(64).max(args.size.div_ceil(8));
     words.min(BITMAP_WORDS_MAX) as usize
 }
 

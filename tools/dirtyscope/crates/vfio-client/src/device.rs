@@ -64,7 +64,7 @@ impl Device {
         Ok(Self { file, memory, name: node.name.clone() })
     }
 
-    /// Opens the device with the folder `sysfs`, e.g. `/sys/bus/mdev/devices/UUID`, by iommufd.
+    /// Opens the device with the directory `sysfs`, e.g. `/sys/bus/mdev/devices/UUID`, by iommufd.
     /// Fails with `ENOENT` if the kernel has no `/dev/vfio/devices`.
     pub fn open_in(ioas: &Arc<Ioas>, sysfs: &Path) -> Result<Self> {
         let file = ioas.open_device(sysfs)?;

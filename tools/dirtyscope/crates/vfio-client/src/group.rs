@@ -18,7 +18,7 @@ pub struct DeviceNode {
 }
 
 impl DeviceNode {
-    /// The device with the folder `sysfs`, e.g. `/sys/bus/mdev/devices/UUID`.
+    /// The device with the directory `sysfs`, e.g. `/sys/bus/mdev/devices/UUID`.
     pub fn from_sysfs(sysfs: &Path) -> Result<Self> {
         let no_device = || {
             Error::new(format!("device {}", sysfs.display()), Errno::NODEV)
@@ -53,7 +53,7 @@ impl Group {
         let path = format!("/dev/vfio/{number}");
         let file = open(&path).map_err(|errno| {
             let hint = match errno {
-                Errno::BUSY => "another process, or this one, has the group open",
+                Errno::BUSY => "another process, or this one, has the group open; close it there",
                 Errno::NOENT => "the driver is not loaded, or udev did not make the node",
                 Errno::ACCESS | Errno::PERM => "run as root, or give yourself access to the node",
                 _ => "",

@@ -108,7 +108,7 @@ impl Device {
         let argsz = args.argsz.unwrap_or((size_of_val(&arg.head) + size) as u32);
         arg.head = [argsz, args.action | data_flag, args.index, args.start, args.count];
         // SAFETY: The kernel only reads: the head, and data for `count` interrupts if the device has
-        // as many. What it might read behind `arg` isn't given back to anybody.
+        // as many. What it might read behind `arg` is returned to nobody.
         unsafe { self.ioctl("VFIO_DEVICE_SET_IRQS", sys::DEVICE_SET_IRQS, &mut arg) }
     }
 }

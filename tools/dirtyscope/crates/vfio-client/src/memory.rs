@@ -21,7 +21,7 @@ const COMPARED: usize = 8;
 /// What the process, and with it the kernel on its behalf, may do to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing: it faults.
+    /// Nothing: accesses fault.
     None,
     /// Read it.
     Read,
@@ -67,8 +67,8 @@ impl Memory {
     }
 
     /// As [`Self::new`], with `guard` bytes behind it, a multiple of the page size too, where the
-    /// process has no memory: who accesses them faults, the kernel with `EFAULT`. Without a guard, no
-    /// bytes are `EINVAL`.
+    /// process has no memory: accesses to them fault, those of the kernel with `EFAULT`. Without a
+    /// guard, no bytes are `EINVAL`.
     pub fn with_guard(len: usize, guard: usize) -> Result<Self> {
         let what = || format!("mmap of {len:#x} bytes and a guard of {guard:#x}");
         let whole_pages = (len | guard) % rustix::param::page_size() == 0;
@@ -126,7 +126,7 @@ impl Memory {
     }
 
     /// Lets the process do no more than `access` to whole pages, or again all it wants. Their contents
-    /// stay, and so do pins that devices have of them. Panics if that aren't whole pages inside.
+    /// stay, and so do pins that devices have of them. Panics if these aren't whole pages inside.
     pub fn set_access(&self, bytes: Range<usize>, access: Access) -> Result<()> {
         let page_size = rustix::param::page_size();
         let whole = (bytes.start | bytes.end) % page_size == 0 && bytes.end <= self.len;

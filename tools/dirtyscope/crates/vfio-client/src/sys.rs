@@ -45,8 +45,8 @@ pub(crate) const fn iommufd(command: u32) -> Opcode {
     opcode::none(IOMMUFD_TYPE, command as u8)
 }
 
-/// An ioctl whose argument is `arg`, be it a number or an address, and whose result is the number
-/// that it returns.
+/// An ioctl whose argument is `arg`, a number or an address, and whose result is the number that it
+/// returns.
 struct Call {
     request: Opcode,
     arg: *mut c_void,

@@ -8,7 +8,7 @@
 
 #![deny(missing_docs)]
 
-use mdev_dma::{Op, uapi};
+use mdev_dma::{MdevDma, RegisterAccess, Width};
 use std::{path::Path, sync::Arc};
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX,
@@ -30,6 +30,9 @@ pub enum Error {
     /// There is no memory, or none there.
     #[error("vm-memory: {0}")]
     Memory(String),
+    /// The device isn't what it should be.
+    #[error(transparent)]
+    Device(#[from] mdev_dma::Error),
     /// No eventfd can be made or read.
     #[error("eventfd: {0}")]
     Eventfd(#[from] std::io::Error),
@@ -47,20 +50,22 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Opens the device with this folder in sysfs, and maps memory for it.
+    /// Opens the device with this directory in sysfs, and maps memory for it.
     ///
     /// `memory` has an IOVA and a length, both in bytes and multiples of the page size.
-    pub fn open(sysfs: &Path, memory: &[(u64, usize)]) -> Result<Self> {
+    pub fn open(sysfs: &Path, memory: &[(u64, usize)]) -> Result<MdevDma<Self>> {
         let container = Arc::new(VfioContainer::new(None)?);
         let device = VfioDevice::new(sysfs, container.clone(), true)?;
         let ranges: Vec<_> = memory.iter().map(|&(iova, n)| (GuestAddress(iova), n)).collect();
         let memory = GuestMemoryMmap::<()>::from_ranges(&ranges)
             .map_err(|error| Error::Memory(error.to_string()))?;
         // SAFETY: The memory was just made and nothing has a reference into it. It is unmapped from
-        // the container before it is given back (see `drop`); until then `GuestMemoryMmap`, which
+        // the container before it is freed (see `drop`); until then `GuestMemoryMmap`, which
         // never makes references, is all that accesses it.
         unsafe { container.vfio_map_guest_memory(&memory)? };
-        Ok(Self { device, container, memory })
+        let device = MdevDma::new(Self { device, container, memory });
+        device.check()?;
+        Ok(device)
     }
 
     /// Vendor and device id, as configuration space has them.
@@ -74,33 +79,6 @@ impl Vmm {
     /// Bytes of BAR 0.
     pub fn bar_size(&self) -> u64 {
         self.device.get_region_size(VFIO_PCI_BAR0_REGION_INDEX)
-    }
-
-    /// Reads a register of 4 bytes.
-    pub fn read(&self, register: u32) -> u32 {
-        let mut bytes = [0; 4];
-        self.device.region_read(VFIO_PCI_BAR0_REGION_INDEX, &mut bytes, register.into());
-        u32::from_le_bytes(bytes)
-    }
-
-    /// Writes a register of 4 bytes.
-    pub fn write(&self, register: u32, value: u32) {
-        let bytes = value.to_le_bytes();
-        self.device.region_write(VFIO_PCI_BAR0_REGION_INDEX, &bytes, register.into());
-    }
-
-    fn write_quad(&self, register: u32, value: u64) {
-        let bytes = value.to_le_bytes();
-        self.device.region_write(VFIO_PCI_BAR0_REGION_INDEX, &bytes, register.into());
-    }
-
-    /// Runs a command to its end, and returns its status: 0 or an errno.
-    pub fn run(&self, op: Op, iova: u64, length: u64, seed: u64) -> u32 {
-        self.write_quad(uapi::RUST_MDEV_DMA_REG_IOVA, iova);
-        self.write_quad(uapi::RUST_MDEV_DMA_REG_LENGTH, length);
-        self.write_quad(uapi::RUST_MDEV_DMA_REG_SEED, seed);
-        self.write(uapi::RUST_MDEV_DMA_REG_COMMAND, op as u32);
-        self.read(uapi::RUST_MDEV_DMA_REG_STATUS)
     }
 
     /// Has MSI vector 0 signal an eventfd, which is returned.
@@ -128,7 +106,7 @@ impl Vmm {
         Ok(state)
     }
 
-    /// Gives the device a state that another one had, and lets it run.
+    /// Has the device take over the state of another one, and lets it run.
     pub fn restore(&self, state: &[u8]) -> Result<()> {
         self.device.set_migration_state(RESUMING)?;
         self.device.write_migration_data(state)?;
@@ -153,6 +131,24 @@ impl Vmm {
     /// Unmaps all memory, after which the device can't access it.
     pub fn unmap(&self) -> Result<()> {
         Ok(self.container.vfio_unmap_guest_memory(&self.memory)?)
+    }
+}
+
+impl RegisterAccess for Vmm {
+    type Error = Error;
+
+    // vfio-ioctls doesn't say whether an access succeeds. One that fails reads as what was there.
+    fn read(&self, register: u32, width: Width) -> Result<u64> {
+        let mut bytes = [0; 8];
+        let part = &mut bytes[..width.bytes()];
+        self.device.region_read(VFIO_PCI_BAR0_REGION_INDEX, part, register.into());
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn write(&self, register: u32, width: Width, value: u64) -> Result<()> {
+        let bytes = &value.to_le_bytes()[..width.bytes()];
+        self.device.region_write(VFIO_PCI_BAR0_REGION_INDEX, bytes, register.into());
+        Ok(())
     }
 }
 

@@ -4,14 +4,14 @@
 
 use super::{Container, DeviceId};
 use crate::{
-    Errno, Protection,
-    device::{Command, Limits, Op, Outcome, cut, pages},
+    Errno, Errnos, Protection,
+    device::{Command, CommandKind, CommandOutcome, Limits, cut, pages},
     mapping::Mapped,
 };
 use std::ops::Range;
 
 /// Status, COUNT, and bytes transferred of a command.
-type Done = (Result<(), Errno>, u64, u64);
+type Done = (Result<(), Errnos>, u64, u64);
 
 /// A batch of pins that fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,46 +20,48 @@ pub struct PinFailure {
     pub batch: Range<u64>,
     /// The first page of it that can't be pinned; the batch's first if that isn't why it fails.
     pub page: u64,
-    /// Why.
-    pub errno: Errno,
+    /// Why: what is wrong with any of its pages.
+    pub errnos: Errnos,
 }
 
 impl Container {
     /// Runs a command.
-    pub fn command(&mut self, id: DeviceId, command: &Command) -> Outcome {
+    pub fn command(&mut self, id: DeviceId, command: &Command) -> CommandOutcome {
         let (status, count, transferred) = match self.try_command(id, command) {
             Ok(done) => done,
-            Err(e) => (Err(e), 0, 0),
+            Err(errnos) => (Err(errnos), 0, 0),
         };
-        Outcome { status, count, transferred }
+        CommandOutcome { status, count, transferred }
     }
 
-    fn try_command(&mut self, id: DeviceId, command: &Command) -> Result<Done, Errno> {
-        let op = command.op.ok_or(Errno::EOPNOTSUPP)?;
+    fn try_command(&mut self, id: DeviceId, command: &Command) -> Result<Done, Errnos> {
+        let kind = command.kind.ok_or(Errno::EOPNOTSUPP)?;
         let range = self.device(id).check_range(command)?;
         let length = command.length;
-        match op {
-            Op::Pin => self.pin(id, range).map(|()| (Ok(()), length, 0)),
-            Op::Unpin => self.unpin(id, range).map(|()| (Ok(()), length, 0)),
-            Op::Write | Op::Read => self.check_pinned(id, range).map(|()| (Ok(()), length, length)),
-            Op::DmaWrite => Ok(self.dma(id, range, Protection::READ_WRITE)),
-            Op::DmaRead => Ok(self.dma(id, range, Protection::READ)),
+        match kind {
+            CommandKind::Pin => self.pin(id, range).map(|()| (Ok(()), length, 0)),
+            CommandKind::Unpin => self.unpin(id, range).map(|()| (Ok(()), length, 0)),
+            CommandKind::Write | CommandKind::Read => {
+                self.check_pinned(id, range).map(|()| (Ok(()), length, length))
+            }
+            CommandKind::DmaWrite => Ok(self.dma(id, range, Protection::READ_WRITE)),
+            CommandKind::DmaRead => Ok(self.dma(id, range, Protection::READ)),
         }
     }
 
-    fn pin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
+    fn pin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errnos> {
         self.check_whole_pages(&range)?;
         let Limits { max_pins, pin_batch, .. } = self.device(id).limits;
         let count = (range.end - range.start) / self.page_size;
         if count > max_pins.saturating_sub(self.device(id).held()) {
-            return Err(Errno::ENOSPC);
+            return Err(Errno::ENOSPC.into());
         }
         for batch in cut(range.clone(), pin_batch) {
             if let Some(failure) = self.pin_failure(id, batch.clone()) {
                 for page in pages(range.start..batch.start, self.page_size) {
                     self.device(id).unpin(page);
                 }
-                return Err(failure.errno);
+                return Err(failure.errnos);
             }
             let page_size = self.page_size;
             for page in pages(batch, page_size) {
@@ -75,31 +77,36 @@ impl Container {
     ///
     /// A page that is pinned already is pinned once more, whatever became of the process's memory.
     pub fn pin_failure(&self, id: DeviceId, batch: Range<u64>) -> Option<PinFailure> {
-        let page_size = self.page_size;
-        let failure = |page, errno| Some(PinFailure { batch: batch.clone(), page, errno });
-        if pages(batch.clone(), page_size).any(|page| !self.devices[&id].has_room_for(page)) {
-            return failure(batch.start, Errno::ENOSPC);
+        let device = &self.devices[&id];
+        if pages(batch.clone(), self.page_size).any(|page| !device.has_room_for(page)) {
+            let (page, errnos) = (batch.start, Errno::ENOSPC.into());
+            return Some(PinFailure { batch, page, errnos });
         }
         let mut unlocked = self.lock_limit.map(|limit| limit.saturating_sub(self.locked_pages()));
-        for page in pages(batch.clone(), page_size) {
-            let mapping = match self.mapping_at(page, Protection::READ_WRITE) {
-                Ok(mapping) => mapping,
-                Err(errno) => return failure(page, errno),
-            };
-            if self.is_pinned(page) {
-                continue;
-            }
-            if mapping.accessible_until(page, page_size) == page {
-                return failure(page, Errno::EFAULT);
-            }
-            if let Some(pages) = unlocked.as_mut().filter(|_| mapping.limited) {
-                match pages.checked_sub(1) {
-                    Some(rest) => *pages = rest,
-                    None => return failure(page, Errno::ENOMEM),
-                }
+        let mut failure: Option<PinFailure> = None;
+        for page in pages(batch.clone(), self.page_size) {
+            if let Err(errnos) = self.pin_errnos(page, &mut unlocked).check() {
+                let batch = batch.clone();
+                let first = failure.get_or_insert(PinFailure { batch, page, errnos });
+                first.errnos = first.errnos | errnos;
             }
         }
-        None
+        failure
+    }
+
+    /// What is wrong with a page to pin, of which the user may lock so many more that are `unlocked`.
+    fn pin_errnos(&self, page: u64, unlocked: &mut Option<u64>) -> Errnos {
+        let wanted = Protection::READ_WRITE;
+        let Some(mapping) = self.mapping_at(page) else { return Errno::EINVAL.into() };
+        if self.is_pinned(page) {
+            return Errnos::when(!mapping.protection.allows(wanted), Errno::EPERM);
+        }
+        let mut too_many = false;
+        if let Some(pages) = unlocked.as_mut().filter(|_| mapping.limited) {
+            too_many = *pages == 0;
+            *pages = pages.saturating_sub(1);
+        }
+        self.access_errnos(mapping, page, wanted) | Errnos::when(too_many, Errno::ENOMEM)
     }
 
     /// Whether any device has pinned `page`.
@@ -107,7 +114,7 @@ impl Container {
         self.devices.values().any(|device| device.all_pinned([page].into_iter()))
     }
 
-    fn unpin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
+    fn unpin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errnos> {
         self.check_whole_pages(&range)?;
         self.check_pinned(id, range.clone())?;
         for page in pages(range, self.page_size) {
@@ -125,17 +132,21 @@ impl Container {
             let count = chunk.start - start;
             let mut next = chunk.start;
             while next < chunk.end {
-                let (end, accessible) = match self.mapping_at(next, wanted) {
-                    Ok(mapping) => (mapping.end(), mapping.accessible_until(next, self.page_size)),
-                    Err(e) => return (Err(e), count, next - start),
+                let Some(mapping) = self.mapping_at(next) else {
+                    return (Err(Errno::EINVAL.into()), count, next - start);
                 };
+                if let Err(errnos) = self.access_errnos(mapping, next, wanted).check() {
+                    return (Err(errnos), count, next - start);
+                }
+                let end = mapping.end();
+                let accessible = mapping.accessible_until(next, self.page_size);
                 let end = end.min(chunk.end);
                 let done = end.min(accessible);
                 if wanted.write && next < done {
                     self.mark(next..done);
                 }
                 if done < end {
-                    return (Err(Errno::EFAULT), count, done - start);
+                    return (Err(Errno::EFAULT.into()), count, done - start);
                 }
                 next = end;
             }
@@ -155,19 +166,25 @@ impl Container {
         }
     }
 
-    /// The mapping that `iova` lies in, if it allows what is `wanted`.
-    fn mapping_at(&self, iova: u64, wanted: Protection) -> Result<&Mapped, Errno> {
-        let mapped = self.overlapping(iova, iova).next().ok_or(Errno::EINVAL)?;
-        mapped.protection.allows(wanted).then_some(mapped).ok_or(Errno::EPERM)
+    /// The mapping that `iova` lies in.
+    fn mapping_at(&self, iova: u64) -> Option<&Mapped> {
+        self.overlapping(iova, iova).next()
     }
 
-    fn check_whole_pages(&self, range: &Range<u64>) -> Result<(), Errno> {
+    /// What is wrong with an access to the byte at `iova` of a mapping.
+    fn access_errnos(&self, mapping: &Mapped, iova: u64, wanted: Protection) -> Errnos {
+        let accessible = mapping.accessible_until(iova, self.page_size) > iova;
+        Errnos::when(!mapping.protection.allows(wanted), Errno::EPERM)
+            | Errnos::when(!accessible, Errno::EFAULT)
+    }
+
+    fn check_whole_pages(&self, range: &Range<u64>) -> Result<(), Errnos> {
         let whole = (range.start | range.end) % self.page_size == 0;
-        whole.then_some(()).ok_or(Errno::EINVAL)
+        Errnos::when(!whole, Errno::EINVAL).check()
     }
 
-    fn check_pinned(&self, id: DeviceId, range: Range<u64>) -> Result<(), Errno> {
+    fn check_pinned(&self, id: DeviceId, range: Range<u64>) -> Result<(), Errnos> {
         let pinned = self.devices[&id].all_pinned(pages(range, self.page_size));
-        pinned.then_some(()).ok_or(Errno::ENXIO)
+        Errnos::when(!pinned, Errno::ENXIO).check()
     }
 }
