@@ -83,6 +83,29 @@ fn check_bar_access(offset: usize, len: usize) -> Result {
     legal.then_some(()).ok_or(EINVAL)
 }
 
+/// Copies a value from the user that has as many bytes as there are. With a size that the compiler
+/// knows, this is less work than `read_slice()`.
+fn read_value(buf: &mut UserSliceReader) -> Result<u64> {
+    Ok(match buf.len() {
+        1 => buf.read::<u8>()?.into(),
+        2 => u16::from_le(buf.read()?).into(),
+        4 => u32::from_le(buf.read()?).into(),
+        8 => u64::from_le(buf.read()?),
+        _ => return Err(EINVAL),
+    })
+}
+
+/// Copies as many bytes of a value to the user as there are to be.
+fn write_value(buf: &mut UserSliceWriter, value: u64) -> Result {
+    match buf.len() {
+        1 => buf.write(&(value as u8)),
+        2 => buf.write(&(value as u16).to_le()),
+        4 => buf.write(&(value as u32).to_le()),
+        8 => buf.write(&value.to_le()),
+        _ => Err(EINVAL),
+    }
+}
+
 /// Checks an access to configuration space; returns how much of it there is.
 fn config_space_access(offset: usize, len: usize) -> Result<usize> {
     match config_space::SIZE.checked_sub(offset) {
@@ -140,7 +163,9 @@ impl State {
             self.show_generator();
             self.queue_work(dev);
         }
-        self.update_intx(dev);
+        if effects.interrupts {
+            self.update_intx(dev);
+        }
     }
 
     /// Runs a command, or has it run in the background.
@@ -244,22 +269,23 @@ impl Operations for MdevDma {
         offset: u64,
     ) -> Result<usize> {
         let (region, offset) = Region::at(offset)?;
-        let mut bytes = [0; config_space::SIZE];
-        let bytes = match region {
+        match region {
             Region::ConfigSpace => {
+                let mut bytes = [0; config_space::SIZE];
                 let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
                 self.state.lock().config_space.read(offset, bytes);
-                bytes
+                buf.write_slice(bytes)?;
+                Ok(bytes.len())
             }
             Region::Bar0 => {
-                check_bar_access(offset, buf.len())?;
-                let bytes = &mut bytes[..buf.len()];
-                self.state.lock().read_bar(dev, offset, bytes);
-                bytes
+                let len = buf.len();
+                check_bar_access(offset, len)?;
+                let mut bytes = [0; registers::ACCESS];
+                self.state.lock().read_bar(dev, offset, &mut bytes[..len]);
+                write_value(&mut buf, u64::from_le_bytes(bytes))?;
+                Ok(len)
             }
-        };
-        buf.write_slice(bytes)?;
-        Ok(bytes.len())
+        }
     }
 
     fn write(
@@ -269,23 +295,24 @@ impl Operations for MdevDma {
         offset: u64,
     ) -> Result<usize> {
         let (region, offset) = Region::at(offset)?;
-        let len = match region {
-            Region::ConfigSpace => config_space_access(offset, buf.len())?,
-            Region::Bar0 => check_bar_access(offset, buf.len()).map(|()| buf.len())?,
-        };
-        let mut bytes = [0; config_space::SIZE];
-        let bytes = &mut bytes[..len];
-        buf.read_slice(bytes)?;
-
-        let mut state = self.state.lock();
         match region {
             Region::ConfigSpace => {
+                let mut bytes = [0; config_space::SIZE];
+                let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
+                buf.read_slice(bytes)?;
+                let mut state = self.state.lock();
                 state.config_space.write(offset, bytes);
                 state.update_intx(dev);
+                Ok(bytes.len())
             }
-            Region::Bar0 => state.write_bar(dev, offset, bytes),
+            Region::Bar0 => {
+                let len = buf.len();
+                check_bar_access(offset, len)?;
+                let bytes = read_value(&mut buf)?.to_le_bytes();
+                self.state.lock().write_bar(dev, offset, &bytes[..len]);
+                Ok(len)
+            }
         }
-        Ok(len)
     }
 
     fn region_info(index: u32) -> Result<RegionInfo> {
