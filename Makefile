@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers fuzz migrate control bench test module tool shell boot-soak clean \
@@ -48,6 +48,10 @@ help:
 	@echo '  KERNEL=...   a release that is in the cache, default: the one fetched last'
 	@echo '  MIRROR=...   Debian mirror, default: the one this host uses'
 	@echo '  ACCEL=kvm    run the VM on KVM, default: tcg'
+	@echo '  CLOCK=wall   make bench measures time; default: it counts instructions,'
+	@echo '               but for ACCEL=kvm'
+	@echo '  BASE=...     the commit whose driver make test compares with; default: HEAD'
+	@echo '               if the driver has changed since, else its parent'
 	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
 	@echo '  ROUNDS=...   migrations in a row, after one of each kind, default: 50'
 	@echo '  N=...        boots of make boot-soak, default: 100'

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Reference for "dirtyscope bench": a mediated device in C that implements what is
- * measured of rust_mdev_dma, that is PIN, UNPIN, WRITE and DMA_WRITE. The registers
- * are those of include/uapi/linux/rust_mdev_dma.h.
+ * measured of rust_mdev_dma, that is PIN, UNPIN, WRITE and DMA_WRITE, with the same
+ * checks. The registers are those of include/uapi/linux/rust_mdev_dma.h.
  *
- * Not implemented: configuration space, interrupts, reads, a second pin of a page,
- * ranges that aren't whole pages, limits. In addition it has MEMSET, which sets
- * pinned pages to the lowest byte of SEED by the kernel's memset().
+ * Not implemented: configuration space, interrupts (IRQ_STATUS is kept), commands in
+ * the background, reads, a second pin of a page, ranges of parts of pages, the
+ * generator, migration.
  */
 #include <linux/highmem.h>
 #include <linux/iommu.h>
@@ -21,10 +21,11 @@
 #include <linux/xarray.h>
 
 #define NAME		"c_mdev_dma"
-#define OP_MEMSET	31
 #define OPS		(BIT(RUST_MDEV_DMA_OP_PIN) | BIT(RUST_MDEV_DMA_OP_UNPIN) | \
-			 BIT(RUST_MDEV_DMA_OP_WRITE) | BIT(RUST_MDEV_DMA_OP_DMA_WRITE) | \
-			 BIT(OP_MEMSET))
+			 BIT(RUST_MDEV_DMA_OP_WRITE) | BIT(RUST_MDEV_DMA_OP_DMA_WRITE))
+/* The defaults of rust_mdev_dma. */
+#define MAX_PINS	65536
+#define MAX_LENGTH	(256 << 20)
 #define WORDS		(PAGE_SIZE / sizeof(__le64))
 #define BATCH_PAGES	RUST_MDEV_DMA_PIN_BATCH
 #define BATCH_SIZE	((u64)BATCH_PAGES * PAGE_SIZE)
@@ -39,6 +40,8 @@ struct c_mdev_dma {
 	struct mutex lock;
 	/* struct page *[BATCH_PAGES] by IOVA / BATCH_SIZE; NULL if not pinned. */
 	struct xarray batches;
+	/* Pages that are pinned. */
+	u64 held;
 	/* The registers. */
 	u8 bar[RUST_MDEV_DMA_BAR_SIZE] __aligned(8);
 	/* DMA_CHUNK bytes for vfio_dma_rw() to copy from. */
@@ -95,6 +98,7 @@ static void unpin(struct c_mdev_dma *dev, struct span span)
 
 		vfio_unpin_pages(&dev->vdev, iova, n);
 		memset(pages, 0, n * sizeof(*pages));
+		dev->held -= n;
 		free_if_empty(dev, batch, iova);
 	}
 }
@@ -107,13 +111,23 @@ static int pin_part(struct c_mdev_dma *dev, struct page **pages, u64 iova, int n
 	if (memchr_inv(pages, 0, n * sizeof(*pages)))
 		return -EBUSY;
 	ret = vfio_pin_pages(&dev->vdev, iova, n, IOMMU_READ | IOMMU_WRITE, pages);
-	return ret < 0 ? ret : 0;
+	if (ret == n) {
+		dev->held += n;
+		return 0;
+	}
+	/* iommufd leaves pages there which it has unpinned again. */
+	if (ret > 0)
+		vfio_unpin_pages(&dev->vdev, iova, ret);
+	memset(pages, 0, n * sizeof(*pages));
+	return ret < 0 ? ret : -EFAULT;
 }
 
 static int pin(struct c_mdev_dma *dev, struct span span)
 {
 	u64 start = span.iova;
 
+	if ((span.end - start) / PAGE_SIZE > MAX_PINS - dev->held)
+		return -ENOSPC;
 	while (span.iova < span.end) {
 		u64 iova = span.iova;
 		struct page **batch = batch_of(dev, iova);
@@ -172,8 +186,7 @@ static void fill_page(__le64 *words, u64 seed, u64 iova)
 		words[i] = cpu_to_le64(word);
 }
 
-/* WRITE and MEMSET */
-static void write_pages(struct c_mdev_dma *dev, struct span span, u64 seed, bool set)
+static void write_pages(struct c_mdev_dma *dev, struct span span, u64 seed)
 {
 	while (span.iova < span.end) {
 		u64 iova = span.iova;
@@ -183,16 +196,13 @@ static void write_pages(struct c_mdev_dma *dev, struct span span, u64 seed, bool
 		for (i = 0; i < n; i++) {
 			void *addr = kmap_local_page(pages[i]);
 
-			if (set)
-				__memset(addr, seed, PAGE_SIZE);
-			else
-				fill_page(addr, seed, iova + i * PAGE_SIZE);
+			fill_page(addr, seed, iova + i * PAGE_SIZE);
 			kunmap_local(addr);
 		}
 	}
 }
 
-static int dma_write(struct c_mdev_dma *dev, struct span span, u64 seed)
+static int dma_write(struct c_mdev_dma *dev, struct span span, u64 seed, u64 *count)
 {
 	while (span.iova < span.end) {
 		u64 at = span.iova % RUST_MDEV_DMA_DMA_CHUNK;
@@ -208,40 +218,51 @@ static int dma_write(struct c_mdev_dma *dev, struct span span, u64 seed)
 		if (ret)
 			return ret;
 		span.iova += size;
+		*count += size;
 	}
 	return 0;
 }
 
-static int run_command(struct c_mdev_dma *dev)
+/* Runs the command in the registers. Sets count to the bytes that were dealt with. */
+static int run_command(struct c_mdev_dma *dev, u64 *count)
 {
 	u64 iova = le64_to_cpup(reg64(dev, RUST_MDEV_DMA_REG_IOVA));
 	u64 length = le64_to_cpup(reg64(dev, RUST_MDEV_DMA_REG_LENGTH));
 	u64 seed = le64_to_cpup(reg64(dev, RUST_MDEV_DMA_REG_SEED));
 	u32 op = le32_to_cpup(reg32(dev, RUST_MDEV_DMA_REG_COMMAND));
 	struct span span = { .iova = iova };
+	int ret;
 
-	if (!length || !PAGE_ALIGNED(iova | length) ||
-	    check_add_overflow(iova, length, &span.end))
+	*count = 0;
+	if (op >= 32 || !(OPS & BIT(op)))
+		return -EOPNOTSUPP;
+	if (!length)
+		return -EINVAL;
+	if (check_add_overflow(iova, length, &span.end))
+		return -EOVERFLOW;
+	if (length > MAX_LENGTH)
+		return -E2BIG;
+	if (!PAGE_ALIGNED(iova | length))
 		return -EINVAL;
 
 	switch (op) {
 	case RUST_MDEV_DMA_OP_PIN:
-		return pin(dev, span);
+		ret = pin(dev, span);
+		if (ret)
+			return ret;
+		break;
 	case RUST_MDEV_DMA_OP_DMA_WRITE:
-		return dma_write(dev, span, seed);
-	case RUST_MDEV_DMA_OP_UNPIN:
-	case RUST_MDEV_DMA_OP_WRITE:
-	case OP_MEMSET:
+		return dma_write(dev, span, seed, count);
+	default:
 		if (!all_pinned(dev, span))
 			return -ENXIO;
 		if (op == RUST_MDEV_DMA_OP_UNPIN)
 			unpin(dev, span);
 		else
-			write_pages(dev, span, seed, op == OP_MEMSET);
-		return 0;
-	default:
-		return -EOPNOTSUPP;
+			write_pages(dev, span, seed);
 	}
+	*count = length;
+	return 0;
 }
 
 /* The offset of an access in the BAR, or an errno. */
@@ -249,9 +270,47 @@ static int bar_offset(size_t count, loff_t pos)
 {
 	u64 offset = pos - ((u64)VFIO_PCI_BAR0_REGION_INDEX << RUST_MDEV_DMA_REGION_SHIFT);
 
-	if ((count != 4 && count != 8) || offset % count || offset >= RUST_MDEV_DMA_BAR_SIZE)
+	if (!is_power_of_2(count) || count > sizeof(u64) || !IS_ALIGNED(offset, count) ||
+	    offset >= RUST_MDEV_DMA_BAR_SIZE)
 		return -EINVAL;
 	return offset;
+}
+
+/* Whether a write to the byte there changes it to what is written. */
+static bool writable(int offset)
+{
+	return (offset >= RUST_MDEV_DMA_REG_IOVA && offset < RUST_MDEV_DMA_REG_STATUS) ||
+	       (offset >= RUST_MDEV_DMA_REG_IRQ_ENABLE &&
+		offset < RUST_MDEV_DMA_REG_IRQ_ENABLE + sizeof(__le32)) ||
+	       (offset >= RUST_MDEV_DMA_REG_GEN_IOVA && offset < RUST_MDEV_DMA_REG_GEN_STATUS);
+}
+
+/* Writes to the BAR what may be written. */
+static void write_bar(struct c_mdev_dma *dev, int offset, const u8 *bytes, size_t count)
+{
+	size_t i, j, size = min(count, sizeof(__le32));
+
+	/* Words of 32 bits are writable as a whole or not at all. */
+	for (i = 0; i < count; i += size) {
+		int at = offset + i;
+
+		if (writable(at))
+			memcpy(dev->bar + at, bytes + i, size);
+		else if (ALIGN_DOWN(at, sizeof(__le32)) == RUST_MDEV_DMA_REG_IRQ_STATUS)
+			for (j = 0; j < size; j++)
+				dev->bar[at + j] &= ~bytes[i + j];
+	}
+}
+
+/* Runs a command, and shows how it ended. */
+static void doorbell(struct c_mdev_dma *dev)
+{
+	u64 count;
+	int ret = run_command(dev, &count);
+
+	*reg32(dev, RUST_MDEV_DMA_REG_STATUS) = cpu_to_le32(-ret);
+	*reg64(dev, RUST_MDEV_DMA_REG_COUNT) = cpu_to_le64(count);
+	*reg32(dev, RUST_MDEV_DMA_REG_IRQ_STATUS) |= cpu_to_le32(RUST_MDEV_DMA_IRQ_COMMAND);
 }
 
 static ssize_t c_mdev_dma_read(struct vfio_device *vdev, char __user *buf,
@@ -264,6 +323,8 @@ static ssize_t c_mdev_dma_read(struct vfio_device *vdev, char __user *buf,
 	if (offset < 0)
 		return offset;
 	mutex_lock(&dev->lock);
+	if (ALIGN_DOWN(offset, (int)sizeof(__le64)) == RUST_MDEV_DMA_REG_PINS)
+		*reg64(dev, RUST_MDEV_DMA_REG_PINS) = cpu_to_le64(dev->held);
 	memcpy(bytes, dev->bar + offset, count);
 	mutex_unlock(&dev->lock);
 	if (copy_to_user(buf, bytes, count))
@@ -278,21 +339,17 @@ static ssize_t c_mdev_dma_write(struct vfio_device *vdev, const char __user *buf
 	struct c_mdev_dma *dev = to_dev(vdev);
 	int offset = bar_offset(count, *ppos);
 	u8 bytes[8];
-	int ret;
 
 	if (offset < 0)
 		return offset;
 	if (copy_from_user(bytes, buf, count))
 		return -EFAULT;
 	mutex_lock(&dev->lock);
-	if (offset >= RUST_MDEV_DMA_REG_IOVA && offset + count <= RUST_MDEV_DMA_REG_STATUS)
-		memcpy(dev->bar + offset, bytes, count);
-	if (offset == RUST_MDEV_DMA_REG_COMMAND) {
-		ret = run_command(dev);
-		*reg32(dev, RUST_MDEV_DMA_REG_STATUS) = cpu_to_le32(-ret);
-		*reg64(dev, RUST_MDEV_DMA_REG_COUNT) =
-			ret ? 0 : *reg64(dev, RUST_MDEV_DMA_REG_LENGTH);
-	}
+	write_bar(dev, offset, bytes, count);
+	if (offset == RUST_MDEV_DMA_REG_COMMAND)
+		doorbell(dev);
+	if (offset == RUST_MDEV_DMA_REG_GEN_CONTROL)
+		*reg32(dev, RUST_MDEV_DMA_REG_GEN_STATUS) = cpu_to_le32(EOPNOTSUPP);
 	mutex_unlock(&dev->lock);
 	*ppos += count;
 	return count;
@@ -327,6 +384,7 @@ static void c_mdev_dma_unmap(struct vfio_device *vdev, u64 iova, u64 length)
 				continue;
 			vfio_unpin_pages(vdev, page, 1);
 			batch[i] = NULL;
+			dev->held--;
 		}
 		free_if_empty(dev, batch, index * BATCH_SIZE);
 	}
@@ -342,8 +400,8 @@ static int c_mdev_dma_open(struct vfio_device *vdev)
 	*reg32(dev, RUST_MDEV_DMA_REG_VERSION) = cpu_to_le32(RUST_MDEV_DMA_VERSION);
 	*reg32(dev, RUST_MDEV_DMA_REG_OPS) = cpu_to_le32(OPS);
 	*reg32(dev, RUST_MDEV_DMA_REG_PAGE_SIZE) = cpu_to_le32(PAGE_SIZE);
-	*reg64(dev, RUST_MDEV_DMA_REG_MAX_PINS) = cpu_to_le64(U64_MAX);
-	*reg64(dev, RUST_MDEV_DMA_REG_MAX_LENGTH) = cpu_to_le64(U64_MAX);
+	*reg64(dev, RUST_MDEV_DMA_REG_MAX_PINS) = cpu_to_le64(MAX_PINS);
+	*reg64(dev, RUST_MDEV_DMA_REG_MAX_LENGTH) = cpu_to_le64(MAX_LENGTH);
 	return 0;
 }
 

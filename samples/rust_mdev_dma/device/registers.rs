@@ -29,6 +29,9 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 /// Size of the BAR.
 pub(super) const BAR_SIZE: usize = RUST_MDEV_DMA_BAR_SIZE as usize;
 
+/// Size of the longest access.
+pub(super) const ACCESS: usize = size_of::<u64>();
+
 /// Size of the BAR up to the end of the last register; the rest reads as 0.
 pub(super) const FILE_SIZE: usize = GEN_COUNTER as usize + size_of::<u64>();
 
@@ -50,6 +53,8 @@ const fn bytes_of(register: u32, size: usize) -> Range<usize> {
 /// What the device must do after a write to its registers.
 #[derive(Default)]
 pub(super) struct Effects {
+    /// Whether interrupts may have to be raised or lowered.
+    pub(super) interrupts: bool,
     /// The command to run, and whether in the background.
     pub(super) command: Option<(Command, bool)>,
     /// The value of GEN_CONTROL, and the generator's parameters.
@@ -126,28 +131,42 @@ impl Registers {
         self.set(PINS, pins.to_le_bytes());
     }
 
-    /// Reads the bytes at `offset` of the BAR.
+    /// Reads the bytes at `offset` of the BAR, which a legal access has.
     pub(super) fn read(&self, offset: usize, bytes: &mut [u8]) {
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = self.file.get(offset + i).copied().unwrap_or(0);
+        const { assert!(FILE_SIZE % ACCESS == 0) };
+        match self.file.get(offset..offset + bytes.len()) {
+            Some(file) => bytes.copy_from_slice(file),
+            // No aligned access has bytes on both sides of the end.
+            None => bytes.fill(0),
         }
     }
 
     /// Writes the bytes at `offset` of the BAR that are writable. Returns what the device must do
     /// then.
     pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) -> Effects {
+        let touched = offset..offset + bytes.len();
+        let writable = |at: &Range<usize>| {
+            WRITABLE
+                .iter()
+                .any(|range| range.start <= at.start && at.end <= range.end)
+        };
         let irq_status = bytes_of(IRQ_STATUS, size_of::<u32>());
-        for (at, &byte) in (offset..).zip(bytes) {
-            if WRITABLE.iter().any(|writable| writable.contains(&at)) {
-                self.file[at] = byte;
-            } else if irq_status.contains(&at) {
-                self.file[at] &= !byte;
+        if writable(&touched) {
+            self.file[touched.clone()].copy_from_slice(bytes);
+        } else {
+            for (at, &byte) in touched.clone().zip(bytes) {
+                if writable(&(at..at + 1)) {
+                    self.file[at] = byte;
+                } else if irq_status.contains(&at) {
+                    self.file[at] &= !byte;
+                }
             }
         }
 
-        let touched = offset..offset + bytes.len();
         let has = |register: u32| touched.contains(&(register as usize));
         Effects {
+            interrupts: touched.start < IRQ_ENABLE as usize + size_of::<u32>()
+                && touched.end > IRQ_STATUS as usize,
             command: has(COMMAND).then(|| self.command()),
             generator: has(GEN_CONTROL).then(|| (self.get_u32(GEN_CONTROL), self.params())),
         }

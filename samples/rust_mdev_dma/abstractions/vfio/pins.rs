@@ -122,7 +122,7 @@ impl PinnedPages {
     }
 
     fn all_pinned(&self, pages: Range<usize>) -> bool {
-        self.counts[pages].iter().min() > Some(&0)
+        !self.counts[pages].contains(&0)
     }
 
     fn iova_of(&self, page: usize) -> u64 {
@@ -214,7 +214,7 @@ impl PinnedPages {
     fn revoke(&mut self, pages: Range<usize>) -> u64 {
         let mut pins = 0;
         let mut page = pages.start;
-        while page < pages.end {
+        while page < pages.end && !self.is_empty() {
             let run = self.counts[page..pages.end]
                 .iter()
                 .take_while(|&&count| count > 0)

@@ -3,8 +3,8 @@
 //! The kernel memory that drivers take for what they keep pinned.
 
 use super::{
-    Bench, C_DRIVER, IOVA, PAGE_SIZE,
-    report::{Footprint, Goal},
+    Bench, C_DRIVER, DRIVER, IOVA, PAGE_SIZE,
+    measurements::{Footprint, Goal},
     timed_command,
 };
 use anyhow::{Context as _, Result};
@@ -32,13 +32,13 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Footprint>> {
 
     let mut rows = Vec::new();
     let (rust, c) = (&bench.rust, &bench.c);
-    for (driver, device, other) in [("rust_mdev_dma", rust, c), (C_DRIVER, c, rust)] {
+    for (driver, device, other) in [(DRIVER, rust, c), (C_DRIVER, c, rust)] {
         for (pins, step) in [
             ("side by side", 1),
             ("one in each batch of 64", u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH)),
         ] {
             let bytes_per_page = measure(device, other, step)?;
-            let judged = step == 1 && driver == "rust_mdev_dma";
+            let judged = step == 1 && driver == DRIVER;
             let goal = judged.then(|| Goal::at_most(GOAL, bytes_per_page));
             rows.push(Footprint { driver, pins, bytes_per_page, goal });
         }

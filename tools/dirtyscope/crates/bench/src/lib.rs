@@ -4,11 +4,13 @@
 
 #![forbid(unsafe_code)]
 
+mod base;
+mod compare;
 mod footprint;
-mod race;
-mod report;
+mod measurements;
 mod state;
 mod stats;
+mod table;
 mod tracking;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,7 +19,7 @@ use mdev_dma::{
     MdevDma,
     sysfs::{Mdev, MdevType},
 };
-use report::Report;
+use measurements::{Clock, Measurements};
 use std::{
     fs::File,
     io::{Write, stdout},
@@ -27,6 +29,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread,
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -39,6 +42,12 @@ const PAGE_SIZE: u64 = mdev_dma::PAGE;
 
 /// Where memory is mapped.
 const IOVA: u64 = 1 << 30;
+
+/// How long a kernel has things to do after booting, and some.
+const BOOTED: Duration = Duration::from_secs(10);
+
+/// The driver in question.
+const DRIVER: &str = "rust_mdev_dma";
 
 /// The driver and the mdev type of `tools/bench/c_mdev_dma.c`.
 const C_DRIVER: &str = "c_mdev_dma";
@@ -54,20 +63,38 @@ const C_DRIVER: &str = "c_mdev_dma";
 ///
 /// Needs root, the modules vfio, vfio_iommu_type1 and mdev, and the drivers rust_mdev_dma and
 /// c_mdev_dma. Ends with 0 whether goals are met or not, unless --check is given.
+///
+/// Where the machine's clock counts instructions (see --clock), a busy host changes nothing, and few
+/// rounds say as much as many.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   dirtyscope bench
   dirtyscope bench --rounds 51 --json bench.json
-  dirtyscope bench --check --json - | tail -n 1 | jq .comparisons")]
+  dirtyscope bench --check --json - | tail -n 1 | jq .comparisons
+  dirtyscope bench --compare before.json after.json")]
 pub struct Arguments {
     /// An existing device of rust_mdev_dma to use; without it, one is created and removed at the end
     #[arg(long, value_name = "UUID")]
     device: Option<Uuid>,
 
-    /// How often everything is compared
-    #[arg(long, value_name = "NUMBER", default_value_t = 1001, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    rounds: u32,
+    /// What the times of this machine are
+    #[arg(long, value_enum, default_value_t = Clock::Wall)]
+    clock: Clock,
+
+    /// How often everything is compared; by default 1001 times by the wall clock, and 21 times by
+    /// instructions
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rounds: Option<u32>,
+
+    /// Compare the drivers, and measure nothing else
+    #[arg(long)]
+    paths: bool,
+
+    /// Measure nothing, but compare the driver in two files that --json wrote by instructions: more
+    /// than 1 % more of them on any path is a failure
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], exclusive = true)]
+    compare: Vec<PathBuf>,
 
     /// Write the results to this file too, as JSON; "-" is a line of the output
     #[arg(long, value_name = "FILE")]
@@ -82,40 +109,60 @@ pub struct Arguments {
 struct Bench<'a> {
     rust: MdevDma,
     c: MdevDma,
+    /// How often the drivers are compared.
     rounds: usize,
+    /// How often anything else is measured.
+    repetitions: usize,
     stop: &'a AtomicBool,
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let [before, after] = &arguments.compare[..] {
+        return base::compare(before, after);
+    }
     let stop = stop_on_signals()?;
     let rust = Devices::new(arguments.device)?.get(0)?;
     let c = Created::new(C_DRIVER).context("needs the driver to compare with, tools/bench")?;
-    let report = measure(rust, c.0, arguments.rounds as usize, &stop)?;
+    let measurements = measure(arguments, rust, c.0, &stop)?;
 
-    print!("{report}");
+    print!("{measurements}");
     if let Some(path) = &arguments.json {
-        write_json(&report, path)?;
+        write_json(&measurements, path)?;
     }
-    Ok(match report.not_met() {
+    Ok(match measurements.not_met() {
         0 => ExitCode::SUCCESS,
         _ if arguments.check => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
 }
 
-fn measure(rust: Mdev, c: Mdev, rounds: usize, stop: &AtomicBool) -> Result<Report> {
-    let bench = Bench::new(rust, c, rounds, stop)?;
-    let comparisons = race::run(&bench)?;
-    let memory = footprint::run(&bench)?;
-    let mut growth = tracking::run(&bench)?;
-    growth.extend(state::run(&bench)?);
+fn measure(arguments: &Arguments, rust: Mdev, c: Mdev, stop: &AtomicBool) -> Result<Measurements> {
+    let clock = arguments.clock;
+    let (rounds, repetitions) = match clock {
+        Clock::Wall => (1001, 11),
+        Clock::Instructions => (21, 5),
+    };
+    let rounds = arguments.rounds.map_or(rounds, |rounds| rounds as usize);
+    let bench = Bench::new(rust, c, rounds, repetitions, stop)?;
+    if clock == Clock::Instructions {
+        // A kernel that has just booted has things to do, and their instructions count too. An idle
+        // machine whose clock counts them gets over this at once.
+        thread::sleep(BOOTED);
+    }
+    let comparisons = compare::run(&bench)?;
+    let (mut growth, mut memory) = (Vec::new(), Vec::new());
+    if !arguments.paths {
+        memory = footprint::run(&bench)?;
+        growth = tracking::run(&bench)?;
+        growth.extend(state::run(&bench)?);
+    }
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    Ok(Report { kernel, rounds, comparisons, growth, memory })
+    Ok(Measurements { kernel, clock, rounds, comparisons, growth, memory })
 }
 
-fn write_json(report: &Report, path: &Path) -> Result<()> {
-    let json = serde_json::to_string(report)?;
+fn write_json(measurements: &Measurements, path: &Path) -> Result<()> {
+    let json = serde_json::to_string(measurements)?;
     if path == Path::new("-") {
         writeln!(stdout(), "{json}")?;
         return Ok(());
@@ -126,12 +173,23 @@ fn write_json(report: &Report, path: &Path) -> Result<()> {
 
 impl<'a> Bench<'a> {
     /// Both devices are in one container: they work on the same pages.
-    fn new(rust: Mdev, c: Mdev, rounds: usize, stop: &'a AtomicBool) -> Result<Self> {
+    fn new(
+        rust: Mdev,
+        c: Mdev,
+        rounds: usize,
+        repetitions: usize,
+        stop: &'a AtomicBool,
+    ) -> Result<Self> {
         let (rust, c) = (rust.node()?, c.node()?);
         let container = Container::new(Group::open(&rust)?)?;
         container.attach(Group::open(&c)?)?;
         let (rust, c) = (MdevDma::open(&container, &rust)?, MdevDma::open(&container, &c)?);
-        Ok(Self { rust, c, rounds, stop })
+        Ok(Self { rust, c, rounds, repetitions, stop })
+    }
+
+    /// Both of them, with their names.
+    fn drivers(&self) -> [(&'static str, &MdevDma); 2] {
+        [(DRIVER, &self.rust), (C_DRIVER, &self.c)]
     }
 
     /// Maps `size` bytes of memory at [`IOVA`], from byte `offset` of it on.

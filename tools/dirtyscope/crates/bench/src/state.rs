@@ -5,7 +5,7 @@
 
 use super::{
     Bench, IOVA, PAGE_SIZE,
-    report::{Cost, Growth},
+    measurements::{Cost, Growth},
     stats::median,
     timed_command,
 };
@@ -16,9 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 use vfio_client::{Memory, MigState};
-
-/// Times that one case is measured.
-const REPETITIONS: usize = 11;
 
 /// Bytes mapped.
 const SIZE: u64 = 256 << 20;
@@ -52,7 +49,7 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
 fn measure(bench: &Bench<'_>, pins: u64, step: u64) -> Result<(f64, f64)> {
     for_each(bench, Opcode::Pin, pins, step)?;
     let (mut size, mut times) = (0, Vec::new());
-    for _ in 0..REPETITIONS {
+    for _ in 0..bench.repetitions {
         bench.check_stopped()?;
         let (bytes, time) = stop_copy(bench)?;
         size = bytes;

@@ -5,7 +5,7 @@
 
 use super::{
     Bench, IOVA, PAGE_SIZE,
-    report::{Cost, Growth},
+    measurements::{Cost, Growth},
     stats::median,
     timed_command,
 };
@@ -19,9 +19,6 @@ use vfio_client::{
     BitmapArgs, MapArgs, Memory, UnmapArgs,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
-
-/// Times that one case is measured.
-const REPETITIONS: usize = 11;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -83,7 +80,7 @@ fn axis(bench: &Bench<'_>, axis: &'static str, cases: &[(u64, Case)]) -> Result<
 fn measure(bench: &Bench<'_>, case: &Case) -> Result<[f64; OPERATIONS.len()]> {
     let memory = Arc::new(Memory::new(case.size as usize)?);
     let mut samples = [const { Vec::new() }; OPERATIONS.len()];
-    for _ in 0..REPETITIONS {
+    for _ in 0..bench.repetitions {
         bench.check_stopped()?;
         for (samples, sample) in samples.iter_mut().zip(measure_once(bench, case, &memory)?) {
             samples.push(sample.as_nanos() as f64);

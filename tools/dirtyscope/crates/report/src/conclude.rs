@@ -66,7 +66,9 @@ fn wrong<W: Write>(
     let skipped = results.run().is_some_and(|run| run.skip.is_some());
     let failed = !results.totals().failed.is_empty();
     let ended = match ending {
-        Ending::Exit(0) if results.run().is_none() && !without_tests => Some(format!("{ending} without any test")),
+        Ending::Exit(0) if results.run().is_none() && !without_tests => {
+            Some(format!("{ending} without any test"))
+        }
         Ending::Exit(0) => None,
         // One that says why is not in need of another reason.
         Ending::Exit(_) if skipped || failed && results.test().is_none() => None,
