@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{junit::Junit, ktap::Printer, totals::Totals};
+use crate::{junit::Junit, ktap::Printer, page::Page, totals::Totals};
 use anyhow::{Context as _, Result};
 use events::{Begin, Event, Run};
 use std::{
@@ -32,6 +32,7 @@ struct Files {
     ktap: Printer<File>,
     events: BufWriter<File>,
     junit: Junit,
+    page: Page,
 }
 
 impl Files {
@@ -50,6 +51,7 @@ impl Files {
             ktap: Printer::new(create("results.ktap")?, false, Some(directory.to_owned())),
             events: BufWriter::new(create("events.jsonl")?),
             junit: Junit::new(name),
+            page: Page::new(name),
         })
     }
 
@@ -57,6 +59,7 @@ impl Files {
         self.ktap.event(event)?;
         writeln!(self.events, "{}", event.to_line())?;
         self.junit.event(event);
+        self.page.event(event);
         match event {
             Event::Saved { file, text } => write(&self.directory, file, text),
             Event::Result(_) => Ok(self.events.flush()?),
@@ -154,6 +157,7 @@ impl<W: Write> Results<W> {
         if let Some(mut files) = self.files {
             files.ktap.end()?;
             files.events.flush()?;
+            write(&files.directory, "report.html", &files.page.to_html())?;
             write(&files.directory, "junit.xml", &files.junit.into_xml(missing)?)?;
         }
         let skipped = self.run.as_ref().is_some_and(|run| run.skip.is_some());

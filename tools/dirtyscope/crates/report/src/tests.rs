@@ -32,8 +32,7 @@ impl Outcome {
     fn of(stays: &[&str], rest: &[&str], ended: &str, console: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let path = |name: &str| directory.path().join(name);
-        let lines =
-            |lines: &[&str]| lines.iter().flat_map(|line| [line, "\n"]).collect::<String>();
+        let lines = |lines: &[&str]| lines.iter().flat_map(|line| [line, "\n"]).collect::<String>();
         let (stays, rest) = (lines(stays), lines(rest));
         let mut memory = vec![0; 1 << 16];
         if !stays.is_empty() {
