@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod show;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,7 @@ enum Command {
     Migrate(migration::Arguments),
     Bench(bench::Arguments),
     Report(report::Arguments),
+    Show(show::Arguments),
     #[command(hide = true)]
     Hold(device_tests::hold::Arguments),
 }
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Migrate(arguments) => migration::run(&arguments, report::ktap()),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Show(arguments) => show::run(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {

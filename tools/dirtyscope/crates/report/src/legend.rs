@@ -54,7 +54,7 @@ fn patterns() -> Markup {
         ("h-gap", "M3 2V4"),
     ];
     html! {
-        svg width="0" height="0" aria-hidden="true" {
+        svg.patterns width="0" height="0" aria-hidden="true" {
             defs {
                 @for (id, path) in lines {
                     pattern id=(id) width="6" height="6" patternUnits="userSpaceOnUse" { path d=(path) {} }

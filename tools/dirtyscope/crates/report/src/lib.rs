@@ -119,9 +119,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(code.into())
 }
 
-/// The page that shows what events say.
-pub fn page(events: &[Event], name: Option<&str>) -> String {
-    let mut page = Page::new(name);
+/// The page that shows what all events say, also of tests that passed.
+pub fn page(events: &[Event]) -> String {
+    let mut page = Page::whole();
     events.iter().for_each(|event| page.event(event));
     page.to_html()
 }

@@ -27,15 +27,22 @@ pub struct Page {
     run: Option<Run>,
     test: Story,
     totals: Totals,
-    /// Tests that did not pass, and what they did.
+    /// Whether tests that passed are shown, too.
+    whole: bool,
+    /// Tests that are shown, and what they did.
     failed: Vec<(TestResult, Story)>,
-    known: Vec<(TestResult, Story)>,
+    others: Vec<(TestResult, Story)>,
 }
 
 impl Page {
     /// Of a run that has this name, if not that of what is run.
     pub fn new(name: Option<&str>) -> Self {
         Self { name: name.map(str::to_owned), ..Self::default() }
+    }
+
+    /// Of events that are shown whether tests passed or not.
+    pub fn whole() -> Self {
+        Self { whole: true, ..Self::default() }
     }
 
     /// Notices an event.
@@ -48,8 +55,9 @@ impl Page {
                 let story = std::mem::take(&mut self.test);
                 match result.verdict {
                     Verdict::Fail { .. } => self.failed.push((result.clone(), story)),
-                    Verdict::Known { .. } => self.known.push((result.clone(), story)),
-                    Verdict::Pass | Verdict::Skip { .. } => {}
+                    Verdict::Known { .. } => self.others.push((result.clone(), story)),
+                    _ if self.whole => self.others.push((result.clone(), story)),
+                    _ => {}
                 }
             }
             _ => self.test.event(event),
@@ -65,7 +73,7 @@ impl Page {
         let mut size = 0;
         let mut sections = Vec::new();
         let mut left_out = Vec::new();
-        for (result, story) in self.failed.iter().chain(&self.known) {
+        for (result, story) in self.failed.iter().chain(&self.others) {
             let section = test(sections.len(), result, story).into_string();
             if size + section.len() > SIZE {
                 left_out.push(&result.name);

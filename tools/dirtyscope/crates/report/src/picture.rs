@@ -119,7 +119,7 @@ impl<'a> Picture<'a> {
         }
         let wrong = self.guides().into_iter().map(|(_, run)| run.0);
         let first: Vec<_> = wrong.chain(self.spans.iter().map(|span| span.range.0)).collect();
-        for (number, (iova, at)) in self.scale.ticks(&first, 6).into_iter().enumerate() {
+        for (number, (iova, at)) in self.scale.ticks(&first, 5).into_iter().enumerate() {
             let (anchor, shift) = match at {
                 ..15.0 => ("start", 2),
                 85.0.. => ("end", -2),
@@ -207,20 +207,18 @@ impl<'a> Picture<'a> {
 /// All there is to say of a row, in lines.
 pub fn tell(row: &Row) -> String {
     let mut lines = vec![row.text.clone()];
+    // Of what nobody has done, there is what the contract says.
+    let done = row.call.as_ref().is_some_and(|call| call.thread != 0);
     if let Some(call) = &row.call {
-        let mut who = format!("thread {}", call.thread);
-        if let Some(device) = call.device {
-            who += &format!(", device {device}");
-        }
-        if let Some(group) = call.group {
-            who += &format!(", group {group}");
-        }
-        lines.push(who);
+        let thread = done.then(|| format!("thread {}", call.thread));
+        let device = call.device.map(|device| format!("device {device}"));
+        let group = call.group.map(|group| format!("group {group}"));
+        let who: Vec<_> = [thread, device, group].into_iter().flatten().collect();
+        lines.extend((!who.is_empty()).then(|| who.join(", ")));
     }
-    for (side, reply) in [("kernel", &row.kernel), ("contract", &row.model)] {
-        if let Some(reply) = reply {
-            lines.push(format!("{side}: {}", reply.text));
-        }
+    let kernel = row.kernel.as_ref().filter(|_| done);
+    for (side, reply) in [("kernel", kernel), ("contract", row.model.as_ref())] {
+        lines.extend(reply.map(|reply| format!("{side}: {}", reply.text)));
     }
     for (what, runs) in [("lost", &row.lost), ("spurious", &row.spurious)] {
         if !runs.is_empty() {

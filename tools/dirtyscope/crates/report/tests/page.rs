@@ -43,7 +43,7 @@ const STREAM: &str = r##"
 fn a_page_is_what_it_was() {
     let lines = STREAM.lines().filter(|line| !line.is_empty());
     let events: Vec<_> = lines.map(|line| Event::from_line(line).unwrap()).collect();
-    let page = report::page(&events, None).replace("><", ">\n<");
+    let page = report::page(&events).replace("><", ">\n<");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page.html");
     if env::var_os("BLESS").is_some() {
         fs::write(&golden, &page).unwrap();
