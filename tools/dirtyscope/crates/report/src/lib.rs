@@ -83,6 +83,10 @@ pub struct Arguments {
     #[arg(long, value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
 
+    /// Where the user will find them, which is said of those to be replayed [default: --directory]
+    #[arg(long, value_name = "DIRECTORY", requires = "directory")]
+    published: Option<PathBuf>,
+
     /// What the run is called in these files [default: verify, fuzz or migrate]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -103,7 +107,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let (out, watched) = (io::stdout(), io::stdout().is_terminal());
-    let mut results = Results::new(out, watched, directory, name)?;
+    let published = arguments.published.as_deref().or(directory);
+    let mut results = Results::new(out, watched, directory, published, name)?;
     let each = |event| results.event(event);
     let mut followed = follow::follow(log, ended, &stop, each)?;
     let console = arguments.console.as_deref().and_then(|path| match fs::read(path) {

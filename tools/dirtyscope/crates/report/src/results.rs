@@ -36,7 +36,7 @@ struct Files {
 }
 
 impl Files {
-    fn create(directory: &Path, name: Option<&str>) -> Result<Self> {
+    fn create(directory: &Path, published: Option<&Path>, name: Option<&str>) -> Result<Self> {
         let create = |file| {
             let path = directory.join(file);
             File::create(&path).with_context(|| format!("write {}", path.display()))
@@ -48,7 +48,7 @@ impl Files {
         }
         Ok(Self {
             directory: directory.to_owned(),
-            ktap: Printer::new(create("results.ktap")?, false, Some(directory.to_owned())),
+            ktap: Printer::new(create("results.ktap")?, false, published.map(Path::to_owned)),
             events: BufWriter::new(create("events.jsonl")?),
             junit: Junit::new(name),
             page: Page::new(name),
@@ -76,15 +76,17 @@ fn write(directory: &Path, file: &str, text: &str) -> Result<()> {
 
 impl<W: Write> Results<W> {
     /// Prints to `out`, which somebody watches or not, and writes files if there is a directory for
-    /// them. The run has a name, if not that of what is run.
+    /// them, where they are `published` for users. The run has a name, if not that of what is run.
     pub fn new(
         out: W,
         watched: bool,
         directory: Option<&Path>,
+        published: Option<&Path>,
         name: Option<&str>,
     ) -> Result<Self> {
-        let files = directory.map(|directory| Files::create(directory, name)).transpose()?;
-        let saved_in = directory.map(Path::to_owned);
+        let create = |directory| Files::create(directory, published, name);
+        let files = directory.map(create).transpose()?;
+        let saved_in = published.map(Path::to_owned);
         Ok(Self {
             terminal: Printer::new(out, watched, saved_in),
             files,
