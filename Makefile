@@ -5,19 +5,25 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL TIMEOUT CACHE MIRROR KDIR PATCHES REPLAY RUSTC BINDGEN
+export ARGS ACCEL TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN
 
 .DEFAULT_GOAL := help
-.PHONY: help run fuzz migrate migrate-control bench test module tool shell boot-soak clean \
+.PHONY: help run killers fuzz migrate control bench test module tool shell boot-soak clean \
 	clean-cache
+
+# What is built for one kernel says nothing of another.
+ifneq ($(and $(KDIR),$(filter-out help module clean clean-cache,$(MAKECMDGOALS))),)
+$(error KDIR= is for make module only, all else uses the kernel of trixie-backports: leave it out, or boot your kernel as Documentation/vm.rst says)
+endif
 
 help:
 	@echo 'Dirty pages of a mediated device, checked on a stock kernel in a VM.'
 	@echo
 	@echo '  make run          build all, boot the VM, run the scenarios'
+	@echo '  make killers      show the defects after which a kernel has to be booted again'
 	@echo '  make fuzz         random sequences for a minute'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
-	@echo '  make migrate-control  see that this finds what a broken type1 loses'
+	@echo '  make control      see that all these find what a broken type1 loses'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
@@ -28,15 +34,18 @@ help:
 	@echo '  make clean-cache  remove the build room and the kernel; the next run'
 	@echo '                    takes the newest trixie-backports has'
 	@echo
+	@echo 'build/ has what came out of the last run; several may go on at a time.'
+	@echo
 	@echo 'Variables:'
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
 	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
 	@echo '  REPLAY=...   files that make fuzz saved, to be replayed, and nothing else'
-	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module;'
+	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module only;'
 	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
 	@echo '  CACHE=...    where prepared things are kept (about 4 GB), default'
 	@echo '               $${XDG_CACHE_HOME:-~/.cache}/rust-mdev-dma'
+	@echo '  KERNEL=...   a release that is in the cache, default: the one fetched last'
 	@echo '  MIRROR=...   Debian mirror, default: the one this host uses'
 	@echo '  ACCEL=kvm    run the VM on KVM, default: tcg'
 	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
@@ -46,6 +55,9 @@ help:
 run:
 	$(vm)/run verify
 
+killers:
+	$(vm)/run killers
+
 fuzz:
 	$(vm)/run fuzz
 
@@ -53,8 +65,8 @@ ROUNDS ?= 50
 migrate:
 	$(vm)/migrate '$(ROUNDS)'
 
-migrate-control:
-	$(vm)/migrate-control
+control:
+	$(vm)/control
 
 bench:
 	$(vm)/bench
@@ -63,7 +75,7 @@ test:
 	$(vm)/check
 
 module:
-	$(vm)/module
+	$(vm)/$(if $(KDIR),module-kdir '$(KDIR)',module)
 
 tool:
 	$(vm)/tool
@@ -76,7 +88,7 @@ boot-soak:
 	$(vm)/soak '$(N)'
 
 clean:
-	rm -rf build
+	$(vm)/clean
 
 clean-cache:
 	$(vm)/clean-cache

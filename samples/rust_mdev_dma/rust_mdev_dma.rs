@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Rust mediated device sample: a PCI function that does DMA when told to.
+//! Rust mediated device sample: a PCI function that does DMA on command.
 //!
 //! It pins and writes the user's memory as a vendor driver's virtual device does, so that VFIO's
-//! account of dirty pages has something to count. Its programming interface is in
+//! dirty page tracking can be tested. Its programming interface is in
 //! `include/uapi/linux/rust_mdev_dma.h`.
 
 use abstractions::{class::VirtualDevice, mdev};
@@ -11,7 +11,7 @@ use device::MdevDma;
 use kernel::prelude::*;
 
 mod abstractions {
-    //! Safe interfaces to what the `kernel` crate lacks. They know nothing of this driver.
+    //! Safe abstractions that the `kernel` crate lacks. They are independent of this driver.
 
     pub(crate) mod class;
     pub(crate) mod eventfd;
@@ -27,28 +27,28 @@ module! {
     authors: ["rust-mdev-dma developers"],
     description: "Rust mediated device sample that does DMA on command",
     license: "GPL",
-    // Where `iova_bitmap_set()` is.
+    // For `iova_bitmap_set()`.
     imports_ns: ["IOMMUFD"],
     params: {
         max_instances: u32 {
             default: 16,
-            description: "Devices that may exist at once",
+            description: "Maximum number of devices",
         },
         max_pins: u64 {
             default: 65536,
-            description: "Pins that a device may hold at once, which bounds the memory it takes too",
+            description: "Maximum number of pins of a device, which also bounds the memory it uses",
         },
         max_length: u64 {
             default: 268435456,
-            description: "Bytes that a command may deal with",
+            description: "Maximum size of a command's range in bytes",
         },
     },
 }
 
-/// Name of the module, the driver, and the parent device.
+/// Name of the module, the mdev driver and the parent device.
 const NAME: &CStr = c"rust_mdev_dma";
 
-/// The driver of the mediated devices.
+/// The mdev driver.
 struct MdevDriver;
 
 impl mdev::Driver for MdevDriver {
@@ -71,7 +71,7 @@ impl mdev::Driver for MdevDriver {
 }
 
 struct RustMdevDma {
-    // Dropped in this order: devices, then their parent.
+    // Dropped in this order: the devices before their parent.
     _registration: mdev::Registration<MdevDriver>,
     _parent: VirtualDevice,
 }

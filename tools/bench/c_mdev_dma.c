@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The measuring stick of "dirtyscope bench": a mediated device in C that does
- * what rust_mdev_dma does when its PIN, UNPIN, WRITE and DMA_WRITE are measured,
- * and no more. The registers are those of include/uapi/linux/rust_mdev_dma.h.
+ * Reference for "dirtyscope bench": a mediated device in C that implements what is
+ * measured of rust_mdev_dma, that is PIN, UNPIN, WRITE and DMA_WRITE. The registers
+ * are those of include/uapi/linux/rust_mdev_dma.h.
  *
- * What it lacks: configuration space, interrupts, reads, a second pin of a page,
- * ranges of parts of pages, limits. What it has beyond: MEMSET, which sets pinned
- * pages to the lowest byte of SEED by the kernel's memset().
+ * Not implemented: configuration space, interrupts, reads, a second pin of a page,
+ * ranges that aren't whole pages, limits. In addition it has MEMSET, which sets
+ * pinned pages to the lowest byte of SEED by the kernel's memset().
  */
 #include <linux/highmem.h>
 #include <linux/iommu.h>
@@ -32,15 +32,16 @@
 struct c_mdev_dma {
 	struct vfio_device vdev;
 	/*
-	 * Held while a command runs, and in dma_unmap. Taken before type1's
-	 * iommu->lock, and after its device_list_lock.
+	 * Held while a command runs and in dma_unmap, across the page faults of
+	 * vfio_pin_pages() and vfio_dma_rw(). Taken before type1's iommu->lock,
+	 * and in dma_unmap after its device_list_lock.
 	 */
 	struct mutex lock;
-	/* By IOVA / BATCH_SIZE, struct page *[BATCH_PAGES]: NULL if not pinned. */
+	/* struct page *[BATCH_PAGES] by IOVA / BATCH_SIZE; NULL if not pinned. */
 	struct xarray batches;
 	/* The registers. */
 	u8 bar[RUST_MDEV_DMA_BAR_SIZE] __aligned(8);
-	/* What vfio_dma_rw() copies from: DMA_CHUNK bytes. */
+	/* DMA_CHUNK bytes for vfio_dma_rw() to copy from. */
 	__le64 *window;
 };
 
@@ -61,7 +62,7 @@ static __le64 *reg64(struct c_mdev_dma *dev, unsigned int offset)
 	return (__le64 *)(dev->bar + offset);
 }
 
-/* Takes the pages of the first batch off a range: their slots, and how many. */
+/* Removes the part in the first batch from span: returns its slots, sets n. */
 static struct page **next_part(struct page **batch, struct span *span, int *n)
 {
 	u64 at = span->iova % BATCH_SIZE;
@@ -83,7 +84,7 @@ static void free_if_empty(struct c_mdev_dma *dev, struct page **batch, u64 iova)
 		kfree(xa_erase(&dev->batches, iova / BATCH_SIZE));
 }
 
-/* Unpins pages, all of which are pinned. */
+/* Unpins the pages of span, all of which must be pinned. */
 static void unpin(struct c_mdev_dma *dev, struct span span)
 {
 	while (span.iova < span.end) {
@@ -98,7 +99,7 @@ static void unpin(struct c_mdev_dma *dev, struct span span)
 	}
 }
 
-/* Pins the pages of a part of a range, which begins at iova. */
+/* Pins n pages at iova, which are in one batch. */
 static int pin_part(struct c_mdev_dma *dev, struct page **pages, u64 iova, int n)
 {
 	int ret;
@@ -161,7 +162,7 @@ static u64 mix(u64 z)
 	return z ^ (z >> 31);
 }
 
-/* Puts the pattern of the page at iova into words. */
+/* Stores the pattern of the page at iova in words. */
 static void fill_page(__le64 *words, u64 seed, u64 iova)
 {
 	u64 word = mix(seed + iova / RUST_MDEV_DMA_PATTERN_BLOCK * RUST_MDEV_DMA_PATTERN_STEP);
@@ -243,7 +244,7 @@ static int run_command(struct c_mdev_dma *dev)
 	}
 }
 
-/* Where a register is in the BAR, or an error. */
+/* The offset of an access in the BAR, or an errno. */
 static int bar_offset(size_t count, loff_t pos)
 {
 	u64 offset = pos - ((u64)VFIO_PCI_BAR0_REGION_INDEX << RUST_MDEV_DMA_REGION_SHIFT);
@@ -308,7 +309,7 @@ static int c_mdev_dma_region_info(struct vfio_device *vdev, struct vfio_region_i
 	return 0;
 }
 
-/* Unpins what is pinned of a range. */
+/* Revokes all pins of a range. */
 static void c_mdev_dma_unmap(struct vfio_device *vdev, u64 iova, u64 length)
 {
 	struct c_mdev_dma *dev = to_dev(vdev);

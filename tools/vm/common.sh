@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=sh disable=SC2034 # names that those who source this use
 #
-# Sourced by the scripts of this folder: where things are, how to say what
+# Sourced by the scripts of this directory: where things are, how to say what
 # happens, how to keep what was prepared.
 #
 # Two habits keep an interrupted run harmless. What is kept is made under a
@@ -11,12 +11,16 @@
 # ends a script, kill -9 included, ends all that it started.
 
 umask 022
+# chroot and others are there, which an ordinary user's PATH leaves out.
+PATH=$PATH:/usr/sbin:/sbin
 VM=$(cd "$(dirname "$0")" && pwd -P)
 ROOT=$(cd "$VM/../.." && pwd -P)
 BUILD=$ROOT/build
 CACHE=${CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rust-mdev-dma}
 case $CACHE in /*) ;; *) CACHE=$ROOT/$CACHE ;; esac
 LOG=$BUILD/log
+# What the cache takes, at most as at last: 1.9 for the build room, 1.9 for the kernel.
+CACHE_GIB=4
 export CACHE
 
 # The make that called us must not steer the ones we call.
@@ -34,17 +38,17 @@ need() {
 	command -v "$1" >/dev/null || die "$1 not found on this host: apt-get install $2"
 }
 
-# need_space GIB FOLDER
+# need_space GIB DIRECTORY
 need_space() {
 	free_kib=$(df -Pk "$2" | awk 'NR == 2 { print $4 }')
 	[ "$free_kib" -ge $(($1 * 1048576)) ] ||
-		die "$2 has $((free_kib / 1024)) MiB free, $1 GiB are needed: make room there or set CACHE= to a folder elsewhere"
+		die "$2 has $((free_kib / 1024)) MiB free, $1 GiB are needed: make room there or set CACHE= to a directory elsewhere"
 }
 
-# folder PATH: make a folder we are going to write to.
-folder() {
+# directory PATH: make a directory we are going to write to.
+directory() {
 	{ mkdir -p "$1" 2>/dev/null && [ -w "$1" ]; } ||
-		die "cannot write to $1: check its permissions${2:+, or set $2= to another folder}"
+		die "cannot write to $1: check its permissions${2:+, or set $2= to another directory}"
 }
 
 # tied COMMAND...: run COMMAND so that it dies when this script does.
@@ -74,38 +78,67 @@ lock() {
 	flock 9
 }
 
+# hold FD DIRECTORY [VARIABLE]: make DIRECTORY, and share its lock until this script and
+# all that it starts have ended. Whoever removes DIRECTORY has the lock alone.
+hold() {
+	while :; do
+		directory "$2" "${3:-}"
+		eval "exec $1<>\"\$2/lock\""
+		flock -s "$1"
+		# Not removed while we waited?
+		# shellcheck disable=SC3013 # POSIX has -ef since 2024, dash before
+		[ "/dev/fd/$1" -ef "$2/lock" ] && return
+	done
+}
+use_cache() { hold 7 "$CACHE" CACHE; }
+use_build() {
+	hold 8 "$BUILD"
+	directory "$LOG"
+}
+
+# alone DIRECTORY: nobody uses DIRECTORY, nor will before we have ended. What a killed
+# run has started takes a moment to end.
+alone() {
+	exec 9<>"$1/lock"
+	flock -w 3 9 || die "$1 is in use by another run: wait for it or stop it"
+}
+
+# word: one that stands for what comes from stdin.
+word() { sha256sum | cut -c1-12; }
+
 # key PATH...: one word that changes when the content of a file below does.
 # Paths are relative to ROOT, so two clones agree; missing ones count as empty.
 key() {
 	(
 		cd "$ROOT" || exit
 		for path; do [ -e "$path" ] && find "$path" -name target -prune -o -type f -print0; done |
-			LC_ALL=C sort -z | xargs -0r sha256sum | sha256sum | cut -c1-12
+			LC_ALL=C sort -z | xargs -0r sha256sum | word
 	)
 }
 
-# fresh FILE KEY: FILE exists and was made from inputs with this KEY.
-fresh() { [ -e "$1" ] && [ "$(cat "$1.key" 2>/dev/null)" = "$2" ]; }
-
-# Record the KEY that FILE was made from.
-made() {
-	printf '%s\n' "$2" >"$1.key.tmp"
-	mv "$1.key.tmp" "$1.key"
-}
-
 # keep_recent PREFIX: forget siblings of a thing just made that nobody used for
-# two days. Users touch what they use (see "enter" and "kernel").
+# two days, nor uses now: users touch and lock what they use (see "enter").
+# Half removed it must not look like a whole one.
 keep_recent() {
-	find "$CACHE" -maxdepth 1 -type d -name "$1-*" -mtime +1 -exec rm -rf {} +
+	find "$CACHE" -maxdepth 1 -type d -name "$1-*" -mtime +1 \
+		-exec flock -n {} mv -T {} "$CACHE/$1.tmp" \; -exec rm -rf "$CACHE/$1.tmp" \;
 }
 
-# The folder of the build room and that of the kernel made for it.
+# The directory of the build room, and those of the kernel: its packages, and what was
+# made of them for that room. It is the one that was fetched, or, with KERNEL=, the
+# one of that release.
 room_dir() { printf '%s/room-%s' "$CACHE" "$(key tools/vm/room-make)"; }
-packages_dir() { printf '%s/packages-%s' "$CACHE" "$(key tools/vm/kernel-fetch)"; }
+packages_dir() {
+	if [ -n "${KERNEL:-}" ]; then
+		grep -l -x -F -e "$KERNEL" "$CACHE"/packages-*/release 2>/dev/null | sed -n '1s|/release$||p'
+	else
+		printf '%s/packages-%s' "$CACHE" "$(key tools/vm/kernel-fetch)"
+	fi
+}
+kernel_dirs() { printf '%s/kernel-%s' "$CACHE" "$(key tools/vm/room-make tools/vm/kernel-tree)"; }
 kernel_dir() {
-	kernel_packages=$(packages_dir)
-	printf '%s/kernel-%s-%s' "$CACHE" "$(key tools/vm/room-make tools/vm/kernel-tree)" \
-		"$(cat "$kernel_packages/release" 2>/dev/null || echo none)"
+	kernel_release=${KERNEL:-$(cat "$(packages_dir)/release" 2>/dev/null || echo none)}
+	printf '%s-%s' "$(kernel_dirs)" "$kernel_release"
 }
 
 # A root of our own: the caller's id becomes 0, more ids come from /etc/subuid

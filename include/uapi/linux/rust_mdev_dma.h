@@ -3,66 +3,67 @@
  * Programming interface of the rust_mdev_dma mediated device.
  *
  * The device is a PCI function with one memory BAR of registers, an interrupt
- * pin and MSI. It runs commands: the driver of the device writes IOVA, LENGTH
- * and SEED, then the operation into COMMAND, and reads STATUS, COUNT and DIGEST.
- * And it has a generator, which writes pages on its own when it is started.
+ * pin and MSI. It runs commands: software writes IOVA, LENGTH and SEED, then the
+ * operation to COMMAND, which is the doorbell, and reads STATUS, COUNT and DIGEST.
+ * It also has a generator, which writes pages by itself once it is started.
  *
- * Documentation/device.rst is the long form of this file.
+ * Documentation/device.rst describes it at greater length.
  */
 #ifndef _UAPI_LINUX_RUST_MDEV_DMA_H
 #define _UAPI_LINUX_RUST_MDEV_DMA_H
 
-/* Identity. No vendor id is registered for samples; QEMU's edu uses this one. */
+/* Identity. There is no vendor ID for samples; QEMU's edu device uses this one. */
 #define RUST_MDEV_DMA_PCI_VENDOR_ID	0x1234
 #define RUST_MDEV_DMA_PCI_DEVICE_ID	0x4d44
 /*
- * Module, mdev driver and parent device. The mdev type is NAME "-" TYPE; TYPE_LOG
- * is the same with DMA logging, and only there where the kernel can serve that.
+ * Name of the module, the mdev driver and the parent device. The mdev type is
+ * NAME "-" TYPE. TYPE_LOG is the same device with DMA logging; it exists only if
+ * the kernel has CONFIG_IOMMUFD_DRIVER.
  */
 #define RUST_MDEV_DMA_NAME		"rust_mdev_dma"
 #define RUST_MDEV_DMA_TYPE		"dma"
 #define RUST_MDEV_DMA_TYPE_LOG		"dma-log"
 
 /*
- * A region of the device file: its index lives in the offset's upper bits, as
- * with vfio-pci. VFIO_DEVICE_GET_REGION_INFO is still the way to ask for it.
+ * A region's offset in the device file is its index shifted left by this, as for
+ * vfio-pci. VFIO_DEVICE_GET_REGION_INFO reports it; users should ask.
  */
 #define RUST_MDEV_DMA_REGION_SHIFT	40
 
 /*
- * BAR 0. Registers are little endian and naturally aligned. An access has 1, 2,
- * 4 or 8 bytes, is naturally aligned and stays inside the BAR; anything else
- * fails with EINVAL. Bytes between registers read as 0. Writes to them, and to
- * read-only registers, are ignored, as on a PCI bus.
+ * BAR 0. Registers are little endian and naturally aligned. An access is 1, 2, 4
+ * or 8 bytes wide, naturally aligned and inside the BAR; any other fails with
+ * EINVAL. Bytes between registers read as 0. Writes to them and to read-only
+ * registers are ignored, as on a PCI bus.
  */
 #define RUST_MDEV_DMA_BAR_SIZE		4096
 
 #define RUST_MDEV_DMA_REG_MAGIC		0x00	/* u32, read-only: RUST_MDEV_DMA_MAGIC */
 #define RUST_MDEV_DMA_REG_VERSION	0x04	/* u32, read-only: RUST_MDEV_DMA_VERSION */
 #define RUST_MDEV_DMA_REG_OPS		0x08	/* u32, read-only: bit n set, operation n exists */
-#define RUST_MDEV_DMA_REG_PAGE_SIZE	0x0c	/* u32, read-only: bytes of a page */
-#define RUST_MDEV_DMA_REG_MAX_PINS	0x10	/* u64, read-only: most pins held at once */
-#define RUST_MDEV_DMA_REG_MAX_LENGTH	0x18	/* u64, read-only: most bytes of one command */
-#define RUST_MDEV_DMA_REG_PINS		0x20	/* u64, read-only: pins held now */
-#define RUST_MDEV_DMA_REG_IOVA		0x40	/* u64: first byte of the command's range */
-#define RUST_MDEV_DMA_REG_LENGTH	0x48	/* u64: bytes of the command's range */
-#define RUST_MDEV_DMA_REG_SEED		0x50	/* u64: seed of the pattern of a write */
-#define RUST_MDEV_DMA_REG_COMMAND	0x58	/* u32: enum rust_mdev_dma_op and flags; a write runs it */
-#define RUST_MDEV_DMA_REG_STATUS	0x5c	/* u32, read-only: errno of the last command, 0: success */
-#define RUST_MDEV_DMA_REG_COUNT		0x60	/* u64, read-only: bytes the last command dealt with */
-#define RUST_MDEV_DMA_REG_DIGEST	0x68	/* u64, read-only: digest of what it read, else 0 */
+#define RUST_MDEV_DMA_REG_PAGE_SIZE	0x0c	/* u32, read-only: size of a page in bytes */
+#define RUST_MDEV_DMA_REG_MAX_PINS	0x10	/* u64, read-only: maximum number of pins held */
+#define RUST_MDEV_DMA_REG_MAX_LENGTH	0x18	/* u64, read-only: maximum LENGTH of a command */
+#define RUST_MDEV_DMA_REG_PINS		0x20	/* u64, read-only: number of pins held */
+#define RUST_MDEV_DMA_REG_IOVA		0x40	/* u64: start of the command's range */
+#define RUST_MDEV_DMA_REG_LENGTH	0x48	/* u64: size of the command's range in bytes */
+#define RUST_MDEV_DMA_REG_SEED		0x50	/* u64: seed of the pattern to write */
+#define RUST_MDEV_DMA_REG_COMMAND	0x58	/* u32: enum rust_mdev_dma_op and flags; the doorbell */
+#define RUST_MDEV_DMA_REG_STATUS	0x5c	/* u32, read-only: errno of the last command, 0 on success */
+#define RUST_MDEV_DMA_REG_COUNT		0x60	/* u64, read-only: bytes the last command processed */
+#define RUST_MDEV_DMA_REG_DIGEST	0x68	/* u64, read-only: digest of what it read, or 0 */
 #define RUST_MDEV_DMA_REG_REFUSED	0x70	/* u32, read-only: EBUSY if the last write to COMMAND was refused */
-#define RUST_MDEV_DMA_REG_IRQ_STATUS	0x80	/* u32: RUST_MDEV_DMA_IRQ_*, what happened; 1 clears a bit */
-#define RUST_MDEV_DMA_REG_IRQ_ENABLE	0x84	/* u32: RUST_MDEV_DMA_IRQ_*, what interrupts */
-#define RUST_MDEV_DMA_REG_GEN_IOVA	0x100	/* u64: first byte of the generator's window */
-#define RUST_MDEV_DMA_REG_GEN_LENGTH	0x108	/* u64: bytes of the window */
-#define RUST_MDEV_DMA_REG_GEN_SEED	0x110	/* u64: what order and contents follow from */
-#define RUST_MDEV_DMA_REG_GEN_LIMIT	0x118	/* u64: value of GEN_COUNTER at which it stops, 0: none */
-#define RUST_MDEV_DMA_REG_GEN_RATE	0x120	/* u32: pages per second, 0: as fast as it can */
-#define RUST_MDEV_DMA_REG_GEN_MODE	0x124	/* u32: RUST_MDEV_DMA_GEN_*, how it writes */
-#define RUST_MDEV_DMA_REG_GEN_CONTROL	0x128	/* u32: enum rust_mdev_dma_gen_control; a write acts */
-#define RUST_MDEV_DMA_REG_GEN_STATUS	0x12c	/* u32, read-only: EINPROGRESS, or why it stopped */
-#define RUST_MDEV_DMA_REG_GEN_COUNTER	0x130	/* u64, read-only: pages written since it was started */
+#define RUST_MDEV_DMA_REG_IRQ_STATUS	0x80	/* u32: RUST_MDEV_DMA_IRQ_*, events; write 1 to clear */
+#define RUST_MDEV_DMA_REG_IRQ_ENABLE	0x84	/* u32: RUST_MDEV_DMA_IRQ_*, events that interrupt */
+#define RUST_MDEV_DMA_REG_GEN_IOVA	0x100	/* u64: start of the generator's range */
+#define RUST_MDEV_DMA_REG_GEN_LENGTH	0x108	/* u64: size of the generator's range in bytes */
+#define RUST_MDEV_DMA_REG_GEN_SEED	0x110	/* u64: determines order and contents of the writes */
+#define RUST_MDEV_DMA_REG_GEN_LIMIT	0x118	/* u64: GEN_COUNTER at which it stops, 0: never */
+#define RUST_MDEV_DMA_REG_GEN_RATE	0x120	/* u32: pages per second, 0: unlimited */
+#define RUST_MDEV_DMA_REG_GEN_MODE	0x124	/* u32: RUST_MDEV_DMA_GEN_*, methods of writing */
+#define RUST_MDEV_DMA_REG_GEN_CONTROL	0x128	/* u32: enum rust_mdev_dma_gen_control; a write executes it */
+#define RUST_MDEV_DMA_REG_GEN_STATUS	0x12c	/* u32, read-only: EINPROGRESS, an errno, or 0 */
+#define RUST_MDEV_DMA_REG_GEN_COUNTER	0x130	/* u64, read-only: pages written since START */
 
 #define RUST_MDEV_DMA_MAGIC		0x414d444d	/* "MDMA" */
 #define RUST_MDEV_DMA_VERSION		2
@@ -70,13 +71,13 @@
 /*
  * Operations, over the range [IOVA, IOVA + LENGTH).
  *
- * PIN and UNPIN take whole pages. A page may be pinned again: pins count, and
- * UNPIN gives back one of each page. Either succeeds for the whole range or
- * leaves things as they were.
+ * PIN and UNPIN take whole pages. A page can be pinned several times: PIN adds one
+ * pin to each page of the range, UNPIN removes one. Either succeeds for the whole
+ * range or has no effect.
  *
- * WRITE and READ go through pinned pages: every page that the range touches
- * must be pinned by this device. DMA_WRITE and DMA_READ go through
- * vfio_dma_rw(), and need no pins. These four take any alignment.
+ * WRITE and READ access pinned pages: this device must have pinned every page
+ * that the range touches. DMA_WRITE and DMA_READ call vfio_dma_rw() and need no
+ * pins. These four take any alignment.
  */
 enum rust_mdev_dma_op {
 	RUST_MDEV_DMA_OP_PIN		= 1,
@@ -89,62 +90,62 @@ enum rust_mdev_dma_op {
 
 /*
  * Without BACKGROUND, a command runs inside the write to COMMAND, in the context
- * of the process that rings. With it, COMMAND only begins it: a kernel thread
- * runs it, and STATUS is EINPROGRESS until it has ended. While a command is in
- * progress, others are refused: a write to COMMAND then changes nothing but
- * REFUSED. IOVA, LENGTH and SEED may be written, a command has its own copies.
+ * of the writing process. With it, the write only queues the command: a workqueue
+ * runs it, and STATUS is EINPROGRESS until it has completed. While a command is in
+ * progress, others are refused: a write to COMMAND then changes only REFUSED.
+ * IOVA, LENGTH and SEED may be written meanwhile, a command has its own copies.
  *
- * A command that is rung while migration has stopped the device (RUNNING_P2P,
- * STOP) runs in the background once the device runs again, here or wherever its
- * state was brought to.
+ * A command written while the device is quiesced for migration (RUNNING_P2P, STOP)
+ * is queued until the device runs again, here or at the migration's destination.
  */
 #define RUST_MDEV_DMA_COMMAND_BACKGROUND	(1U << 31)
 
 /*
- * STATUS after a command. The device's own errors, in the order it looks for them:
+ * STATUS after a command. The device's own errors, in the order of its checks:
  *
  *	EOPNOTSUPP	no such operation
  *	EINVAL		LENGTH is 0
  *	EOVERFLOW	IOVA + LENGTH is 2^64 or more
  *	E2BIG		LENGTH is more than MAX_LENGTH
- *	EINVAL		PIN or UNPIN of parts of pages
- *	ENOSPC		PIN would take more than MAX_PINS, or than PAGE_PINS of a page
+ *	EINVAL		PIN or UNPIN of a range that isn't whole pages
+ *	ENOSPC		PIN would exceed MAX_PINS, or PAGE_PINS for a page
  *	ENXIO		UNPIN, WRITE or READ of a page that isn't pinned
- *	EINTR		PIN, DMA_WRITE or DMA_READ met a signal, or a reset by somebody
- *			else, between two batches
+ *	EINTR		a signal, or a reset or close of the device, ended PIN between
+ *			two batches or DMA_WRITE or DMA_READ between two chunks
  *
- * And while there is no command's status to show:
+ * While a command is in progress:
  *
- *	EINPROGRESS	a command is in progress
+ *	EINPROGRESS	it hasn't completed
  *
- * What the IOMMU driver answers to PIN, DMA_WRITE and DMA_READ is passed on:
+ * Errors of the IOMMU driver for PIN, DMA_WRITE and DMA_READ, passed on:
  *
  *	EINVAL		not mapped
- *	EPERM		mapped without the permission: PIN and DMA_WRITE want to read
- *			and write, DMA_READ wants to read
+ *	EPERM		mapped without permission: PIN and DMA_WRITE need read and
+ *			write, DMA_READ needs read
  *	EFAULT		the process has no memory there
- *	ENOMEM		over RLIMIT_MEMLOCK, or no memory
+ *	ENOMEM		RLIMIT_MEMLOCK exceeded, or out of memory
  *
- * COUNT is LENGTH after success. After a failure it is 0, but for DMA_WRITE and
- * DMA_READ, which stop at the first vfio_dma_rw() that fails: bytes before it.
+ * COUNT is LENGTH after success. After a failure it is 0, except for DMA_WRITE and
+ * DMA_READ: these stop at the first vfio_dma_rw() that fails, and COUNT is the
+ * number of bytes before it.
  */
 
-/* Pins that one page can have. */
+/* Maximum number of pins of one page. */
 #define RUST_MDEV_DMA_PAGE_PINS		65535
 
 /*
- * How commands are cut. One vfio_pin_pages() or vfio_unpin_pages() stays inside
- * an aligned block of PIN_BATCH pages of IOVA; one vfio_dma_rw() stays inside an
- * aligned block of DMA_CHUNK bytes of IOVA.
+ * How commands are split. One vfio_pin_pages() or vfio_unpin_pages() stays inside
+ * a batch: PIN_BATCH pages of IOVA, naturally aligned. One vfio_dma_rw() stays
+ * inside a chunk: DMA_CHUNK bytes of IOVA, naturally aligned.
  */
 #define RUST_MDEV_DMA_PIN_BATCH		64
 #define RUST_MDEV_DMA_DMA_CHUNK		65536
 
 /*
- * The pattern: what a write with a seed puts at an IOVA, whatever the command's
- * range. Memory is seen as little endian 64-bit words at IOVAs that are multiples
- * of 8; a write of part of a word writes those of its bytes. All arithmetic is
- * modulo 2^64, mix() is the finalizer of splitmix64:
+ * The pattern: what a write stores at an IOVA, which depends on seed and IOVA, not
+ * on the command's range. Memory is an array of little endian 64-bit words, at
+ * IOVAs that are multiples of 8; a write of part of a word stores the bytes in
+ * range. Arithmetic is modulo 2^64, mix() is the finalizer of splitmix64:
  *
  *	mix(z):	z = (z ^ (z >> 30)) * MIX_1
  *		z = (z ^ (z >> 27)) * MIX_2
@@ -161,7 +162,7 @@ enum rust_mdev_dma_op {
 
 /*
  * The digest of a read: over the words (as above) that the range touches, in
- * order, bytes outside of the range taken as 0:
+ * order of IOVA, with bytes outside the range taken as 0:
  *
  *	d = DIGEST_INIT
  *	d = (rotate_left(d, 5) ^ word) * DIGEST_MUL	for every word
@@ -170,44 +171,45 @@ enum rust_mdev_dma_op {
 #define RUST_MDEV_DMA_DIGEST_MUL	0x517cc1b727220a95ULL
 
 /*
- * Interrupts. Bits of IRQ_STATUS are set when something happens, enabled or not,
- * and stay set until the driver writes 1 to them.
+ * Interrupts. An event sets its bit in IRQ_STATUS, enabled or not; the bit stays
+ * set until 1 is written to it.
  *
- * INTx is a level: asserted while a bit is set in both IRQ_STATUS and IRQ_ENABLE
- * and the command register doesn't disable INTx. MSI is an edge: when something
- * happens whose bit is set in IRQ_ENABLE, a message is sent, whatever IRQ_STATUS
- * was. Bit n uses vector n, or vector 0 if the user has enabled no more than that.
+ * INTx is level triggered: asserted while a bit is set in both IRQ_STATUS and
+ * IRQ_ENABLE and PCI_COMMAND_INTX_DISABLE is clear. MSI is edge triggered: an event
+ * whose bit is set in IRQ_ENABLE sends a message, whatever IRQ_STATUS was. Bit n
+ * uses vector n, or vector 0 if the user has enabled only that.
  */
-#define RUST_MDEV_DMA_IRQ_COMMAND	(1U << 0)	/* a command has ended */
+#define RUST_MDEV_DMA_IRQ_COMMAND	(1U << 0)	/* a command has completed */
 #define RUST_MDEV_DMA_IRQ_GENERATOR	(1U << 1)	/* the generator has stopped by itself */
 
-/* MSI vectors. */
+/* Number of MSI vectors. */
 #define RUST_MDEV_DMA_MSI_VECTORS	2
 
 /*
- * The generator. Write number n (from 0, GEN_COUNTER is how many there were) puts
- * the pattern of seed(n) on page(n) of the window, which has P pages:
+ * The generator. Write number n, counted from 0 by GEN_COUNTER, stores the pattern
+ * of seed(n) in page(n) of the range, which has P pages:
  *
  *	page(n)	= (n % P * GEN_STRIDE + mix(GEN_SEED) % P) % P
  *	seed(n)	= mix(GEN_SEED + (n + 1) * PATTERN_STEP)
  *
- * GEN_STRIDE is a prime, P less than 2^31: no product overflows 64 bits, and
- * P writes in a row, whichever, write every page once. So at any time, each page
- * has the contents of one of the last P writes, or was not written yet.
+ * GEN_STRIDE is a prime and P is less than 2^31: no product overflows 64 bits, and
+ * any P consecutive writes write every page once. So at any time each page has the
+ * contents of one of the last P writes, or hasn't been written yet.
  *
- * GEN_MODE is a set of ways. Of its W bits, lowest first, write n uses number
- * (n % P + n / P) % W: a page isn't always written in the same way.
+ * GEN_MODE is a set of methods. Of its W bits, lowest first, write n uses number
+ * (n % P + n / P) % W: so each page is written by every method in turn.
  */
 #define RUST_MDEV_DMA_GEN_STRIDE	2654435761ULL
 
-#define RUST_MDEV_DMA_GEN_PINNED	(1U << 0)	/* through a pin that PIN took */
+#define RUST_MDEV_DMA_GEN_PINNED	(1U << 0)	/* through a page pinned by PIN */
 #define RUST_MDEV_DMA_GEN_DMA_RW	(1U << 1)	/* by vfio_dma_rw() */
-#define RUST_MDEV_DMA_GEN_PIN		(1U << 2)	/* pins the page, writes, unpins it */
+#define RUST_MDEV_DMA_GEN_PIN		(1U << 2)	/* pin the page, write, unpin it */
 
 /*
- * START takes the other registers, sets GEN_COUNTER to 0 and begins to write;
- * CONTINUE does so without touching GEN_COUNTER; STOP ends it: once written to
- * GEN_CONTROL, there are no more writes. START and CONTINUE stop it first.
+ * START latches GEN_IOVA to GEN_MODE, sets GEN_COUNTER to 0 and starts writing.
+ * CONTINUE does the same but keeps GEN_COUNTER. STOP stops: no page is written
+ * after the write to GEN_CONTROL has returned. START and CONTINUE stop a running
+ * generator first.
  */
 enum rust_mdev_dma_gen_control {
 	RUST_MDEV_DMA_GEN_STOP		= 0,
@@ -219,45 +221,48 @@ enum rust_mdev_dma_gen_control {
  * GEN_STATUS:
  *
  *	EINPROGRESS	it is running
- *	0		it was never started, was stopped, or has reached GEN_LIMIT
+ *	0		it wasn't started, was stopped, or has reached GEN_LIMIT
  *
- * START and CONTINUE may have refused, in this order:
+ * Errors of a write to GEN_CONTROL, in the order of the checks:
  *
- *	EOPNOTSUPP	no such control
- *	EINVAL		GEN_LENGTH is 0, the window isn't whole pages, GEN_MODE is
- *			empty or has other bits
+ *	EOPNOTSUPP	not one of enum rust_mdev_dma_gen_control
+ *	EINVAL		GEN_LENGTH is 0, the range isn't whole pages, or GEN_MODE has
+ *			no bit set or an unknown one
  *	EOVERFLOW	GEN_IOVA + GEN_LENGTH is 2^64 or more
  *	E2BIG		GEN_LENGTH is more than MAX_LENGTH, or P is 2^31 or more
  *
- * A write may have failed, and then it stopped before counting it, with the errno
- * that PIN, WRITE or DMA_WRITE of that page would have.
+ * If a write of a page fails, the generator stops without counting it, with the
+ * errno that PIN, WRITE or DMA_WRITE of that page would have.
  */
 
 /*
- * The stream of a migration, for those who want to look at it: an IDENTITY
- * section, then a DEVICE section. A section is a multiple of 8 bytes, little endian:
+ * Migration data, for tools that parse it: an IDENTITY section followed by a
+ * DEVICE section. The size of a section is a multiple of 8 bytes; all fields are
+ * little endian. A section begins with this header:
  *
- *	u64 magic	STATE_MAGIC
- *	u32 version	STATE_VERSION
- *	u32 section	enum rust_mdev_dma_state_section
- *	u64 length	bytes behind this header
- *	u64 checksum	the digest (as above) of the 24 bytes before this, and of
- *			the bytes behind it
+ *	u64 magic	MIG_MAGIC
+ *	u32 version	MIG_VERSION
+ *	u32 section	enum rust_mdev_dma_mig_section
+ *	u64 length	bytes after this header
+ *	u64 checksum	the digest (as above) of the 24 bytes before this field and
+ *			the length bytes after it
  *
- * IDENTITY has two u64: vendor id and, from bit 16 on, device id; PAGE_SIZE.
+ * IDENTITY has two u64: vendor ID in bits 0 to 15 and device ID in bits 16 to 31;
+ * PAGE_SIZE.
  *
  * DEVICE has the 256 bytes of configuration space, the registers up to the end of
- * GEN_COUNTER, and then, each a u64 but where it says otherwise: 1 if a command
- * waits, its operation, IOVA, LENGTH, SEED; 1 if the generator runs, its IOVA,
+ * GEN_COUNTER, and then, each a u64 unless noted: 1 if a command is queued, or 0;
+ * its operation, IOVA, LENGTH, SEED; 1 if the generator is running, or 0; its IOVA,
  * LENGTH, SEED, LIMIT, RATE (u32), MODE (u32), GEN_COUNTER, GEN_STATUS; the number
- * of runs of pinned pages, and each run's IOVA, pages (u32), and pins of each (u32).
+ * of runs of pages with the same number of pins, and for each run its IOVA, number
+ * of pages (u32), and number of pins of each page (u32).
  */
-#define RUST_MDEV_DMA_STATE_MAGIC	0x45544154534d444dULL	/* "MDMSTATE" */
-#define RUST_MDEV_DMA_STATE_VERSION	1
+#define RUST_MDEV_DMA_MIG_MAGIC		0x45544154534d444dULL	/* "MDMSTATE" */
+#define RUST_MDEV_DMA_MIG_VERSION	1
 
-enum rust_mdev_dma_state_section {
-	RUST_MDEV_DMA_STATE_IDENTITY	= 1,
-	RUST_MDEV_DMA_STATE_DEVICE	= 2,
+enum rust_mdev_dma_mig_section {
+	RUST_MDEV_DMA_MIG_IDENTITY	= 1,
+	RUST_MDEV_DMA_MIG_DEVICE	= 2,
 };
 
 #endif /* _UAPI_LINUX_RUST_MDEV_DMA_H */

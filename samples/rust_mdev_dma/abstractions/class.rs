@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtual devices of a class of their own.
+//! Virtual devices, each in its own class.
 //!
 //! C header: [`include/linux/device/class.h`](srctree/include/linux/device/class.h)
 
@@ -11,13 +11,13 @@ use kernel::{bindings, device, error::from_err_ptr, prelude::*};
 ///
 /// # Invariants
 ///
-/// `self.0` is a class that `class_create()` returned and nobody destroyed.
+/// `self.0` is a class that `class_create()` returned and that hasn't been destroyed.
 struct Class(NonNull<bindings::class>);
 
 impl Class {
     fn new(name: &CStr) -> Result<Self> {
-        // SAFETY: `name` is a valid string. The class refers to it: `VirtualDevice::new` asks for a
-        // static one.
+        // SAFETY: `name` is a valid string. The class keeps a pointer to it: it is static, see
+        // `VirtualDevice::new`.
         let class = from_err_ptr(unsafe { bindings::class_create(name.as_char_ptr()) })?;
 
         // INVARIANT: The class was just created.
@@ -27,15 +27,15 @@ impl Class {
 
 impl Drop for Class {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant; devices of the class are gone, see `VirtualDevice`.
+        // SAFETY: By the type invariant. The class has no devices left, see `VirtualDevice`.
         unsafe { bindings::class_destroy(self.0.as_ptr()) };
     }
 }
 
 /// A device without hardware and without a bus, the only one of its class.
 ///
-/// `dev_driver_string()` of a device that has neither driver nor bus is the name of its class, so
-/// this is how a virtual device gets one of its own.
+/// `dev_driver_string()` of a device that has neither driver nor bus is the name of its class, so a
+/// class of its own gives a virtual device a `dev_driver_string()` of its own.
 ///
 /// # Invariants
 ///
@@ -48,7 +48,8 @@ pub(crate) struct VirtualDevice {
 // SAFETY: The driver core does its own locking; a device may be unregistered from any thread.
 unsafe impl Send for VirtualDevice {}
 
-// SAFETY: All that a shared reference offers is a shared reference to the `Device`, which is `Sync`.
+// SAFETY: A shared reference only gives access to a shared reference to the `Device`, which is
+// `Sync`.
 unsafe impl Sync for VirtualDevice {}
 
 impl VirtualDevice {
@@ -56,8 +57,8 @@ impl VirtualDevice {
     pub(crate) fn new(name: &'static CStr) -> Result<Self> {
         let class = Class::new(name)?;
 
-        // SAFETY: The class is valid, there is no parent and no device number, and "%s" takes the
-        // one string that follows.
+        // SAFETY: The class is valid, there is no parent and no device number, and the argument of
+        // "%s" is a valid string.
         let dev = from_err_ptr(unsafe {
             bindings::device_create(
                 class.0.as_ptr(),
@@ -86,7 +87,7 @@ impl AsRef<device::Device> for VirtualDevice {
 
 impl Drop for VirtualDevice {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the device is registered. The class goes after it.
+        // SAFETY: By the type invariant the device is registered. The class is dropped after it.
         unsafe { bindings::device_unregister(self.dev.as_ptr()) };
     }
 }

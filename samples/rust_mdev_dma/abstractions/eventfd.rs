@@ -7,31 +7,31 @@
 use core::ptr::NonNull;
 use kernel::{bindings, error::from_err_ptr, prelude::*};
 
-/// An eventfd of the user's.
+/// A reference to a user's eventfd.
 ///
 /// # Invariants
 ///
 /// `self.0` is valid, and this owns a reference to it.
 pub(crate) struct EventFd(NonNull<bindings::eventfd_ctx>);
 
-// SAFETY: An eventfd is counted, and does its own locking.
+// SAFETY: An eventfd context is reference counted and does its own locking.
 unsafe impl Send for EventFd {}
 
 // SAFETY: As above.
 unsafe impl Sync for EventFd {}
 
 impl EventFd {
-    /// The eventfd that `fd` is in the current process. Fails with `EBADF` if it isn't open,
-    /// `EINVAL` if it is something else.
+    /// Takes a reference to the eventfd that `fd` refers to in the current process. Fails with
+    /// `EBADF` if `fd` isn't open, `EINVAL` if it isn't an eventfd.
     pub(crate) fn from_fd(fd: i32) -> Result<Self> {
-        // SAFETY: Any number may be asked for.
+        // SAFETY: `eventfd_ctx_fdget()` accepts any number.
         let ctx = from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(fd) })?;
 
         // INVARIANT: `eventfd_ctx_fdget()` has taken a reference for us.
         Ok(Self(NonNull::new(ctx).ok_or(EBADF)?))
     }
 
-    /// Adds 1 to its counter, which wakes those who wait for it.
+    /// Adds 1 to the counter, which wakes its waiters.
     pub(crate) fn signal(&self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::eventfd_signal_mask(self.0.as_ptr(), 0) };

@@ -3,8 +3,8 @@
 //! Abstractions for mediated devices.
 //!
 //! A parent device offers types of mediated devices in sysfs; writing a UUID to a type's `create`
-//! file makes a device of it, which the [`Driver`] that was registered with the parent makes a VFIO
-//! device of.
+//! file creates a device, for which the [`Driver`] that was registered with the parent registers a
+//! VFIO device.
 //!
 //! C header: [`include/linux/mdev.h`](srctree/include/linux/mdev.h)
 
@@ -21,17 +21,17 @@ use kernel::{
 
 /// A type of mediated device that a parent offers.
 pub(crate) struct Type {
-    /// The type's folder in sysfs is named after the parent's driver, bus or class, a dash, and
-    /// this.
+    /// The name of the type's directory in sysfs, after the parent's `dev_driver_string()` and a
+    /// dash.
     pub(crate) sysfs_name: &'static CStr,
-    /// What the type's `name` attribute says.
+    /// The type's `name` attribute.
     pub(crate) pretty_name: &'static CStr,
-    /// Whether devices of this type offer DMA logging. Where the kernel can't serve that, there is no
-    /// such type.
+    /// Whether devices of this type have DMA logging. The type is only registered if the kernel
+    /// supports that.
     pub(crate) dma_logging: bool,
 }
 
-/// The types of `T` that this kernel can serve.
+/// The types of `T` that this kernel supports.
 fn offered<T: Driver>() -> impl Iterator<Item = &'static Type> {
     T::TYPES
         .iter()
@@ -43,13 +43,13 @@ pub(crate) trait Driver: Sized + 'static {
     /// The driver's name.
     const NAME: &'static CStr;
 
-    /// What the types' `device_api` attribute says, e.g. `vfio-pci`.
+    /// The types' `device_api` attribute, e.g. `vfio-pci`.
     const DEVICE_API: &'static CStr;
 
     /// The types that the parent offers.
     const TYPES: &'static [Type];
 
-    /// What the devices do.
+    /// The operations of the VFIO devices.
     type Operations: vfio::Operations;
 }
 
@@ -63,29 +63,29 @@ struct Registered {
 
 /// The registration of a [`Driver`], and of a device as the parent that offers its types.
 ///
-/// Dropping it removes all devices that were created, waiting for those that are in use.
+/// Dropping it removes all devices that were created, and waits for those that are open.
 ///
 /// # Invariants
 ///
-/// The driver and the parent in `inner` are registered. `inner` is never moved out of its box, its
-/// vectors never change.
+/// The driver and the parent in `inner` are registered. `inner` is never moved out of its box, and
+/// its vectors never change.
 pub(crate) struct Registration<T: Driver> {
     inner: KBox<Registered>,
     _dev: ARef<device::Device>,
     _driver: PhantomData<T>,
 }
 
-// SAFETY: The mdev core does its own locking; registering and unregistering may happen on different
-// threads. No other access to the C structures is offered.
+// SAFETY: The mdev core does its own locking, and a registration may be removed on any thread.
+// There is no other access to the C structures.
 unsafe impl<T: Driver> Send for Registration<T> {}
 
-// SAFETY: As above: there is nothing to call on a shared reference.
+// SAFETY: A shared reference gives no access to anything.
 unsafe impl<T: Driver> Sync for Registration<T> {}
 
 impl<T: Driver> Registration<T> {
     /// Registers `T`, and `dev` as the parent that offers its types.
     ///
-    /// At most `max_instances` devices exist at once.
+    /// `max_instances` is the maximum number of devices.
     pub(crate) fn new(
         dev: &device::Device,
         module: &'static ThisModule,
@@ -93,7 +93,7 @@ impl<T: Driver> Registration<T> {
     ) -> Result<Self> {
         let inner = Registered {
             driver: Opaque::new(Self::driver(module, max_instances)),
-            // `mdev_register_parent()` fills it in.
+            // `mdev_register_parent()` initialises it.
             parent: Opaque::new(pin_init::zeroed()),
             types: Self::types()?,
             type_ptrs: KVec::with_capacity(T::TYPES.len(), GFP_KERNEL)?,
@@ -104,12 +104,12 @@ impl<T: Driver> Registration<T> {
             inner.type_ptrs.push(ptr, GFP_KERNEL)?;
         }
 
-        // SAFETY: `driver` is filled in, and stays where it is until `Self::drop` unregisters it.
+        // SAFETY: `driver` is initialised, and isn't moved until `Self::drop` unregisters it.
         to_result(unsafe { bindings::mdev_register_driver(inner.driver.get()) })?;
 
-        // SAFETY: The driver was just registered. `parent`, the types and the list of pointers to
-        // them stay where they are until `Self::drop` unregisters the parent. `dev` is valid, and
-        // `_dev` keeps it so until after that.
+        // SAFETY: The driver was just registered. `parent`, the types and the array of pointers to
+        // them aren't moved until `Self::drop` unregisters the parent. `dev` is valid, and `_dev`
+        // keeps it valid until after that.
         let ret = unsafe {
             bindings::mdev_register_parent(
                 inner.parent.get(),
@@ -120,7 +120,7 @@ impl<T: Driver> Registration<T> {
             )
         };
         if let Err(e) = to_result(ret) {
-            // SAFETY: The driver was registered above, and no device was ever bound to it.
+            // SAFETY: The driver was registered above, and no device is bound to it.
             unsafe { bindings::mdev_unregister_driver(inner.driver.get()) };
             return Err(e);
         }
@@ -140,7 +140,7 @@ impl<T: Driver> Registration<T> {
         driver.probe = Some(Self::probe_callback);
         driver.remove = Some(Self::remove_callback);
         driver.driver.name = T::NAME.as_char_ptr();
-        // VFIO takes a reference on the owner while a device is open.
+        // VFIO holds a reference to the owner while a device is open.
         driver.driver.owner = module.as_ptr();
         driver
     }
@@ -158,11 +158,12 @@ impl<T: Driver> Registration<T> {
 
     /// # Safety
     ///
-    /// Called by the mdev core only, with a device that is being bound to the driver.
+    /// Called by the mdev core only, with a device that is being bound to the driver, under its
+    /// device lock.
     unsafe extern "C" fn probe_callback(mdev: *mut bindings::mdev_device) -> c_int {
         // SAFETY: The mdev core passes a valid device.
         let dev = unsafe { &raw mut (*mdev).dev };
-        // SAFETY: As above, and a device has one of the types that were registered.
+        // SAFETY: As above, and the type of a device is one of those that were registered.
         let name = unsafe { (*(*mdev).type_).sysfs_name };
         let made_as = offered::<T>().find(|t| t.sysfs_name.as_char_ptr() == name);
 
@@ -171,8 +172,8 @@ impl<T: Driver> Registration<T> {
             // SAFETY: `dev` stays bound until `remove_callback` returns, which drops this.
             let vfio = unsafe { vfio::Registration::<T::Operations>::new(dev, dma_logging)? };
             let vfio = KBox::new(vfio, GFP_KERNEL)?;
-            // SAFETY: `dev` is valid, and the driver data of a device that is being bound is its
-            // driver's to set.
+            // SAFETY: `dev` is valid, and being bound to this driver, which may set its driver
+            // data.
             unsafe { bindings::dev_set_drvdata(dev, vfio.into_foreign()) };
             Ok(0)
         })
@@ -180,12 +181,13 @@ impl<T: Driver> Registration<T> {
 
     /// # Safety
     ///
-    /// Called by the mdev core only, with a device that `probe_callback` succeeded on.
+    /// Called by the mdev core only, with a device that `probe_callback` succeeded on, under its
+    /// device lock.
     unsafe extern "C" fn remove_callback(mdev: *mut bindings::mdev_device) {
         // SAFETY: The mdev core passes a valid device.
         let vfio = unsafe { bindings::dev_get_drvdata(&raw mut (*mdev).dev) };
 
-        // SAFETY: This is what `probe_callback` set, and a device is removed once.
+        // SAFETY: `probe_callback` has set this, and a device is removed once.
         drop(unsafe { KBox::<vfio::Registration<T::Operations>>::from_foreign(vfio) });
     }
 }
@@ -195,8 +197,8 @@ impl<T: Driver> Drop for Registration<T> {
         // SAFETY: By the type invariant the parent is registered.
         unsafe { bindings::mdev_unregister_parent(self.inner.parent.get()) };
 
-        // SAFETY: By the type invariant the driver is registered; the line above removed all of its
-        // devices.
+        // SAFETY: By the type invariant the driver is registered. Unregistering the parent removed
+        // all of its devices.
         unsafe { bindings::mdev_unregister_driver(self.inner.driver.get()) };
     }
 }

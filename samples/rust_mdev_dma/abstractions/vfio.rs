@@ -1,10 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Abstractions for VFIO devices without an IOMMU.
+//! Abstractions for emulated VFIO devices, which have no IOMMU.
 //!
 //! Such a device does its DMA by the CPU: through pages it pins ([`Pins`]), or by copying
-//! ([`OpenDevice::dma_write`], [`OpenDevice::dma_read`]). VFIO's IOMMU driver keeps account of both,
-//! so that the user can ask which pages are dirty.
+//! ([`OpenDevice::dma_write`], [`OpenDevice::dma_read`]). VFIO's IOMMU driver tracks both for dirty
+//! page tracking.
+//!
+//! # Contexts
+//!
+//! All callbacks run in process context and may sleep. Locks of VFIO that are held when they are
+//! called:
+//!
+//! ```text
+//! init                   the caller's; nothing refers to the device yet
+//! open, close            group->group_lock (not for cdev), dev_set->lock
+//! read, write, ioctl,    none: the user's system call
+//! get_region_info_caps,
+//! migration_*, log_*
+//! request                none: the task that removes the device
+//! dma_unmap              type1: device_list_lock; iommufd: none, or dev_set->lock in detach. Any
+//!                        task that unmaps memory of the container or IOAS, which need not be a
+//!                        user of this device
+//! release                none: whoever drops the last reference
+//! ```
+//!
+//! [`Operations::work`] and the unmasking of INTx by eventfd run in workqueues, with no lock held.
 //!
 //! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
 
@@ -40,53 +60,53 @@ use irq::{Interrupts, IrqSetup, SetIrqs};
 use logging::Logging;
 use migration::Migration;
 use pins::PinTable;
-pub(crate) use pins::{PageMemory, BLOCK_PAGES, PAGE_PINS};
+pub(crate) use pins::{PageMemory, BATCH_PAGES, PAGE_PINS};
 use virqfd::Unmasker;
 use work::Worker;
 
-/// What `VFIO_DEVICE_GET_INFO` tells of a device.
+/// What `VFIO_DEVICE_GET_INFO` reports of a device.
 pub(crate) struct DeviceInfo {
     /// `VFIO_DEVICE_FLAGS_*`.
     pub(crate) flags: u32,
-    /// Number of regions; their indices are below.
+    /// Number of regions: the indices are less than this.
     pub(crate) num_regions: u32,
     /// Number of interrupt indices.
     pub(crate) num_irqs: u32,
 }
 
-/// What `VFIO_DEVICE_GET_REGION_INFO` tells of a region.
+/// What `VFIO_DEVICE_GET_REGION_INFO` reports of a region.
 pub(crate) struct RegionInfo {
     /// `VFIO_REGION_INFO_FLAG_*`.
     pub(crate) flags: u32,
-    /// Bytes; 0 if there is no such region.
+    /// Size in bytes; 0 if there is no such region.
     pub(crate) size: u64,
-    /// Where it begins in the device's file.
+    /// Offset in the device file.
     pub(crate) offset: u64,
 }
 
-/// What a driver of an emulated VFIO device, which is a PCI function, does.
+/// Operations of the driver of an emulated VFIO device that is a PCI function.
 ///
-/// The implementing type is the state of an *open* device: there is one from the first `open()` to
-/// the last `close()`. Its methods may sleep, and may run at the same time. All but [`Self::work`]
-/// run in the context of the user's system call.
+/// The implementing type is the driver's side of an *open* device: it exists from the first
+/// `open()` to the last `close()`. Its methods may sleep, and may run concurrently. All but
+/// [`Self::work`] run in the context of the user's system call.
 pub(crate) trait Operations: Sized + Send + Sync + 'static {
-    /// The module that the driver is in.
+    /// The driver's module.
     type OwnerModule: ModuleMetadata;
 
     /// The driver's name.
     const NAME: &'static CStr;
 
-    /// What there is to know of the device; the same for all devices of the driver.
+    /// Device information; the same for all devices of the driver.
     const INFO: DeviceInfo;
 
     /// Number of MSI vectors.
     const MSI_VECTORS: usize;
 
-    /// Makes the state of a device that is being opened.
+    /// Initialises the driver's side of a device that is being opened.
     fn open(dev: &OpenDevice<Self>) -> impl PinInit<Self, Error>;
 
-    /// Reads from the device's file at `offset`, returns how many bytes. `offset` says the region
-    /// too: see [`RegionInfo::offset`].
+    /// Reads from the device file at `offset`, returns the number of bytes. `offset` also selects
+    /// the region: see [`RegionInfo::offset`].
     fn read(
         self: Pin<&Self>,
         dev: &OpenDevice<Self>,
@@ -94,7 +114,7 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
         offset: u64,
     ) -> Result<usize>;
 
-    /// Writes to the device's file at `offset`, returns how many bytes.
+    /// Writes to the device file at `offset`, returns the number of bytes.
     fn write(
         self: Pin<&Self>,
         dev: &OpenDevice<Self>,
@@ -102,39 +122,40 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
         offset: u64,
     ) -> Result<usize>;
 
-    /// Tells of region `index`, or fails with `EINVAL`.
+    /// Describes region `index`, or fails with `EINVAL`.
     fn region_info(index: u32) -> Result<RegionInfo>;
 
-    /// Brings the device to the state it has after opening it, running.
+    /// Resets the device: it is as after opening, and running. This and the methods below, up to
+    /// [`Self::load`], don't run concurrently.
     fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>);
 
-    /// Stops the device: when this returns, it does no DMA and doesn't interrupt until
-    /// [`Self::resume`]. What was under way is complete, or goes on then.
+    /// Quiesces the device: when this returns, it does no DMA and doesn't interrupt until
+    /// [`Self::resume`]. Operations in progress have completed, or continue then.
     fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>);
 
-    /// Has the device run, after [`Self::quiesce`].
+    /// Sets the device running, after [`Self::quiesce`].
     fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>);
 
-    /// Writes what comes before the device's state in a migration, known while it still runs, to the
-    /// end of `stream`.
+    /// Appends the part of the migration data that can be read in pre-copy, while the device still
+    /// runs, to `stream`.
     fn save_identity(self: Pin<&Self>, stream: &mut KVVec<u8>) -> Result;
 
-    /// Writes the state of the device, which is stopped, to the end of `stream`.
+    /// Appends the rest of the migration data to `stream`. The device is quiesced.
     fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result;
 
-    /// Takes over a state, as [`Self::save_identity`] and [`Self::save`] wrote it. The device is
-    /// stopped, and stays so. If this fails, it is as after a reset but for that. Fails with `EINVAL`
-    /// if the stream isn't such a state, and otherwise with why this device can't take it over.
+    /// Loads the migration data that [`Self::save_identity`] and [`Self::save`] wrote. The device
+    /// is quiesced and stays so. Fails with `EINVAL` if `stream` isn't valid, or with the error of
+    /// an operation that this device can't repeat; then the device is reset, but still quiesced.
     fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result;
 
-    /// Bytes that [`Self::save_identity`] and [`Self::save`] would write now.
+    /// Size of what [`Self::save_identity`] and [`Self::save`] would write now.
     fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize;
 
-    /// Bytes of the longest stream that [`Self::load`] takes.
+    /// Maximum size of what [`Self::load`] accepts.
     fn max_saved_size() -> usize;
 
-    /// Does what [`OpenDevice::queue_work`] was called for, in a kernel thread. It doesn't run twice
-    /// at the same time, and has ended before the device is closed.
+    /// Does the work that [`OpenDevice::queue_work`] queued, in a workqueue. It isn't reentrant,
+    /// and has returned before the device is closed.
     fn work(self: Pin<&Self>, dev: &OpenDevice<Self>);
 }
 
@@ -144,76 +165,93 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 ///
 /// - `vdev` is at offset 0, and initialised by VFIO.
 /// - `base` is initialised, from `init_callback` to `release_callback`.
-/// - `state` is initialised while the device is open: from the end of `open_callback` to the begin
-///   of `close_callback`. VFIO runs no read, write or ioctl outside of that.
+/// - `driver` is initialised while the device is open: from the end of `open_callback` to the
+///   beginning of `close_callback`. VFIO runs no read, write or ioctl outside of that.
 /// - There are pins only while the device is open.
 #[repr(C)]
 pub(crate) struct Device<T: Operations> {
     vdev: Opaque<bindings::vfio_device>,
     base: Base<T>,
-    state: UnsafeCell<MaybeUninit<T>>,
+    driver: UnsafeCell<MaybeUninit<T>>,
 }
 
-/// What a device has whether it is open or not.
+/// The part of a device that exists whether it is open or not.
 #[pin_data]
 struct Base<T: Operations> {
-    /// What this device keeps pinned.
+    /// The pages that this device keeps pinned.
     ///
-    /// It isn't part of the open device's state: VFIO calls `dma_unmap` from the moment it has added
-    /// the device to its container to the moment it has removed it, before `open_callback` and after
-    /// `close_callback`, if another device of the container has pages pinned.
+    /// Not part of `driver`: VFIO calls `dma_unmap` from the time it has added the device to its
+    /// container until it has removed it, before `open_callback` and after `close_callback`, if
+    /// another device of the container has pages pinned.
     ///
     /// # Locking
     ///
-    /// The mutex is held across `vfio_pin_pages()`: a `dma_unmap` in between pinning a page and
-    /// entering it here would miss it, and type1 gives up (`BUG_ON`) on devices that keep a page of
-    /// a range that is unmapped. So it is taken before type1's `iommu->lock`, and in `dma_unmap`
-    /// after `device_list_lock`:
+    /// Held across `vfio_pin_pages()`: a `dma_unmap` between pinning a page and adding it to the
+    /// table would miss the page, and type1 has a `BUG_ON` for devices that keep pages of a range
+    /// that is unmapped. `vfio_pin_pages()` takes page faults, under type1's `iommu->lock` and
+    /// `mmap_lock`, so `pins` is held across them; a fault that takes long (`userfaultfd`, swap)
+    /// delays `dma_unmap` and the task that unmaps. `pins` isn't held across `copy_to_user()`,
+    /// `copy_from_user()` or `vfio_dma_rw()`.
     ///
     /// ```text
-    /// pin, unpin    a lock of the driver -> pins -> iommu->lock
-    /// dma_unmap     device_list_lock     -> pins -> iommu->lock
-    /// close         dev_set->lock        -> pins -> iommu->lock
+    /// pin, unpin    a lock of the driver -> pins -> iommu->lock -> mmap_lock
+    /// write         a lock of the driver -> pins -> logging
+    /// dma_unmap     device_list_lock     -> pins -> iommu->lock -> mmap_lock
+    /// close         dev_set->lock        -> pins -> iommu->lock -> mmap_lock
     /// ```
     ///
-    /// type1 doesn't hold `iommu->lock` when it calls `dma_unmap`. (It takes `device_list_lock`
-    /// under it, though, so that two threads which unmap ranges with pins can block one another.
-    /// No driver can help that: `dma_unmap` has to unpin.)
+    /// type1 drops `iommu->lock` before it calls `dma_unmap`, but after it has taken
+    /// `device_list_lock`, so it has both orders of these two: two tasks that unmap ranges with
+    /// pinned pages can deadlock. A driver can't avoid that, as `dma_unmap` must unpin.
     ///
-    /// It is never held while user memory is accessed: neither `copy_to_user()` nor `vfio_dma_rw()`.
+    /// With iommufd, `dma_unmap` is called with no lock of iommufd held (with `dev_set->lock` when
+    /// the device is detached), and pin and unpin take the access's `ioas_lock` and the IOAS's
+    /// `iova_rwsem` in place of `iommu->lock`.
     #[pin]
     pins: Mutex<PinTable>,
+    /// Serialises `VFIO_DEVICE_SET_IRQS`.
+    ///
     /// # Locking
     ///
-    /// Taken before `interrupts`, while the user sets them, and by nobody who holds another lock but
-    /// `dev_set->lock`. Held while whatever unmasks INTx is waited for.
+    /// Taken with no lock held but `dev_set->lock` (in close), before `interrupts`. Held while
+    /// waiting for an `unmask_callback` in progress, which therefore must not take it.
     #[pin]
     irq_setup: Mutex<IrqSetup<T>>,
-    /// Whom to tell of interrupts. Not part of the open device's state, because `request_callback`
-    /// comes at any time.
+    /// The eventfds to signal. Not part of `driver`, because VFIO calls `request_callback` at any
+    /// time.
     ///
     /// # Locking
     ///
-    /// Taken last: no other lock is taken while it is held, but the eventfds' own.
+    /// A leaf: only the spinlocks of eventfds are taken with it held, and no page fault.
     #[pin]
     interrupts: Mutex<Interrupts>,
+    /// The device's dirty log.
+    ///
     /// # Locking
     ///
-    /// Taken last, as `interrupts` is.
+    /// Taken after `pins` and the locks of the driver, before `mmap_lock`: `log_read_and_clear`
+    /// holds it across `iova_bitmap_set()`, which pins the pages of the user's bitmap and so takes
+    /// page faults. No other lock of the device or of type1 is taken with it held. As writes
+    /// through pins take it with `pins` held, such a fault delays `dma_unmap`, too.
     #[pin]
     logging: Mutex<Logging>,
+    /// Serialises reset, close and changes of the migration state.
+    ///
     /// # Locking
     ///
-    /// Taken first, in system calls that change what state the device is in as a whole: it makes
-    /// them exclude each other. Held while these wait for [`Operations::work`], so never taken there;
-    /// nor in `dma_unmap`.
+    /// The outermost lock but `dev_set->lock` (in close): taken before the lock of a data transfer
+    /// session and those of the driver. Held while waiting for [`Operations::work`], which must not
+    /// take it. Never taken in `dma_unmap`.
     #[pin]
     migration: Mutex<Migration>,
+    /// Runs [`Operations::work`].
+    ///
     /// # Locking
     ///
-    /// Close, and whoever calls [`OpenDevice::stop_work`], waits for [`Operations::work`], and so
-    /// may hold no lock that it takes: none of the driver's. close holds `dev_set->lock`, which
-    /// nothing takes that work does.
+    /// close, [`OpenDevice::stop_work`] and [`OpenDevice::abort_work`] wait for
+    /// [`Operations::work`]. They must not be called with a lock held that it takes: `pins`,
+    /// `interrupts`, `logging`, or one of the driver's. `dev_set->lock` and `migration` aren't
+    /// among those.
     #[pin]
     worker: Worker<T>,
 }
@@ -221,8 +259,8 @@ struct Base<T: Operations> {
 // SAFETY: VFIO counts references and may release the device on any thread; `T` is `Send`.
 unsafe impl<T: Operations> Send for Device<T> {}
 
-// SAFETY: VFIO locks `vdev`, `base` is made of mutexes and of what the workqueue locks, and `state`
-// is only written while no reference to it exists; `T` is `Sync`.
+// SAFETY: VFIO locks `vdev`, `base` consists of mutexes and of work that the workqueue locks, and
+// `driver` is only written while no reference to it exists; `T` is `Sync`.
 unsafe impl<T: Operations> Sync for Device<T> {}
 
 impl<T: Operations> Device<T> {
@@ -245,10 +283,10 @@ impl<T: Operations> Device<T> {
 
     /// # Safety
     ///
-    /// The device's `state` is initialised for `'a`.
-    unsafe fn state<'a>(&'a self) -> Pin<&'a T> {
-        // SAFETY: As the caller promises. The state is dropped where it is, in `close_callback`.
-        unsafe { Pin::new_unchecked((*self.state.get()).assume_init_ref()) }
+    /// The device's `driver` is initialised for `'a`.
+    unsafe fn driver<'a>(&'a self) -> Pin<&'a T> {
+        // SAFETY: As the caller promises. `close_callback` drops `driver` in place.
+        unsafe { Pin::new_unchecked((*self.driver.get()).assume_init_ref()) }
     }
 }
 
@@ -265,9 +303,9 @@ impl<T: Operations> OpenDevice<T> {
         NonNull::from(&self.0.vdev).cast()
     }
 
-    /// Locks what the device keeps pinned.
+    /// Locks the device's pins.
     ///
-    /// While it is locked, `dma_unmap` waits, and with it everybody who wants to unmap memory.
+    /// Tasks that unmap memory of the container wait while they are locked.
     pub(crate) fn pins(&self) -> Pins<'_, T> {
         Pins {
             dev: self,
@@ -288,37 +326,37 @@ impl<T: Operations> OpenDevice<T> {
         self.0.base.migration.lock()
     }
 
-    /// Has [`Operations::work`] run after `delay`: once, and at that time, however often this was
-    /// called before.
+    /// Queues [`Operations::work`] to run after `delay`. If it is queued already, it runs once,
+    /// after the new delay.
     pub(crate) fn queue_work(&self, delay: Jiffies) {
         self.0.base.worker.queue(delay);
     }
 
-    /// Has [`Operations::work`] not run if it doesn't yet, or waits for its end. If it queues itself
-    /// again, that has no effect.
+    /// Cancels queued [`Operations::work`], and waits for it if it is running. If it queues
+    /// itself meanwhile, that has no effect.
     pub(crate) fn stop_work(&self) {
         self.0.base.worker.stop();
     }
 
-    /// As [`Self::stop_work`], and [`Self::interrupted`] is true meanwhile.
+    /// As [`Self::stop_work`]; [`Self::interrupted`] returns true while it waits.
     pub(crate) fn abort_work(&self) {
         self.0.base.worker.abort();
     }
 
-    /// Whether what takes long should end early: because a signal came for the current process, or
-    /// the device is about to be reset or closed.
+    /// Whether a long operation should fail with `EINTR`: a signal is pending for the current task,
+    /// or the device is being reset or closed.
     pub(crate) fn interrupted(&self) -> bool {
         self.0.base.worker.aborting() || kernel::current!().signal_pending()
     }
 
-    /// Writes `data` to the user's memory at `iova`, which counts as dirty from then on.
+    /// Writes `data` to the user's memory at `iova`, and marks it dirty.
     ///
-    /// Fails with `EINVAL` if part of it isn't mapped, `EPERM` if it may not be written, `EFAULT` if
-    /// the process has no memory there. What was written before the part that failed isn't known.
+    /// Fails with `EINVAL` if part of the range isn't mapped, `EPERM` if it isn't writable,
+    /// `EFAULT` if the process has no memory there. Part of the data may have been written then.
     pub(crate) fn dma_write(&self, iova: u64, data: &[u8]) -> Result {
         // SAFETY: `vfio_dma_rw()` doesn't write to the buffer of a write.
         let done = unsafe { self.dma_rw(iova, data.as_ptr().cast_mut(), data.len(), true) };
-        // Even if it failed, part of it may have been written.
+        // Even if this failed, part of the range may have been written.
         let end = iova.saturating_add(data.len() as u64);
         self.logging().written(&(iova..end));
         done
@@ -326,9 +364,9 @@ impl<T: Operations> OpenDevice<T> {
 
     /// Reads the user's memory at `iova` into `data`.
     ///
-    /// Fails as [`Self::dma_write`] does; `data` may have changed all the same.
+    /// Fails as [`Self::dma_write`] does; `data` may have changed then.
     pub(crate) fn dma_read(&self, iova: u64, data: &mut [u8]) -> Result {
-        // SAFETY: `data` may be written.
+        // SAFETY: `data` is valid for writes.
         unsafe { self.dma_rw(iova, data.as_mut_ptr(), data.len(), false) }
     }
 
@@ -343,10 +381,10 @@ impl<T: Operations> OpenDevice<T> {
     }
 }
 
-/// What an open device keeps pinned, locked.
+/// The pins of an open device, locked.
 ///
-/// Pages stay pinned until they are unpinned, the user unmaps them, or the device is closed. The
-/// latter two are no business of the driver: its pins are gone then, and its next access to them
+/// A page stays pinned until it is unpinned, the user unmaps it, or the device is closed. The
+/// driver isn't notified of the latter two: the pins are revoked, and the next access to the page
 /// fails.
 ///
 /// Ranges are of IOVA, in bytes.
@@ -356,43 +394,43 @@ pub(crate) struct Pins<'a, T: Operations> {
 }
 
 impl<T: Operations> Pins<'_, T> {
-    /// The number of pins held; a page that is pinned twice counts as two.
+    /// The number of pins held: the sum over all pages.
     pub(crate) fn held(&self) -> u64 {
         self.table.held()
     }
 
-    /// Pins all pages of `range`, which begins and ends at a page, for reading and writing; or none
-    /// of them. Pages that are pinned already are pinned once more.
+    /// Pins all pages of `range`, which must be page aligned, for reading and writing; or none of
+    /// them. Pages that are already pinned get one more pin.
     ///
-    /// Fails with what `vfio_pin_pages()` returned, e.g. `EINVAL` if a page isn't mapped, `EPERM` if
-    /// it is read-only, `ENOMEM` over the user's `RLIMIT_MEMLOCK`; with `ENOSPC` if a page would have
-    /// more than [`PAGE_PINS`], `EINTR` if it was [`OpenDevice::interrupted`] in between two blocks of
-    /// [`BLOCK_PAGES`].
+    /// Fails with the error of `vfio_pin_pages()`, e.g. `EINVAL` if a page isn't mapped, `EPERM` if
+    /// it is read-only, `ENOMEM` if the user's `RLIMIT_MEMLOCK` would be exceeded; with `ENOSPC` if
+    /// a page would have more than [`PAGE_PINS`] pins; with `EINTR` if it was
+    /// [`OpenDevice::interrupted`] between two batches of [`BATCH_PAGES`].
     pub(crate) fn pin(&mut self, range: Range<u64>) -> Result {
         let dev = self.dev;
-        // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so as long as `self`.
-        // `close_callback` calls `revoke_all()`.
+        // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so while `self` exists.
+        // `close_callback` calls `unpin_all()`.
         unsafe { self.table.pin(dev.as_raw(), range, || dev.interrupted()) }
     }
 
-    /// Gives back one pin of each page of `range`, which begins and ends at a page. Fails with
-    /// `ENXIO` if one of them isn't pinned, and unpins none then.
+    /// Removes one pin of each page of `range`, which must be page aligned. Fails with `ENXIO` if
+    /// one of them isn't pinned; then none is unpinned.
     pub(crate) fn unpin(&mut self, range: Range<u64>) -> Result {
         self.table.unpin(range)
     }
 
-    /// The runs of pages that are pinned, in order, and how often they are.
+    /// Runs of pages with the same number of pins, and that number, in order of IOVA.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
         self.table.runs()
     }
 
-    /// Gives back all pins.
+    /// Removes all pins of all pages.
     pub(crate) fn unpin_all(&mut self) {
-        self.table.revoke_all();
+        self.table.unpin_all();
     }
 
-    /// Calls `f(iova, bytes, memory)` with every page that `range` touches, in order: the page's
-    /// IOVA, which of its bytes are in the range, and its memory. Fails with `ENXIO` before the
+    /// Calls `f(iova, bytes, memory)` for every page that `range` touches, in order: the page's
+    /// IOVA, the bytes of it that are in the range, and its memory. Fails with `ENXIO` before the
     /// first call if one of them isn't pinned.
     #[inline]
     pub(crate) fn access(
@@ -403,7 +441,7 @@ impl<T: Operations> Pins<'_, T> {
         self.table.access(range, f)
     }
 
-    /// As [`Self::access`], for `f` to write all of `range`.
+    /// As [`Self::access`], for an `f` that writes all of `range`, which is then logged as dirty.
     #[inline]
     pub(crate) fn access_to_write(
         &self,
@@ -416,9 +454,9 @@ impl<T: Operations> Pins<'_, T> {
     }
 }
 
-/// The registration of a VFIO device, for the abstraction of the bus that the device is on.
+/// The registration of a VFIO device, for use by the abstraction of the device's bus.
 ///
-/// Dropping it waits until nobody has the device open any more.
+/// Dropping it waits until the device isn't open any more.
 ///
 /// # Invariants
 ///
@@ -429,39 +467,39 @@ pub(super) struct Registration<T: Operations>(NonNull<Device<T>>);
 unsafe impl<T: Operations> Send for Registration<T> {}
 
 impl<T: Operations> Registration<T> {
-    /// Makes a VFIO device of `parent`, which the user may open from now on. It offers DMA logging if
-    /// `dma_logging` is set, which [`logging::AVAILABLE`] must allow.
+    /// Registers a VFIO device for `parent`; the user can open it from now on. It has DMA logging
+    /// if `dma_logging` is set and the kernel supports it, see [`logging::AVAILABLE`].
     ///
     /// # Safety
     ///
-    /// `parent` is valid and bound to a driver, whose owner is the module that `T` is in, and stays
-    /// so until the registration was dropped.
+    /// `parent` is valid and bound to a driver whose owner is the module of `T`, and stays so until
+    /// the registration has been dropped.
     pub(super) unsafe fn new(parent: *mut bindings::device, dma_logging: bool) -> Result<Self> {
         const {
             assert!(core::mem::offset_of!(Device<T>, vdev) == 0);
             assert!(align_of::<Device<T>>() <= align_of::<u64>());
         }
 
-        // SAFETY: The caller promises a device to be the parent of this one. The size is that of a
-        // `Device<T>`, whose alignment is no more than that of any allocation, and whose first field
-        // is a `struct vfio_device`. `init_callback` initialises the others.
+        // SAFETY: The caller promises a valid `parent`. The size is that of a `Device<T>`, whose
+        // alignment is no more than that of any allocation, and whose first field is a `struct
+        // vfio_device`. `init_callback` initialises the others.
         let vdev = from_err_ptr(unsafe {
             bindings::_vfio_alloc_device(size_of::<Device<T>>(), parent, &VTable::<T>::VTABLE)
         })?;
 
         if dma_logging && logging::AVAILABLE {
-            // SAFETY: The device was just made, and is not registered yet.
+            // SAFETY: The device was just allocated, and isn't registered yet.
             unsafe { (*vdev).log_ops = &logging::VTable::<T>::VTABLE };
         }
 
-        // SAFETY: The device was just made, and is not registered yet.
+        // SAFETY: The device was just allocated, and isn't registered yet.
         if let Err(e) = to_result(unsafe { bindings::vfio_register_emulated_iommu_dev(vdev) }) {
             // SAFETY: This is the only reference.
             unsafe { bindings::put_device(&raw mut (*vdev).device) };
             return Err(e);
         }
 
-        // INVARIANT: The device was just registered; the reference is the one it was made with.
+        // INVARIANT: The device was just registered; the reference is that of its allocation.
         Ok(Self(NonNull::new(vdev.cast()).ok_or(ENOMEM)?))
     }
 }
@@ -528,7 +566,7 @@ impl<T: Operations> VTable<T> {
             // SAFETY: This is the worker of the `base` of `dev`.
             worker <- unsafe { Worker::new(dev) },
         });
-        // SAFETY: `dev` is valid for writes, nobody knows of it yet, and it is never moved.
+        // SAFETY: `dev` is valid for writes, nothing else refers to it yet, and it is never moved.
         let init: Result<(), Infallible> =
             unsafe { pin_init::raw_try_init(&raw mut (*dev.as_ptr()).base, base) };
         let Ok(()) = init;
@@ -543,11 +581,11 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, once nobody refers to the device any more.
+    /// Called by VFIO only, after the last reference to the device has been dropped.
     unsafe extern "C" fn release_callback(vdev: *mut bindings::vfio_device) {
         let dev: *mut Device<T> = vdev.cast();
 
-        // SAFETY: `init_callback` has initialised `base`, and nobody refers to it any more. Its
+        // SAFETY: `init_callback` has initialised `base`, and no reference to it is left. Its
         // worker is disabled, because the device isn't open.
         unsafe { core::ptr::drop_in_place(&raw mut (*dev).base) };
     }
@@ -556,17 +594,18 @@ impl<T: Operations> VTable<T> {
     ///
     /// Called by VFIO only, when the device is opened and not open yet.
     unsafe extern "C" fn open_callback(vdev: *mut bindings::vfio_device) -> c_int {
-        // SAFETY: VFIO counts the device as open from before this call on. If it fails, all pins are
-        // given back below.
+        // SAFETY: VFIO has counted the device as open before this call. If it fails, all pages are
+        // unpinned below.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
 
-        // SAFETY: Nothing else uses `state` while the device isn't open, and the device isn't moved.
-        // INVARIANT: `state` is initialised when this returns 0.
+        // SAFETY: Nothing else uses `driver` while the device isn't open, and the device isn't
+        // moved.
+        // INVARIANT: `driver` is initialised when this returns 0.
         let init =
-            unsafe { pin_init::raw_try_init((*dev.0.state.get()).as_mut_ptr(), T::open(dev)) };
+            unsafe { pin_init::raw_try_init((*dev.0.driver.get()).as_mut_ptr(), T::open(dev)) };
         match init {
             Ok(()) => {
-                // SAFETY: The device is open, and its state was just initialised. `close_callback`
+                // SAFETY: The device is open, and `driver` was just initialised. `close_callback`
                 // disables the worker.
                 unsafe { dev.0.base.worker.enable() };
                 0
@@ -580,17 +619,17 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, when the device is closed: no other callback but `dma_unmap` is running
-    /// or will, until it is opened again.
+    /// Called by VFIO only, when the device is closed: until it is opened again, no other callback
+    /// runs but `dma_unmap` and `request`.
     unsafe extern "C" fn close_callback(vdev: *mut bindings::vfio_device) {
-        // SAFETY: VFIO counts the device as open until after this call.
+        // SAFETY: VFIO counts the device as open until this call has returned.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
 
         dev.migration().reset();
         dev.0.base.worker.disable();
-        // SAFETY: `open_callback` has initialised `state`, no other callback uses it, and the worker
-        // doesn't run any more.
-        unsafe { (*dev.0.state.get()).assume_init_drop() };
+        // SAFETY: `open_callback` has initialised `driver`, no other callback uses it, and the
+        // worker is disabled.
+        unsafe { (*dev.0.driver.get()).assume_init_drop() };
         dev.pins().unpin_all();
         dev.0.base.irq_setup.lock().unmasker.disable();
         *dev.interrupts() = Interrupts::new();
@@ -609,11 +648,11 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device is open, as long as this callback runs.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: It is open.
-        let state = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), count).writer();
 
         // SAFETY: VFIO passes a position that may be read and written.
-        unsafe { Self::at_position(ppos, |offset| state.read(dev, buf, offset)) }
+        unsafe { Self::at_position(ppos, |offset| driver.read(dev, buf, offset)) }
     }
 
     /// # Safety
@@ -628,14 +667,14 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device is open, as long as this callback runs.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: It is open.
-        let state = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
         let buf = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), count).reader();
 
         // SAFETY: VFIO passes a position that may be read and written.
-        unsafe { Self::at_position(ppos, |offset| state.write(dev, buf, offset)) }
+        unsafe { Self::at_position(ppos, |offset| driver.write(dev, buf, offset)) }
     }
 
-    /// Calls `f` with the position, and moves the position on by what it returns.
+    /// Calls `f` with the file position, and advances the position by what it returns.
     ///
     /// # Safety
     ///
@@ -670,7 +709,7 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device is open, as long as this callback runs.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: It is open.
-        let state = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
 
         from_result(|| {
             match cmd {
@@ -683,7 +722,7 @@ impl<T: Operations> VTable<T> {
                 RESET => {
                     let mut migration = dev.migration();
                     migration.reset();
-                    state.reset(dev);
+                    driver.reset(dev);
                 }
                 _ => return Err(ENOTTY),
             }
@@ -699,7 +738,7 @@ impl<T: Operations> VTable<T> {
         info: *mut bindings::vfio_region_info,
         _caps: *mut bindings::vfio_info_cap,
     ) -> c_int {
-        // SAFETY: VFIO passes a valid `info` that nobody else uses.
+        // SAFETY: VFIO passes a valid `info` that nothing else uses.
         let info = unsafe { &mut *info };
 
         from_result(|| {
@@ -716,7 +755,7 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with a registered device that may be open or not.
+    /// Called by VFIO only, with a device that is being unregistered, and may be open or not.
     unsafe extern "C" fn request_callback(vdev: *mut bindings::vfio_device, _count: c_uint) {
         // SAFETY: The device isn't released while it is registered.
         let dev = unsafe { Device::<T>::from_raw(vdev) };
@@ -725,8 +764,8 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with a device that is in a container or about to be; see
-    /// [`Base::pins`] for what is held.
+    /// Called by VFIO only, with a device that is in a container or being added to one; see
+    /// [`Base::pins`] for the locks held.
     unsafe extern "C" fn dma_unmap_callback(
         vdev: *mut bindings::vfio_device,
         iova: u64,
@@ -735,7 +774,7 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device isn't released while it is in a container.
         let dev = unsafe { Device::<T>::from_raw(vdev) };
 
-        // No page at the very end of the address space is ever pinned, see `Range<u64>`.
+        // The last page of the address space is never pinned: no `Range<u64>` includes it.
         dev.base
             .pins
             .lock()
@@ -743,12 +782,13 @@ impl<T: Operations> VTable<T> {
     }
 }
 
-/// The number of a VFIO ioctl, from its place after `VFIO_BASE`.
+/// The number of a VFIO ioctl, from its offset to `VFIO_BASE`.
 const fn vfio_ioctl(nr: u32) -> u32 {
     _IO(bindings::VFIO_TYPE as u32, bindings::VFIO_BASE + nr)
 }
 
-/// Reads the first `words.len()` words at `arg`, the first of which says how many bytes there are.
+/// Reads `words.len()` words at `arg`. Fails with `EINVAL` if the first, `argsz`, is less than
+/// their size.
 fn read_words(arg: usize, words: &mut [u32]) -> Result {
     let mut reader = UserSlice::new(UserPtr::from_addr(arg), size_of_val(words)).reader();
     for word in words.iter_mut() {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What bindgen reads: the C interfaces that the kernel crate has no bindings for. */
+/* Input of bindgen: C interfaces that the kernel crate has no bindings for. */
 
 #include <linux/anon_inodes.h>
 #include <linux/interval_tree.h>

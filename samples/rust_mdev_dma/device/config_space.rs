@@ -15,16 +15,16 @@ use kernel::bindings::{
     PCI_SUBSYSTEM_VENDOR_ID, PCI_VENDOR_ID,
 };
 
-/// Bytes of the configuration space of a conventional PCI function.
+/// Size of the configuration space of a conventional PCI function.
 pub(super) const SIZE: usize = 256;
 
-/// Vectors that the MSI capability offers.
+/// Number of vectors of the MSI capability.
 pub(super) const MSI_VECTORS: usize = RUST_MDEV_DMA_MSI_VECTORS as usize;
 
-/// Where the MSI capability is, the only one.
+/// Offset of the MSI capability, which is the only capability.
 const MSI: u32 = 0x40;
 
-/// Configuration space: what it contains, and which bits of it can be written.
+/// Configuration space: its contents, and a mask of its writable bits.
 pub(super) struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
@@ -52,7 +52,7 @@ impl ConfigSpace {
 
         let command = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE;
         set_u16(&mut this.writable, PCI_COMMAND, command);
-        // A 32-bit memory BAR; the bits that can't be written tell its size.
+        // A 32-bit memory BAR; its read-only address bits give its size.
         let bar = !(BAR_SIZE as u32 - 1);
         set(&mut this.writable, PCI_BASE_ADDRESS_0, bar.to_le_bytes());
         set(&mut this.writable, PCI_INTERRUPT_LINE, [u8::MAX]);
@@ -64,7 +64,7 @@ impl ConfigSpace {
         this
     }
 
-    /// The configuration space of a device whose state was saved, as far as it can be written.
+    /// Configuration space restored from migration data: takes the writable bits of `bytes`.
     pub(super) fn from_bytes(bytes: &[u8; SIZE]) -> Self {
         let mut this = Self::new();
         this.write(0, bytes);
@@ -76,14 +76,14 @@ impl ConfigSpace {
     }
 
     fn add_msi(&mut self) {
-        // How many vectors there are is bits 1 to 3, as a power of two.
+        // Bits 1 to 3 are the binary logarithm of the number of vectors.
         let vectors = MSI_VECTORS.ilog2() << PCI_MSI_FLAGS_QMASK.trailing_zeros();
         let flags = PCI_MSI_FLAGS_64BIT | vectors;
         set(&mut self.bytes, MSI, [PCI_CAP_ID_MSI as u8, 0]);
         set_u16(&mut self.bytes, MSI + PCI_MSI_FLAGS, flags);
 
         let flags = PCI_MSI_FLAGS_ENABLE | PCI_MSI_FLAGS_QSIZE;
-        // The address is a multiple of 4.
+        // The message address is dword aligned.
         let address = !3u64;
         set_u16(&mut self.writable, MSI + PCI_MSI_FLAGS, flags);
         set(
@@ -94,7 +94,7 @@ impl ConfigSpace {
         set_u16(&mut self.writable, MSI + PCI_MSI_DATA_64, u32::MAX);
     }
 
-    /// Whether the driver has disabled INTx.
+    /// Whether `PCI_COMMAND_INTX_DISABLE` is set.
     pub(super) fn intx_disabled(&self) -> bool {
         let command = [
             self.bytes[PCI_COMMAND as usize],
@@ -103,7 +103,7 @@ impl ConfigSpace {
         u32::from(u16::from_le_bytes(command)) & PCI_COMMAND_INTX_DISABLE != 0
     }
 
-    /// Shows whether an interrupt is pending.
+    /// Sets the Interrupt Status bit.
     pub(super) fn set_interrupt_status(&mut self, pending: bool) {
         let status = &mut self.bytes[PCI_STATUS as usize];
         *status &= !(PCI_STATUS_INTERRUPT as u8);
@@ -112,14 +112,14 @@ impl ConfigSpace {
         }
     }
 
-    /// Reads the bytes at `offset`, as far as there are any.
+    /// Reads the bytes at `offset`, up to the end of configuration space.
     pub(super) fn read(&self, offset: usize, bytes: &mut [u8]) {
         for (byte, &value) in bytes.iter_mut().zip(self.bytes.iter().skip(offset)) {
             *byte = value;
         }
     }
 
-    /// Writes those bits of `bytes`, at `offset`, that can be written.
+    /// Writes the writable bits of `bytes` at `offset`.
     pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) {
         let old = self.bytes.iter_mut().zip(&self.writable).skip(offset);
         for ((old, mask), new) in old.zip(bytes) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a command does: see the uapi header for operations, errors, and how commands are cut.
+//! Runs commands: see the uapi header for operations, errors, and how commands are split.
 
 use super::{
     pattern::{words_of, Block, Digest, STRIDE, WORD},
     MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PageMemory, Pins, BLOCK_PAGES, PAGE_PINS},
+    abstractions::vfio::{OpenDevice, PageMemory, Pins, BATCH_PAGES, PAGE_PINS},
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
@@ -24,16 +24,16 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 const CHUNK: usize = RUST_MDEV_DMA_DMA_CHUNK as usize;
 
 const _: () = assert!(PAGE_PINS as u32 == RUST_MDEV_DMA_PAGE_PINS);
-const _: () = assert!(BLOCK_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
-// What is said of a block of the pattern is used for pages, and the other way round.
+const _: () = assert!(BATCH_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
+// The code below takes a page for a block of the pattern.
 const _: () = assert!(PAGE_SIZE == RUST_MDEV_DMA_PATTERN_BLOCK as usize);
 
-/// The most that a device takes on.
+/// Limits of a device.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
-    /// Pins held at once.
+    /// Maximum number of pins.
     pub(super) pins: u64,
-    /// Bytes of one command.
+    /// Maximum size of a range.
     pub(super) length: u64,
 }
 
@@ -46,12 +46,12 @@ pub(super) struct Command {
     pub(super) seed: u64,
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Default)]
 pub(super) struct Outcome {
-    /// 0, or an errno.
+    /// 0 or an errno.
     pub(super) status: u32,
-    /// Bytes dealt with.
+    /// Bytes processed.
     pub(super) count: u64,
     /// Digest of what was read.
     pub(super) digest: u64,
@@ -60,23 +60,23 @@ pub(super) struct Outcome {
 /// Runs commands.
 pub(super) struct Engine {
     limits: Limits,
-    /// What `vfio_dma_rw()` copies from or to: an aligned window of `CHUNK` bytes of IOVA.
-    window: KVVec<u64>,
+    /// The memory of one chunk, for `vfio_dma_rw()` to copy from or to.
+    buffer: KVVec<u64>,
 }
 
 impl Engine {
-    /// The operations there are: bit n is set for operation n.
+    /// OPS: bit n is set if operation n exists.
     pub(super) const OPS: u32 =
         1 << PIN | 1 << UNPIN | 1 << WRITE | 1 << READ | 1 << DMA_WRITE | 1 << DMA_READ;
 
     pub(super) fn new(limits: Limits) -> Result<Self> {
         Ok(Self {
             limits,
-            window: KVVec::from_elem(0, CHUNK / WORD, GFP_KERNEL)?,
+            buffer: KVVec::from_elem(0, CHUNK / WORD, GFP_KERNEL)?,
         })
     }
 
-    /// Runs `command` to its end.
+    /// Runs `command` to completion.
     pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, command: &Command) -> Outcome {
         let mut outcome = Outcome::default();
         if let Err(e) = self.try_run(dev, command, &mut outcome) {
@@ -112,7 +112,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The range of a command, if it is one.
+    /// The range of a command. Fails with `EINVAL`, `EOVERFLOW` or `E2BIG` as the header says.
     fn range(&self, command: &Command) -> Result<Range<u64>> {
         let &Command { iova, length, .. } = command;
         if length == 0 {
@@ -142,16 +142,16 @@ impl Engine {
         seed: u64,
         count: &mut u64,
     ) -> Result {
-        for (window, bytes) in windows(range) {
+        for (chunk, bytes) in chunks(range) {
             check_interrupted(dev)?;
             for (page, bytes) in pages(&bytes) {
-                let block = Block::of(seed, window + page as u64);
-                let words = &mut self.window[page / WORD..(page + PAGE_SIZE) / WORD];
+                let block = Block::of(seed, chunk + page as u64);
+                let words = &mut self.buffer[page / WORD..(page + PAGE_SIZE) / WORD];
                 block.fill(words, words_of(&bytes));
             }
             dev.dma_write(
-                window + bytes.start as u64,
-                &self.window.as_bytes()[bytes.clone()],
+                chunk + bytes.start as u64,
+                &self.buffer.as_bytes()[bytes.clone()],
             )?;
             *count += bytes.len() as u64;
         }
@@ -165,12 +165,12 @@ impl Engine {
         count: &mut u64,
     ) -> Result<u64> {
         let mut digest = Digest::new();
-        for (window, bytes) in windows(range) {
+        for (chunk, bytes) in chunks(range) {
             check_interrupted(dev)?;
-            let data = &mut self.window.as_mut_bytes()[bytes.clone()];
-            dev.dma_read(window + bytes.start as u64, data)?;
+            let data = &mut self.buffer.as_mut_bytes()[bytes.clone()];
+            dev.dma_read(chunk + bytes.start as u64, data)?;
             for i in words_of(&bytes) {
-                digest.add(&bytes, i, u64::from_le(self.window[i]));
+                digest.add(&bytes, i, u64::from_le(self.buffer[i]));
             }
             *count += bytes.len() as u64;
         }
@@ -178,7 +178,7 @@ impl Engine {
     }
 }
 
-/// Refuses ranges of parts of pages.
+/// Fails with `EINVAL` unless `range` is whole pages.
 fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
     if (range.start | range.end) % PAGE_SIZE as u64 != 0 {
         return Err(EINVAL);
@@ -186,7 +186,7 @@ fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
     Ok(range)
 }
 
-/// A long command ends early if its process is to be killed, or the device to be reset or closed.
+/// Fails with `EINTR` after a signal, or while the device is reset or closed.
 fn check_interrupted(dev: &OpenDevice<MdevDma>) -> Result {
     if dev.interrupted() {
         return Err(EINTR);
@@ -194,8 +194,9 @@ fn check_interrupted(dev: &OpenDevice<MdevDma>) -> Result {
     Ok(())
 }
 
-/// Cuts `range` at multiples of `size`: where each piece's unit begins, and its bytes there.
-fn cut(range: Range<u64>, size: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+/// Splits `range` at multiples of `size`: the multiple before each part, and the part relative to
+/// it.
+fn split(range: Range<u64>, size: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
     let mut next = range.start;
     core::iter::from_fn(move || {
         if next >= range.end {
@@ -209,15 +210,15 @@ fn cut(range: Range<u64>, size: u64) -> impl Iterator<Item = (u64, Range<usize>)
     })
 }
 
-/// Cuts a range of IOVA into the parts that one `vfio_dma_rw()` copies.
-fn windows(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
-    cut(range, CHUNK as u64)
+/// Splits a range of IOVA at chunks: each chunk's IOVA, and the bytes of it that are in the range.
+fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+    split(range, CHUNK as u64)
 }
 
-/// Cuts bytes of a window into those of its pages.
+/// Splits bytes of a chunk at pages.
 fn pages(bytes: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
     let bytes = bytes.start as u64..bytes.end as u64;
-    cut(bytes, PAGE_SIZE as u64).map(|(page, bytes)| (page as usize, bytes))
+    split(bytes, PAGE_SIZE as u64).map(|(page, bytes)| (page as usize, bytes))
 }
 
 /// Writes the pattern of `seed` through pinned pages.
@@ -237,7 +238,7 @@ fn write_page(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
     }
 }
 
-/// Writes `bytes` of a page: its whole words as such, the others byte by byte.
+/// Writes `bytes` of a page: whole words at once, the others byte by byte.
 #[inline(never)]
 fn write_part(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
     let words = bytes.start.div_ceil(WORD)..bytes.end / WORD;
@@ -249,7 +250,7 @@ fn write_part(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
     memory.write_bytes(tail, |i| block.byte(i));
 }
 
-/// Reads through pinned pages, returns the digest.
+/// Reads through pinned pages and returns the digest.
 fn read_pinned(pins: &Pins<'_, MdevDma>, range: Range<u64>) -> Result<u64> {
     let mut digest = Digest::new();
     pins.access(range, |_page, bytes, memory| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The generator, which writes pages on its own: see the uapi header for their order and contents.
+//! The generator, which writes pages by itself: see the uapi header for their order and contents.
 
 use super::{
     engine::{write_pinned, Limits},
@@ -25,15 +25,15 @@ use kernel::{
 
 const STRIDE: u64 = RUST_MDEV_DMA_GEN_STRIDE as u64;
 
-/// A window has fewer pages than this.
+/// A range has fewer pages than this.
 const MAX_PAGES: u64 = 1 << 31;
 
-/// Pages written at once at most, while the device's lock is held.
+/// Maximum number of pages to write while holding `MdevDma::inner`.
 const SLICE: u64 = 64;
 
-/// What the generator is told to do, as the registers have it.
+/// Parameters of the generator: its registers from GEN_IOVA to GEN_MODE.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Program {
+pub(super) struct Params {
     pub(super) iova: u64,
     pub(super) length: u64,
     pub(super) seed: u64,
@@ -42,8 +42,8 @@ pub(super) struct Program {
     pub(super) mode: u32,
 }
 
-impl Program {
-    /// Fails as the header says START does.
+impl Params {
+    /// Checks the parameters. Fails as START does, see the uapi header.
     pub(super) fn check(&self, limits: Limits) -> Result {
         const PAGE: u64 = PAGE_SIZE as u64;
         const MODES: u32 =
@@ -64,12 +64,12 @@ impl Program {
         self.length / PAGE_SIZE as u64
     }
 
-    /// Whether so many writes are enough.
+    /// Whether GEN_LIMIT is reached after `counter` writes.
     fn reached(&self, counter: u64) -> bool {
         self.limit != 0 && counter >= self.limit
     }
 
-    /// The page that is written `n`th.
+    /// The range of write `n`: one page.
     fn page(&self, n: u64) -> Range<u64> {
         let pages = self.pages();
         let page = (n % pages * STRIDE + mix(self.seed) % pages) % pages;
@@ -77,23 +77,23 @@ impl Program {
         iova..iova + PAGE_SIZE as u64
     }
 
-    /// The seed of what is written there.
+    /// The seed of write `n`.
     fn seed(&self, n: u64) -> u64 {
         mix(self.seed.wrapping_add(n.wrapping_add(1).wrapping_mul(STEP)))
     }
 
-    /// How it is written: one of the bits of the mode.
-    fn way(&self, n: u64) -> u32 {
-        let ways = u64::from(self.mode.count_ones());
+    /// The method of write `n`: one of the bits of the mode.
+    fn method(&self, n: u64) -> u32 {
+        let methods = u64::from(self.mode.count_ones());
         let mut mode = self.mode;
-        for _ in 0..(n % self.pages() + n / self.pages()) % ways {
+        for _ in 0..(n % self.pages() + n / self.pages()) % methods {
             mode &= mode - 1;
         }
         mode & mode.wrapping_neg()
     }
 }
 
-/// How many pages are due.
+/// Paces the generator to GEN_RATE.
 struct Pace {
     since: Instant<Monotonic>,
     written: u64,
@@ -107,12 +107,12 @@ impl Pace {
         }
     }
 
-    /// How many pages may be written now.
+    /// The number of pages that are due now.
     fn due(&mut self, rate: u32) -> u64 {
         if rate == 0 {
             return SLICE;
         }
-        // What wasn't made up for in a second is forgotten; so nothing overflows.
+        // Starts over after a second: what is still due then is dropped, and nothing overflows.
         let elapsed = self.since.elapsed().as_nanos().clamp(0, 2 * NSEC_PER_SEC) as u64;
         let due = elapsed * u64::from(rate) / NSEC_PER_SEC as u64;
         let due = due.saturating_sub(self.written);
@@ -122,7 +122,7 @@ impl Pace {
         due
     }
 
-    /// How long to wait when none is due.
+    /// The delay before the next page is due, when none is.
     fn interval(rate: u32) -> Jiffies {
         msecs_to_jiffies(1000 / rate.max(1)).max(1)
     }
@@ -130,36 +130,36 @@ impl Pace {
 
 /// The generator, running or not.
 pub(super) struct Generator {
-    /// What it does; absent while it doesn't run.
-    program: Option<Program>,
+    /// Its parameters; `None` while it is stopped.
+    params: Option<Params>,
     pace: Pace,
     counter: u64,
-    /// Why it doesn't run: 0 or an errno.
+    /// Why it is stopped: 0 or an errno.
     status: u32,
-    /// What `vfio_dma_rw()` copies from.
-    page: KVVec<u64>,
+    /// The contents of one page, for `vfio_dma_rw()` to copy from.
+    buffer: KVVec<u64>,
 }
 
 impl Generator {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            program: None,
+            params: None,
             pace: Pace::new(),
             counter: 0,
             status: 0,
-            page: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL)?,
+            buffer: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL)?,
         })
     }
 
-    /// Stops it, and has it be as it was made.
+    /// Stops the generator and sets GEN_COUNTER to 0.
     pub(super) fn reset(&mut self) {
         self.stop(Ok(()));
         self.counter = 0;
     }
 
-    /// What it does, unless it doesn't run.
-    pub(super) fn program(&self) -> Option<&Program> {
-        self.program.as_ref()
+    /// The parameters, or `None` if it is stopped.
+    pub(super) fn params(&self) -> Option<&Params> {
+        self.params.as_ref()
     }
 
     pub(super) fn counter(&self) -> u64 {
@@ -170,24 +170,24 @@ impl Generator {
         self.status
     }
 
-    /// Has it be as it was when a device's state was saved.
-    pub(super) fn restore(&mut self, program: Option<Program>, counter: u64, status: u32) {
-        self.program = program;
+    /// Restores the generator from migration data.
+    pub(super) fn restore(&mut self, params: Option<Params>, counter: u64, status: u32) {
+        self.params = params;
         self.counter = counter;
         self.status = status;
     }
 
-    /// Does what was written to GEN_CONTROL.
-    pub(super) fn control(&mut self, control: u32, program: Program, limits: Limits) {
+    /// A write to GEN_CONTROL.
+    pub(super) fn control(&mut self, control: u32, params: Params, limits: Limits) {
         self.stop(Ok(()));
         match control {
             STOP => (),
-            START | CONTINUE => match program.check(limits) {
+            START | CONTINUE => match params.check(limits) {
                 Ok(()) => {
                     if control == START {
                         self.counter = 0;
                     }
-                    self.program = Some(program);
+                    self.params = Some(params);
                     self.start_pace();
                 }
                 Err(e) => self.stop(Err(e)),
@@ -196,47 +196,47 @@ impl Generator {
         }
     }
 
-    /// Time counts from now on: the device begins, or goes on, to run.
+    /// Restarts pacing, when the generator or the device starts to run.
     pub(super) fn start_pace(&mut self) {
         self.pace = Pace::new();
     }
 
     fn stop(&mut self, why: Result) {
-        self.program = None;
+        self.params = None;
         self.status = why.map_or_else(|e| e.to_errno().unsigned_abs(), |()| 0);
     }
 
-    /// Writes what is due, up to a slice. Returns after how long to call this again, or nothing if
-    /// the generator has stopped.
+    /// Writes the pages that are due, at most a slice. Returns the delay until the next call, or
+    /// `None` if the generator has stopped.
     pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, limits: Limits) -> Option<Jiffies> {
-        let program = self.program?;
-        let due = self.pace.due(program.rate);
+        let params = self.params?;
+        let due = self.pace.due(params.rate);
         for _ in 0..due.min(SLICE) {
-            if program.reached(self.counter) {
+            if params.reached(self.counter) {
                 break;
             }
-            if let Err(e) = self.write(dev, &program, limits) {
+            if let Err(e) = self.write(dev, &params, limits) {
                 self.stop(Err(e));
                 return None;
             }
             self.counter += 1;
             self.pace.written += 1;
         }
-        if program.reached(self.counter) {
+        if params.reached(self.counter) {
             self.stop(Ok(()));
             return None;
         }
         Some(match due {
-            0 => Pace::interval(program.rate),
+            0 => Pace::interval(params.rate),
             _ => 0,
         })
     }
 
-    /// Makes the write whose turn it is.
-    fn write(&mut self, dev: &OpenDevice<MdevDma>, program: &Program, limits: Limits) -> Result {
-        let page = program.page(self.counter);
-        let seed = program.seed(self.counter);
-        match program.way(self.counter) {
+    /// Writes the next page.
+    fn write(&mut self, dev: &OpenDevice<MdevDma>, params: &Params, limits: Limits) -> Result {
+        let page = params.page(self.counter);
+        let seed = params.seed(self.counter);
+        match params.method(self.counter) {
             RUST_MDEV_DMA_GEN_PINNED => write_pinned(&dev.pins(), page, seed),
             RUST_MDEV_DMA_GEN_PIN => {
                 let mut pins = dev.pins();
@@ -248,9 +248,9 @@ impl Generator {
                 pins.unpin(page)
             }
             _ => {
-                let words = 0..self.page.len();
-                Block::of(seed, page.start).fill(&mut self.page, words);
-                dev.dma_write(page.start, self.page.as_bytes())
+                let words = 0..self.buffer.len();
+                Block::of(seed, page.start).fill(&mut self.buffer, words);
+                dev.dma_write(page.start, self.buffer.as_bytes())
             }
         }
     }

@@ -1,45 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The stream of a migration: see the uapi header for its format.
+//! Migration data: see the uapi header for its format.
 
 use super::{
     config_space::{self, ConfigSpace},
     engine::{Command, Limits},
     generator, pattern,
     registers::{self, Registers},
-    MdevDma, State,
+    Inner, MdevDma,
 };
 use crate::{
     abstractions::vfio::{OpenDevice, PAGE_PINS},
     bindings::{
-        rust_mdev_dma_state_section_RUST_MDEV_DMA_STATE_DEVICE as DEVICE,
-        rust_mdev_dma_state_section_RUST_MDEV_DMA_STATE_IDENTITY as IDENTITY,
-        RUST_MDEV_DMA_PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_VENDOR_ID,
-        RUST_MDEV_DMA_STATE_MAGIC as MAGIC, RUST_MDEV_DMA_STATE_VERSION,
+        rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_DEVICE as DEVICE,
+        rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_IDENTITY as IDENTITY,
+        RUST_MDEV_DMA_MIG_MAGIC as MAGIC, RUST_MDEV_DMA_MIG_VERSION, RUST_MDEV_DMA_PCI_DEVICE_ID,
+        RUST_MDEV_DMA_PCI_VENDOR_ID,
     },
 };
 use core::ops::Range;
 use kernel::{page::PAGE_SIZE, prelude::*};
 
-/// Bytes of a section's header, of which the last 8 are the checksum.
+/// Size of a section's header, and the offset of the checksum at its end.
 const HEADER: usize = 32;
 const CHECKSUM: usize = HEADER - size_of::<u64>();
 
-/// Bytes of a run of pinned pages.
+/// Size of a run of pinned pages.
 const RUN: usize = 16;
 
-/// Bytes of the device's section without its runs, and its header.
+/// Size of the DEVICE section without header and runs.
 const FIXED: usize = config_space::SIZE + registers::FILE_SIZE + 14 * size_of::<u64>();
 
-/// Bytes of the section that says what kind of device this is.
+/// Size of the IDENTITY section.
 const IDENTITY_SIZE: usize = HEADER + 2 * size_of::<u64>();
 
-/// Bytes of a stream with so many runs of pinned pages.
+/// Size of the data of a device with `runs` runs of pinned pages.
 pub(super) fn size(runs: usize) -> usize {
     (IDENTITY_SIZE + HEADER + FIXED).saturating_add(runs.saturating_mul(RUN))
 }
 
-/// What a section contains, as it is read.
+/// Reads the data, or a section's contents, from the front. All methods fail with `EINVAL` at its
+/// end.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -75,14 +76,14 @@ impl<'a> Reader<'a> {
         self.0.is_empty().then_some(()).ok_or(EINVAL)
     }
 
-    /// The contents of the next section, which must be of this kind.
+    /// The contents of the next section. Fails with `EINVAL` if it isn't a valid section of `kind`.
     fn section(&mut self, kind: u32) -> Result<Self> {
         let header: [u8; HEADER] = self.array()?;
         let mut fields = Reader(&header);
         let magic = fields.u64()?;
         let (version, found) = (fields.u32()?, fields.u32()?);
         let (length, checksum) = (fields.u64()?, fields.u64()?);
-        if magic != MAGIC || version != RUST_MDEV_DMA_STATE_VERSION || found != kind {
+        if magic != MAGIC || version != RUST_MDEV_DMA_MIG_VERSION || found != kind {
             return Err(EINVAL);
         }
         let contents = self.take(usize::try_from(length)?)?;
@@ -93,7 +94,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A section, as it is written to the end of a stream.
+/// A section that is appended to `stream`.
 struct Section<'a> {
     stream: &'a mut KVVec<u8>,
     start: usize,
@@ -104,8 +105,8 @@ impl<'a> Section<'a> {
         let start = stream.len();
         let mut this = Self { stream, start };
         this.u64(MAGIC)?;
-        this.u64(u64::from(RUST_MDEV_DMA_STATE_VERSION) | u64::from(kind) << 32)?;
-        // Length and checksum follow from what comes.
+        this.u64(u64::from(RUST_MDEV_DMA_MIG_VERSION) | u64::from(kind) << 32)?;
+        // Length and checksum: `end()` sets them.
         this.u64(0)?;
         this.u64(0)?;
         Ok(this)
@@ -128,13 +129,13 @@ impl<'a> Section<'a> {
     }
 }
 
-/// What tells one kind of device from another: both must be the same.
+/// The contents of the IDENTITY section, which must be the same at source and destination.
 fn identity() -> [u64; 2] {
     let ids = RUST_MDEV_DMA_PCI_VENDOR_ID | RUST_MDEV_DMA_PCI_DEVICE_ID << 16;
     [u64::from(ids), PAGE_SIZE as u64]
 }
 
-/// Writes the section that says what kind of device this is.
+/// Appends the IDENTITY section.
 pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
     let mut section = Section::begin(stream, IDENTITY)?;
     for value in identity() {
@@ -144,13 +145,13 @@ pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
     Ok(())
 }
 
-/// Writes the section with the state of a device that stands still.
-pub(super) fn save(state: &State, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
+/// Appends the DEVICE section of a quiesced device.
+pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
     let mut section = Section::begin(stream, DEVICE)?;
-    section.bytes(state.config_space.as_bytes())?;
-    section.bytes(state.registers.as_bytes())?;
+    section.bytes(inner.config_space.as_bytes())?;
+    section.bytes(inner.registers.as_bytes())?;
 
-    let command = state.waiting.as_ref();
+    let command = inner.queued.as_ref();
     section.u64(command.is_some().into())?;
     let Command {
         op,
@@ -162,17 +163,17 @@ pub(super) fn save(state: &State, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<
         section.u64(value)?;
     }
 
-    let program = state.generator.program();
-    section.u64(program.is_some().into())?;
-    let program = program.copied().unwrap_or_default();
-    let status = state.generator.status();
+    let params = inner.generator.params();
+    section.u64(params.is_some().into())?;
+    let params = params.copied().unwrap_or_default();
+    let status = inner.generator.status();
     for value in [
-        program.iova,
-        program.length,
-        program.seed,
-        program.limit,
-        u64::from(program.rate) | u64::from(program.mode) << 32,
-        state.generator.counter(),
+        params.iova,
+        params.length,
+        params.seed,
+        params.limit,
+        u64::from(params.rate) | u64::from(params.mode) << 32,
+        inner.generator.counter(),
         status.into(),
     ] {
         section.u64(value)?;
@@ -189,20 +190,20 @@ pub(super) fn save(state: &State, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<
     Ok(())
 }
 
-/// The state of a device, as it comes from a stream. Everything was checked, but whether its pins
-/// can be taken.
+/// A device restored from migration data. All of the data has been checked, but not whether the
+/// pages can be pinned.
 pub(super) struct Saved<'a> {
     config_space: ConfigSpace,
     registers: Registers,
-    waiting: Option<Command>,
-    program: Option<generator::Program>,
+    queued: Option<Command>,
+    params: Option<generator::Params>,
     counter: u64,
     status: u32,
     runs: Reader<'a>,
 }
 
 impl<'a> Saved<'a> {
-    /// Reads a whole stream.
+    /// Parses complete migration data. Fails with `EINVAL`, or as START does.
     pub(super) fn new(stream: &'a [u8], limits: Limits) -> Result<Self> {
         let mut stream = Reader(stream);
         let mut section = stream.section(IDENTITY)?;
@@ -217,17 +218,17 @@ impl<'a> Saved<'a> {
         stream.end()?;
         let config_space = ConfigSpace::from_bytes(&section.array()?);
         let registers = section.array()?;
-        let waiting = section.flag()?;
+        let queued = section.flag()?;
         let command = Command {
             op: section.u64()?.try_into()?,
             iova: section.u64()?,
             length: section.u64()?,
             seed: section.u64()?,
         };
-        let waiting = waiting.then_some(command);
+        let queued = queued.then_some(command);
 
         let running = section.flag()?;
-        let program = generator::Program {
+        let params = generator::Params {
             iova: section.u64()?,
             length: section.u64()?,
             seed: section.u64()?,
@@ -235,9 +236,9 @@ impl<'a> Saved<'a> {
             rate: section.u32()?,
             mode: section.u32()?,
         };
-        let program = running.then_some(program);
-        if let Some(program) = &program {
-            program.check(limits)?;
+        let params = running.then_some(params);
+        if let Some(params) = &params {
+            params.check(limits)?;
         }
         let (counter, status) = (section.u64()?, section.u64()?.try_into()?);
 
@@ -247,9 +248,9 @@ impl<'a> Saved<'a> {
         }
         let saved = Self {
             config_space,
-            registers: Registers::from_bytes(&registers, limits, waiting.is_some())?,
-            waiting,
-            program,
+            registers: Registers::from_bytes(&registers, limits, queued.is_some())?,
+            queued,
+            params,
             counter,
             status,
             runs: section,
@@ -260,7 +261,7 @@ impl<'a> Saved<'a> {
         Ok(saved)
     }
 
-    /// The runs of pinned pages, and how often they are pinned.
+    /// The runs of pinned pages, and the number of pins of each page.
     fn runs(&self) -> impl Iterator<Item = Result<(Range<u64>, u32)>> + '_ {
         self.runs.0.chunks(RUN).map(|run| {
             let mut run = Reader(run);
@@ -274,15 +275,15 @@ impl<'a> Saved<'a> {
         })
     }
 
-    /// Takes the pins, and makes this the state of a device that stands still and has no pins. If
-    /// that fails, it has none still.
-    pub(super) fn restore(self, state: &mut State, dev: &OpenDevice<MdevDma>) -> Result {
+    /// Pins the pages and replaces `inner`. The device is quiesced and has no pins. If this fails,
+    /// `inner` is unchanged and there are no pins.
+    pub(super) fn restore(self, inner: &mut Inner, dev: &OpenDevice<MdevDma>) -> Result {
         let mut pins = dev.pins();
         for run in self.runs() {
             let (range, count) = run?;
             for _ in 0..count {
                 let pages = (range.end - range.start) / PAGE_SIZE as u64;
-                let taken = if pages > state.limits.pins.saturating_sub(pins.held()) {
+                let taken = if pages > inner.limits.pins.saturating_sub(pins.held()) {
                     Err(ENOSPC)
                 } else {
                     pins.pin(range.clone())
@@ -295,13 +296,13 @@ impl<'a> Saved<'a> {
         }
         drop(pins);
 
-        state.config_space = self.config_space;
-        state.registers = self.registers;
-        state.waiting = self.waiting;
-        state
+        inner.config_space = self.config_space;
+        inner.registers = self.registers;
+        inner.queued = self.queued;
+        inner
             .generator
-            .restore(self.program, self.counter, self.status);
-        state.show_generator();
+            .restore(self.params, self.counter, self.status);
+        inner.show_generator();
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device, as VFIO sees it: regions, and what is behind them.
+//! The device: its regions and VFIO operations.
 
 mod config_space;
 mod engine;
@@ -34,28 +34,32 @@ use registers::{Registers, BAR_SIZE};
 /// An open device.
 #[pin_data]
 pub(crate) struct MdevDma {
-    /// Everything there is to the device, but its pins.
+    /// All of the device but its pins.
     ///
     /// # Locking
     ///
-    /// Held while a command runs in the foreground, and while the generator writes a slice, but not
-    /// while a command runs in the background. Taken before whatever [`OpenDevice`] locks, and never
-    /// in `dma_unmap`. User memory is only accessed under it by `vfio_dma_rw()`, not for the buffers
-    /// of system calls. [`Operations::work`] takes it, so nobody who holds it may wait for that.
+    /// Held while a command runs in the foreground and while the generator writes a slice, but not
+    /// while a command runs in the background. So it is held across `vfio_pin_pages()` and
+    /// `vfio_dma_rw()`, which take page faults; but not across copies from and to the buffers of
+    /// system calls.
+    ///
+    /// Taken before the locks of [`OpenDevice`] that its methods take (`pins`, `interrupts`,
+    /// `logging`), after `migration`. Never taken in `dma_unmap`. [`Operations::work`] takes it, so
+    /// [`OpenDevice::stop_work`] and [`OpenDevice::abort_work`] must not be called with it held.
     #[pin]
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
 }
 
-struct State {
+struct Inner {
     limits: Limits,
     config_space: ConfigSpace,
     registers: Registers,
-    /// What runs commands; taken away while one runs in the background.
+    /// Runs commands; `None` while a command runs in the background.
     engine: Option<Engine>,
-    /// A command that is to run in the background, and doesn't yet.
-    waiting: Option<Command>,
+    /// A command that will run in the background, but hasn't started.
+    queued: Option<Command>,
     generator: Generator,
-    /// Whether the device may do DMA and interrupt.
+    /// Whether the device may do DMA and interrupt: false while it is quiesced.
     running: bool,
 }
 
@@ -66,7 +70,7 @@ enum Region {
 }
 
 impl Region {
-    /// Which region `offset` lies in, and where.
+    /// The region that `offset` lies in, and the offset in the region.
     fn at(offset: u64) -> Result<(Self, usize)> {
         let within = usize::try_from(offset & ((1 << REGION_SHIFT) - 1))?;
         match u32::try_from(offset >> REGION_SHIFT)? {
@@ -77,13 +81,13 @@ impl Region {
     }
 }
 
-/// Checks an access to the BAR.
+/// Fails with `EINVAL` if an access to the BAR isn't valid.
 fn check_bar_access(offset: usize, len: usize) -> Result {
     let legal = matches!(len, 1 | 2 | 4 | 8) && offset % len == 0 && offset < BAR_SIZE;
     legal.then_some(()).ok_or(EINVAL)
 }
 
-/// Checks an access to configuration space; returns how much of it there is.
+/// The number of bytes of an access that lie in configuration space. Fails with `EINVAL` if none.
 fn config_space_access(offset: usize, len: usize) -> Result<usize> {
     match config_space::SIZE.checked_sub(offset) {
         None | Some(0) => Err(EINVAL),
@@ -91,7 +95,7 @@ fn config_space_access(offset: usize, len: usize) -> Result<usize> {
     }
 }
 
-impl State {
+impl Inner {
     fn new() -> Result<Self> {
         let limits = Limits {
             pins: *module_parameters::max_pins.value_ref(),
@@ -102,7 +106,7 @@ impl State {
             config_space: ConfigSpace::new(),
             registers: Registers::new(limits),
             engine: Some(Engine::new(limits)?),
-            waiting: None,
+            queued: None,
             generator: Generator::new()?,
             running: true,
         })
@@ -111,11 +115,11 @@ impl State {
     fn reset(&mut self) {
         self.config_space = ConfigSpace::new();
         self.registers = Registers::new(self.limits);
-        self.waiting = None;
+        self.queued = None;
         self.generator.reset();
     }
 
-    /// The device runs from now on.
+    /// Sets the device running, with what was queued while it was quiesced.
     fn resume(&mut self, dev: &OpenDevice<MdevDma>) {
         self.running = true;
         self.generator.start_pace();
@@ -124,7 +128,7 @@ impl State {
     }
 
     fn read_bar(&mut self, dev: &OpenDevice<MdevDma>, offset: usize, bytes: &mut [u8]) {
-        if Registers::shows_pins(offset, bytes.len()) {
+        if Registers::touches_pins(offset, bytes.len()) {
             self.registers.set_pins(dev.pins().held());
         }
         self.registers.read(offset, bytes);
@@ -133,27 +137,27 @@ impl State {
     fn write_bar(&mut self, dev: &OpenDevice<MdevDma>, offset: usize, bytes: &[u8]) {
         let effects = self.registers.write(offset, bytes);
         if let Some((command, background)) = effects.command {
-            self.ring(dev, command, background);
+            self.doorbell(dev, command, background);
         }
-        if let Some((control, program)) = effects.generator {
-            self.generator.control(control, program, self.limits);
+        if let Some((control, params)) = effects.generator {
+            self.generator.control(control, params, self.limits);
             self.show_generator();
             self.queue_work(dev);
         }
         self.update_intx(dev);
     }
 
-    /// Runs a command, or has it run in the background.
-    fn ring(&mut self, dev: &OpenDevice<MdevDma>, command: Command, background: bool) {
+    /// A write to COMMAND: runs the command, or queues it to run in the background.
+    fn doorbell(&mut self, dev: &OpenDevice<MdevDma>, command: Command, background: bool) {
         let engine = match &mut self.engine {
-            Some(engine) if self.waiting.is_none() => engine,
+            Some(engine) if self.queued.is_none() => engine,
             _ => return self.registers.set_refused(true),
         };
         self.registers.set_refused(false);
 
         if background || !self.running {
             self.registers.set_in_progress();
-            self.waiting = Some(command);
+            self.queued = Some(command);
             self.queue_work(dev);
         } else {
             let outcome = engine.run(dev, &command);
@@ -166,25 +170,25 @@ impl State {
         self.raise(dev, IRQ_COMMAND);
     }
 
-    /// Has the work run, if there is any.
+    /// Queues the work, if there is anything to do and the device is running.
     fn queue_work(&self, dev: &OpenDevice<MdevDma>) {
-        let work = self.waiting.is_some() || self.generator.program().is_some();
+        let work = self.queued.is_some() || self.generator.params().is_some();
         if work && self.running {
             dev.queue_work(0);
         }
     }
 
-    /// Takes what is needed to run the command that waits.
+    /// Takes the queued command and the engine, to run it without the lock.
     fn begin(&mut self) -> Option<(Engine, Command)> {
-        if !self.running || self.waiting.is_none() {
+        if !self.running || self.queued.is_none() {
             return None;
         }
-        Some((self.engine.take()?, self.waiting.take()?))
+        Some((self.engine.take()?, self.queued.take()?))
     }
 
-    /// Has the generator write what is due, and sees to it that it goes on.
+    /// Has the generator write the pages that are due, and queues the work for the next ones.
     fn generate(&mut self, dev: &OpenDevice<MdevDma>) {
-        if !self.running || self.generator.program().is_none() {
+        if !self.running || self.generator.params().is_none() {
             return;
         }
         let next = self.generator.run(dev, self.limits);
@@ -196,12 +200,12 @@ impl State {
     }
 
     fn show_generator(&mut self) {
-        let running = self.generator.program().is_some();
+        let running = self.generator.params().is_some();
         let (status, counter) = (self.generator.status(), self.generator.counter());
         self.registers.set_generator(running, status, counter);
     }
 
-    /// Something has happened that may interrupt.
+    /// Records an event, and interrupts if the event is enabled.
     fn raise(&mut self, dev: &OpenDevice<MdevDma>, irq: u32) {
         if self.registers.raise(irq) {
             dev.interrupts().send_msi(irq.trailing_zeros() as usize);
@@ -209,7 +213,7 @@ impl State {
         self.update_intx(dev);
     }
 
-    /// Whatever INTx depends on may have changed.
+    /// Asserts or deasserts INTx after a change to anything it depends on.
     fn update_intx(&mut self, dev: &OpenDevice<MdevDma>) {
         let pending = self.registers.interrupt_pending();
         self.config_space.set_interrupt_status(pending);
@@ -233,7 +237,7 @@ impl Operations for MdevDma {
 
     fn open(_dev: &OpenDevice<Self>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            state <- new_mutex!(State::new()?, "MdevDma::state"),
+            inner <- new_mutex!(Inner::new()?, "MdevDma::inner"),
         })
     }
 
@@ -248,13 +252,13 @@ impl Operations for MdevDma {
         let bytes = match region {
             Region::ConfigSpace => {
                 let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
-                self.state.lock().config_space.read(offset, bytes);
+                self.inner.lock().config_space.read(offset, bytes);
                 bytes
             }
             Region::Bar0 => {
                 check_bar_access(offset, buf.len())?;
                 let bytes = &mut bytes[..buf.len()];
-                self.state.lock().read_bar(dev, offset, bytes);
+                self.inner.lock().read_bar(dev, offset, bytes);
                 bytes
             }
         };
@@ -277,13 +281,13 @@ impl Operations for MdevDma {
         let bytes = &mut bytes[..len];
         buf.read_slice(bytes)?;
 
-        let mut state = self.state.lock();
+        let mut inner = self.inner.lock();
         match region {
             Region::ConfigSpace => {
-                state.config_space.write(offset, bytes);
-                state.update_intx(dev);
+                inner.config_space.write(offset, bytes);
+                inner.update_intx(dev);
             }
-            Region::Bar0 => state.write_bar(dev, offset, bytes),
+            Region::Bar0 => inner.write_bar(dev, offset, bytes),
         }
         Ok(len)
     }
@@ -306,24 +310,24 @@ impl Operations for MdevDma {
     }
 
     fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        // From here on no work begins, and what has begun ends.
-        self.state.lock().running = false;
+        // From here on no work starts, and work in progress is aborted.
+        self.inner.lock().running = false;
         dev.abort_work();
 
-        let mut state = self.state.lock();
+        let mut inner = self.inner.lock();
         dev.pins().unpin_all();
-        state.reset();
-        state.resume(dev);
+        inner.reset();
+        inner.resume(dev);
     }
 
     fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        self.state.lock().running = false;
+        self.inner.lock().running = false;
         dev.stop_work();
-        self.state.lock().update_intx(dev);
+        self.inner.lock().update_intx(dev);
     }
 
     fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        self.state.lock().resume(dev);
+        self.inner.lock().resume(dev);
     }
 
     fn save_identity(self: Pin<&Self>, stream: &mut KVVec<u8>) -> Result {
@@ -331,16 +335,16 @@ impl Operations for MdevDma {
     }
 
     fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result {
-        migration::save(&self.state.lock(), dev, stream)
+        migration::save(&self.inner.lock(), dev, stream)
     }
 
     fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result {
-        let mut state = self.state.lock();
+        let mut inner = self.inner.lock();
         dev.pins().unpin_all();
-        state.reset();
+        inner.reset();
         let restored =
-            Saved::new(stream, state.limits).and_then(|saved| saved.restore(&mut state, dev));
-        state.update_intx(dev);
+            Saved::new(stream, inner.limits).and_then(|saved| saved.restore(&mut inner, dev));
+        inner.update_intx(dev);
         restored
     }
 
@@ -354,14 +358,14 @@ impl Operations for MdevDma {
     }
 
     fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        let mut state = self.state.lock();
-        if let Some((mut engine, command)) = state.begin() {
-            drop(state);
+        let mut inner = self.inner.lock();
+        if let Some((mut engine, command)) = inner.begin() {
+            drop(inner);
             let outcome = engine.run(dev, &command);
-            state = self.state.lock();
-            state.engine = Some(engine);
-            state.complete(dev, &outcome);
+            inner = self.inner.lock();
+            inner.engine = Some(engine);
+            inner.complete(dev, &outcome);
         }
-        state.generate(dev);
+        inner.generate(dev);
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the device writes, and the digest of what it reads: see the uapi header.
+//! The pattern that the device writes, and the digest of what it reads: see the uapi header.
 
 use crate::bindings::{
     RUST_MDEV_DMA_DIGEST_INIT, RUST_MDEV_DMA_DIGEST_MUL as DIGEST_MUL,
@@ -9,14 +9,14 @@ use crate::bindings::{
 };
 use core::{array::from_fn, ops::Range};
 
-// bindgen takes constants for signed that don't fit an `i64`.
+// bindgen makes constants that don't fit an `i64` signed.
 pub(super) const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
 const MIX_1: u64 = RUST_MDEV_DMA_PATTERN_MIX_1 as u64;
 const MIX_2: u64 = RUST_MDEV_DMA_PATTERN_MIX_2 as u64;
 const WORD_STEP: u64 = RUST_MDEV_DMA_PATTERN_WORD_STEP as u64;
 const DIGEST_INIT: u64 = RUST_MDEV_DMA_DIGEST_INIT as u64;
 
-/// Bytes of a word, the unit of pattern and digest.
+/// Size of a word, the unit of pattern and digest.
 pub(super) const WORD: usize = size_of::<u64>();
 
 /// The words that `bytes` touches.
@@ -31,10 +31,10 @@ pub(super) fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Words that are dealt with in one turn of a loop where speed matters.
+/// Words per iteration of the loops that are worth unrolling.
 pub(super) const STRIDE: usize = 16;
 
-/// The pattern of a block.
+/// The pattern of one block of `RUST_MDEV_DMA_PATTERN_BLOCK` bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     first_word: u64,
@@ -56,14 +56,14 @@ impl Block {
             .wrapping_add((i as u64).wrapping_mul(WORD_STEP))
     }
 
-    /// The words from number `i` on.
+    /// The `N` words from word `i` on.
     #[inline]
     pub(super) fn words<const N: usize>(self, i: usize) -> [u64; N] {
         let first = self.word(i);
         from_fn(|j| first.wrapping_add(WORD_STEP.wrapping_mul(j as u64)))
     }
 
-    /// Puts the words of `range`, little endian, into `words`, where number 0 is the block's first.
+    /// Stores the words of `range` in the same range of `words`, little endian.
     #[inline]
     pub(super) fn fill(self, words: &mut [u64], range: Range<usize>) {
         let mut next = range.start;
@@ -83,7 +83,7 @@ impl Block {
     }
 }
 
-/// The digest of `parts`, one behind the other, which are whole words.
+/// The digest of the concatenation of `parts`, each of which is whole words.
 pub(super) fn checksum(parts: &[&[u8]]) -> u64 {
     let mut digest = Digest::new();
     for word in parts.iter().flat_map(|part| part.chunks(WORD)) {
@@ -94,7 +94,7 @@ pub(super) fn checksum(parts: &[&[u8]]) -> u64 {
     digest.value()
 }
 
-/// A digest in the making.
+/// A digest in progress.
 pub(super) struct Digest(u64);
 
 impl Digest {
@@ -102,7 +102,7 @@ impl Digest {
         Self(DIGEST_INIT)
     }
 
-    /// Adds a word: the `i`th of a page, of which `bytes` are in the range.
+    /// Adds word `i` of a page, of which `bytes` are in the range.
     #[inline]
     pub(super) fn add(&mut self, bytes: &Range<usize>, i: usize, word: u64) {
         let (start, end) = (i * WORD, (i + 1) * WORD);

@@ -26,13 +26,13 @@ use crate::bindings::{
 use core::ops::Range;
 use kernel::{page::PAGE_SIZE, prelude::*};
 
-/// Bytes of the BAR.
+/// Size of the BAR.
 pub(super) const BAR_SIZE: usize = RUST_MDEV_DMA_BAR_SIZE as usize;
 
-/// Bytes up to the end of the last register; the rest of the BAR reads as 0.
+/// Size of the BAR up to the end of the last register; the rest reads as 0.
 pub(super) const FILE_SIZE: usize = GEN_COUNTER as usize + size_of::<u64>();
 
-/// The bytes that a write changes to what is written: IOVA to COMMAND, IRQ_ENABLE, GEN_IOVA to
+/// Registers that hold what is written to them: IOVA to COMMAND, IRQ_ENABLE, GEN_IOVA to
 /// GEN_CONTROL.
 const WRITABLE: [Range<usize>; 3] = [
     IOVA as usize..STATUS as usize,
@@ -40,23 +40,23 @@ const WRITABLE: [Range<usize>; 3] = [
     GEN_IOVA as usize..GEN_STATUS as usize,
 ];
 
-/// Status of what has not ended yet.
+/// STATUS and GEN_STATUS while a command, or the generator, is in progress.
 const IN_PROGRESS: u32 = kernel::bindings::EINPROGRESS;
 
 const fn bytes_of(register: u32, size: usize) -> Range<usize> {
     register as usize..register as usize + size
 }
 
-/// What a write to a register asks for.
+/// What the device must do after a write to its registers.
 #[derive(Default)]
 pub(super) struct Effects {
-    /// To run this command, in the background or not.
+    /// The command to run, and whether in the background.
     pub(super) command: Option<(Command, bool)>,
-    /// To do this to the generator.
-    pub(super) generator: Option<(u32, generator::Program)>,
+    /// The value of GEN_CONTROL, and the generator's parameters.
+    pub(super) generator: Option<(u32, generator::Params)>,
 }
 
-/// The registers' contents, as the bus sees them.
+/// The contents of the registers, as on the bus: little endian.
 pub(super) struct Registers {
     file: [u8; FILE_SIZE],
 }
@@ -75,18 +75,19 @@ impl Registers {
         this
     }
 
-    /// The registers of a device whose state was saved, with or without a command that waits. What
-    /// says what this device is and can do stays.
+    /// Registers restored from migration data. Identity and limits remain those of this device.
+    ///
+    /// Fails with `EINVAL` unless STATUS is `EINPROGRESS` if and only if a command is `queued`.
     pub(super) fn from_bytes(
         bytes: &[u8; FILE_SIZE],
         limits: Limits,
-        waiting: bool,
+        queued: bool,
     ) -> Result<Self> {
         const REST: usize = IOVA as usize;
 
         let mut this = Self::new(limits);
         this.file[REST..].copy_from_slice(&bytes[REST..]);
-        if (this.get_u32(STATUS) == IN_PROGRESS) != waiting {
+        if (this.get_u32(STATUS) == IN_PROGRESS) != queued {
             return Err(EINVAL);
         }
         Ok(this)
@@ -114,13 +115,13 @@ impl Registers {
         u64::from_le_bytes(self.get(register))
     }
 
-    /// Whether an access touches the register with the number of pins.
-    pub(super) fn shows_pins(offset: usize, len: usize) -> bool {
+    /// Whether an access touches PINS.
+    pub(super) fn touches_pins(offset: usize, len: usize) -> bool {
         let pins = bytes_of(PINS, size_of::<u64>());
         offset < pins.end && pins.start < offset + len
     }
 
-    /// Puts the number of pins into its register.
+    /// Sets PINS.
     pub(super) fn set_pins(&mut self, pins: u64) {
         self.set(PINS, pins.to_le_bytes());
     }
@@ -132,8 +133,8 @@ impl Registers {
         }
     }
 
-    /// Writes the bytes at `offset` of the BAR, as far as they are writable. Returns what is to be
-    /// done then.
+    /// Writes the bytes at `offset` of the BAR that are writable. Returns what the device must do
+    /// then.
     pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) -> Effects {
         let irq_status = bytes_of(IRQ_STATUS, size_of::<u32>());
         for (at, &byte) in (offset..).zip(bytes) {
@@ -148,7 +149,7 @@ impl Registers {
         let has = |register: u32| touched.contains(&(register as usize));
         Effects {
             command: has(COMMAND).then(|| self.command()),
-            generator: has(GEN_CONTROL).then(|| (self.get_u32(GEN_CONTROL), self.program())),
+            generator: has(GEN_CONTROL).then(|| (self.get_u32(GEN_CONTROL), self.params())),
         }
     }
 
@@ -165,8 +166,8 @@ impl Registers {
         )
     }
 
-    fn program(&self) -> generator::Program {
-        generator::Program {
+    fn params(&self) -> generator::Params {
+        generator::Params {
             iova: self.get_u64(GEN_IOVA),
             length: self.get_u64(GEN_LENGTH),
             seed: self.get_u64(GEN_SEED),
@@ -176,13 +177,13 @@ impl Registers {
         }
     }
 
-    /// Shows whether a command was refused because another is in progress.
+    /// Sets REFUSED.
     pub(super) fn set_refused(&mut self, refused: bool) {
         let errno = if refused { EBUSY.to_errno() } else { 0 };
         self.set(REFUSED, errno.unsigned_abs().to_le_bytes());
     }
 
-    /// Shows that a command is in progress.
+    /// Sets STATUS, COUNT and DIGEST of a command in progress.
     pub(super) fn set_in_progress(&mut self) {
         self.complete(&Outcome {
             status: IN_PROGRESS,
@@ -190,28 +191,28 @@ impl Registers {
         });
     }
 
-    /// Shows how a command ended.
+    /// Sets STATUS, COUNT and DIGEST of a completed command.
     pub(super) fn complete(&mut self, outcome: &Outcome) {
         self.set(STATUS, outcome.status.to_le_bytes());
         self.set(COUNT, outcome.count.to_le_bytes());
         self.set(DIGEST, outcome.digest.to_le_bytes());
     }
 
-    /// Shows how far the generator is.
+    /// Sets GEN_STATUS and GEN_COUNTER.
     pub(super) fn set_generator(&mut self, running: bool, status: u32, counter: u64) {
         let status = if running { IN_PROGRESS } else { status };
         self.set(GEN_STATUS, status.to_le_bytes());
         self.set(GEN_COUNTER, counter.to_le_bytes());
     }
 
-    /// Notes that something happened. Returns whether that is to interrupt.
+    /// Sets a bit of IRQ_STATUS. Returns whether it is set in IRQ_ENABLE.
     pub(super) fn raise(&mut self, irq: u32) -> bool {
         let status = self.get_u32(IRQ_STATUS) | irq;
         self.set(IRQ_STATUS, status.to_le_bytes());
         self.get_u32(IRQ_ENABLE) & irq != 0
     }
 
-    /// Whether something is pending that is to interrupt.
+    /// Whether a bit is set in both IRQ_STATUS and IRQ_ENABLE.
     pub(super) fn interrupt_pending(&self) -> bool {
         self.get_u32(IRQ_STATUS) & self.get_u32(IRQ_ENABLE) != 0
     }

@@ -2,9 +2,9 @@
 
 //! Interrupts of a VFIO device that is a PCI function, signalled through eventfds.
 //!
-//! What a call of `VFIO_DEVICE_SET_IRQS` means, and which errno it gets, is what vfio-pci makes of
-//! it, see [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c). Unlike
-//! there, a call that fails has changed nothing.
+//! `VFIO_DEVICE_SET_IRQS` has the effects and errors that it has for vfio-pci, see
+//! [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c), but a call
+//! that fails has no effect.
 
 use super::{read_words, virqfd::Unmasker, write_words, OpenDevice, Operations};
 use crate::{abstractions::eventfd::EventFd, bindings};
@@ -15,14 +15,14 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 
-/// What an index has for interrupts.
+/// An interrupt index.
 #[derive(Clone, Copy)]
 enum Index {
     IntX,
     Msi,
     Err,
     Req,
-    /// None.
+    /// Without interrupts.
     Empty,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn get_irq_info(arg: usize, msi_vectors: usize) -> Result {
     write_words(arg, &[argsz, index.flags(), number, count])
 }
 
-/// The data of a [`SetIrqs`]: one for each interrupt of its range, or none at all.
+/// The data of a [`SetIrqs`]: one element for each interrupt of its range, or none.
 enum Data {
     None,
     Bool(KVec<u8>),
@@ -84,7 +84,7 @@ enum Data {
 ///
 /// # Invariants
 ///
-/// `range` lies inside of the index's interrupts; `data` has as many elements, if it has any.
+/// `range` is within the interrupts of the index. `data` has one element for each of it, or none.
 pub(super) struct SetIrqs {
     index: Index,
     action: u32,
@@ -93,7 +93,7 @@ pub(super) struct SetIrqs {
 }
 
 impl SetIrqs {
-    /// Reads the argument of the ioctl, and takes references to the eventfds in it.
+    /// Reads the argument of the ioctl, and takes references to its eventfds.
     pub(super) fn from_user(arg: usize, msi_vectors: usize) -> Result<Self> {
         let mut words = [0; 5];
         read_words(arg, &mut words)?;
@@ -109,7 +109,7 @@ impl SetIrqs {
             ..Default::default()
         };
         let mut size = 0;
-        // SAFETY: Both pointers are to valid structures.
+        // SAFETY: Both pointers are valid.
         to_result(unsafe {
             bindings::vfio_set_irqs_validate_and_prepare(
                 &mut header,
@@ -120,8 +120,8 @@ impl SetIrqs {
         })?;
 
         let data = UserPtr::from_addr(arg + size_of_val(&words));
-        // INVARIANT: `vfio_set_irqs_validate_and_prepare()` has checked the range, and that there is
-        // as much data.
+        // INVARIANT: `vfio_set_irqs_validate_and_prepare()` has checked the range and the size of
+        // the data.
         Ok(Self {
             index,
             action: flags & bindings::VFIO_IRQ_SET_ACTION_TYPE_MASK,
@@ -134,7 +134,7 @@ impl SetIrqs {
         })
     }
 
-    /// Does this to a device.
+    /// Applies the call to a device. The caller holds `irq_setup`.
     pub(super) fn apply<T: Operations>(self, dev: &OpenDevice<T>, setup: &IrqSetup<T>) -> Result {
         match (self.index, self.action, &self.data) {
             (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_UNMASK, Data::EventFd(eventfds)) => {
@@ -155,8 +155,8 @@ impl SetIrqs {
         dev.interrupts().set(self)
     }
 
-    /// Whether this says yes to the `i`th interrupt of the range.
-    fn says(&self, i: usize) -> bool {
+    /// Whether this selects the `i`th interrupt of the range for its action.
+    fn selects(&self, i: usize) -> bool {
         match &self.data {
             Data::None => true,
             Data::Bool(bools) => bools.get(i).is_some_and(|&b| b != 0),
@@ -185,17 +185,17 @@ fn read_eventfds(data: UserPtr, count: u32) -> Result<KVec<(i32, Option<EventFd>
     Ok(eventfds)
 }
 
-/// What calls of `VFIO_DEVICE_SET_IRQS` exclude each other by.
+/// Protected by `irq_setup`, which serialises calls of `VFIO_DEVICE_SET_IRQS`.
 pub(super) struct IrqSetup<T: Operations> {
     pub(super) unmasker: Unmasker<T>,
 }
 
-/// How a device interrupts: by one of INTx and MSI at a time.
+/// The interrupt mode: INTx or MSI, not both.
 enum Mode {
     Disabled,
     IntX {
         trigger: Option<EventFd>,
-        /// By the user, or because it was signalled and the user hasn't unmasked it since.
+        /// Set by the user, or when INTx is signalled; cleared by the user.
         masked: bool,
     },
     Msi(KVec<Option<EventFd>>),
@@ -220,13 +220,13 @@ impl Interrupts {
         }
     }
 
-    /// Asserts INTx, or doesn't any longer. The user is signalled once, until it unmasks it.
+    /// Asserts or deasserts INTx. While asserted, it signals the user once per unmask.
     pub(crate) fn assert_intx(&mut self, asserted: bool) {
         self.asserted = asserted;
         self.deliver_intx();
     }
 
-    /// Sends the message of a vector, or of vector 0 if the user has enabled fewer.
+    /// Signals a vector, or vector 0 if the user hasn't enabled that one.
     pub(crate) fn send_msi(&mut self, vector: usize) {
         if let Mode::Msi(vectors) = &self.mode {
             let trigger = vectors.get(vector).or(vectors.first());
@@ -234,7 +234,7 @@ impl Interrupts {
         }
     }
 
-    /// Asks the user to give the device back.
+    /// Signals the user to release the device.
     pub(super) fn request(&self) {
         signal(self.req.as_ref());
     }
@@ -248,7 +248,7 @@ impl Interrupts {
         }
     }
 
-    /// Does what the user wants.
+    /// Applies a call of `VFIO_DEVICE_SET_IRQS`.
     pub(super) fn set(&mut self, set: SetIrqs) -> Result {
         match (set.index, set.action) {
             (Index::IntX, bindings::VFIO_IRQ_SET_ACTION_MASK) => self.mask_intx(&set, true),
@@ -265,7 +265,7 @@ impl Interrupts {
         }
     }
 
-    /// Fails if there is no INTx to mask or unmask.
+    /// Fails with `EINVAL` if INTx isn't enabled, or the range isn't its one interrupt.
     fn check_intx(&self, set: &SetIrqs) -> Result {
         let enabled = matches!(self.mode, Mode::IntX { .. });
         (enabled && set.range == (0..1)).then_some(()).ok_or(EINVAL)
@@ -276,13 +276,13 @@ impl Interrupts {
         if matches!(set.data, Data::EventFd(_)) {
             return Err(ENOTTY);
         }
-        if set.says(0) {
+        if set.selects(0) {
             self.set_intx_masked(mask);
         }
         Ok(())
     }
 
-    /// Lets INTx be signalled again.
+    /// Unmasks INTx, which signals it if it is asserted.
     #[cfg(CONFIG_VFIO_VIRQFD)]
     pub(super) fn unmask_intx(&mut self) {
         self.set_intx_masked(false);
@@ -306,7 +306,7 @@ impl Interrupts {
         if matches!(self.mode, Mode::Msi(_)) || set.range != (0..1) {
             return Err(EINVAL);
         }
-        let says = set.says(0);
+        let selects = set.selects(0);
         match (&mut self.mode, set.data) {
             (Mode::IntX { trigger, .. }, Data::EventFd(mut eventfds)) => {
                 *trigger = eventfds.pop().and_then(|(_, eventfd)| eventfd);
@@ -318,7 +318,7 @@ impl Interrupts {
                 };
                 self.deliver_intx();
             }
-            (Mode::IntX { trigger, .. }, _) if says => signal(trigger.as_ref()),
+            (Mode::IntX { trigger, .. }, _) if selects => signal(trigger.as_ref()),
             (Mode::IntX { .. }, _) => (),
             _ => return Err(EINVAL),
         }
@@ -342,7 +342,7 @@ impl Interrupts {
                 if eventfds.is_empty() {
                     return Err(EINVAL);
                 }
-                // As many vectors are enabled as the first call names.
+                // The first call determines the number of enabled vectors.
                 let mut vectors = KVec::with_capacity(set.range.end, GFP_KERNEL)?;
                 for _ in 0..set.range.start {
                     vectors.push(None, GFP_KERNEL)?;
@@ -355,7 +355,7 @@ impl Interrupts {
             Mode::Msi(vectors) => {
                 let vectors = vectors.get_mut(set.range.clone()).ok_or(EINVAL)?;
                 for (i, trigger) in vectors.iter_mut().enumerate() {
-                    if set.says(i) {
+                    if set.selects(i) {
                         signal(trigger.as_ref());
                     }
                 }
@@ -370,15 +370,15 @@ impl Interrupts {
     }
 }
 
-/// TRIGGER of an index whose only interrupt is enabled and disabled by its eventfd.
+/// TRIGGER of an index with one interrupt, which is enabled while it has an eventfd.
 fn trigger_single(trigger: &mut Option<EventFd>, set: SetIrqs) -> Result {
-    let says = set.says(0);
+    let selects = set.selects(0);
     match set.data {
         Data::None if trigger.is_none() => return Err(EINVAL),
         Data::None if set.range.is_empty() => *trigger = None,
         _ if set.range.is_empty() => return Err(EINVAL),
         Data::EventFd(mut eventfds) => *trigger = eventfds.pop().and_then(|(_, eventfd)| eventfd),
-        Data::None | Data::Bool(_) if says => signal(trigger.as_ref()),
+        Data::None | Data::Bool(_) if selects => signal(trigger.as_ref()),
         Data::None | Data::Bool(_) => (),
     }
     Ok(())

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DMA logging: `VFIO_DEVICE_FEATURE_DMA_LOGGING_*`, a device's own account of what it writes.
+//! DMA logging: `VFIO_DEVICE_FEATURE_DMA_LOGGING_*`, the device's own dirty page tracking.
 //!
-//! VFIO reports what is logged through an `iova_bitmap`, which there is with
-//! `CONFIG_IOMMUFD_DRIVER` only. Without it, the user could start to log, and never get a report.
+//! VFIO reports the log through an `iova_bitmap`, which exists only with `CONFIG_IOMMUFD_DRIVER`.
+//! Without it, the user could start logging, but every report would fail.
 
 use super::{Device, OpenDevice, Operations};
 use crate::bindings;
@@ -15,23 +15,23 @@ use kernel::{
     rbtree::{RBTree, RBTreeNode},
 };
 
-/// Whether this kernel can serve devices that log.
+/// Whether this kernel supports DMA logging.
 pub(crate) const AVAILABLE: bool = cfg!(CONFIG_IOMMUFD_DRIVER);
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Bytes of IOVA that a word of the log has bits for, one for each page.
-const BLOCK: u64 = u64::BITS as u64 * PAGE;
+/// Bytes of IOVA per word of the log, which has one bit per page.
+const IOVA_PER_WORD: u64 = u64::BITS as u64 * PAGE;
 
-/// What a device has written, of the ranges that the user wants to know of.
+/// The pages that a device has written, in the ranges that the user asked to log.
 ///
 /// # Invariants
 ///
-/// Words are keyed by the first IOVA they have a bit for, a multiple of [`BLOCK`]; none is 0.
+/// Words are keyed by the IOVA of bit 0, a multiple of [`IOVA_PER_WORD`]; none is 0.
 struct Log {
     ranges: KVec<Range<u64>>,
     words: RBTree<u64, u64>,
-    /// Something could not be entered, for want of memory: everything counts as written.
+    /// An allocation has failed: from now on all pages are reported as written.
     incomplete: bool,
 }
 
@@ -44,12 +44,12 @@ impl Log {
         }
     }
 
-    /// Enters the pages that `range` touches, as far as they are of interest.
+    /// Logs the pages that `range` touches in the ranges asked for.
     fn add(&mut self, range: &Range<u64>) {
         for i in 0..self.ranges.len() {
             let wanted = &self.ranges[i];
             let (start, end) = (range.start.max(wanted.start), range.end.min(wanted.end));
-            let mut next = start & !(BLOCK - 1);
+            let mut next = start & !(IOVA_PER_WORD - 1);
             while next < end {
                 let bits = bits(next, &(start..end));
                 match self.words.get_mut(&next) {
@@ -59,27 +59,27 @@ impl Log {
                         Err(_) => self.incomplete = true,
                     },
                 }
-                next += BLOCK;
+                next += IOVA_PER_WORD;
             }
         }
     }
 
-    /// Calls `f` with each page of `range` that was written, and forgets that it was.
-    fn take(&mut self, range: &Range<u64>, mut f: impl FnMut(Range<u64>)) {
+    /// Calls `f` with each logged page of `range`, and removes it from the log.
+    fn read_and_clear(&mut self, range: &Range<u64>, mut f: impl FnMut(Range<u64>)) {
         if self.incomplete {
             return f(range.clone());
         }
-        let first = range.start & !(BLOCK - 1);
+        let first = range.start & !(IOVA_PER_WORD - 1);
         let mut cursor = self.words.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
-            let (&block, word) = at.current_mut();
-            if block >= range.end {
+            let (&base, word) = at.current_mut();
+            if base >= range.end {
                 break;
             }
-            let taken = *word & bits(block, range);
-            *word &= !taken;
-            for page in (0..u64::from(u64::BITS)).filter(|page| taken >> page & 1 != 0) {
-                let iova = block + page * PAGE;
+            let found = *word & bits(base, range);
+            *word &= !found;
+            for page in (0..u64::from(u64::BITS)).filter(|page| found >> page & 1 != 0) {
+                let iova = base + page * PAGE;
                 f(iova..iova + PAGE);
             }
             cursor = if *word == 0 {
@@ -91,17 +91,17 @@ impl Log {
     }
 }
 
-/// The bits of the word of `block` for the pages that `range` touches.
-fn bits(block: u64, range: &Range<u64>) -> u64 {
-    let page = |at: u64| at.saturating_sub(block).min(BLOCK).div_ceil(PAGE);
-    let first = range.start.saturating_sub(block).min(BLOCK) / PAGE;
+/// The bits of the word at `base` for the pages that `range` touches.
+fn bits(base: u64, range: &Range<u64>) -> u64 {
+    let page = |at: u64| at.saturating_sub(base).min(IOVA_PER_WORD).div_ceil(PAGE);
+    let first = range.start.saturating_sub(base).min(IOVA_PER_WORD) / PAGE;
     match page(range.end).saturating_sub(first) {
         0 => 0,
         pages => u64::MAX >> (u64::from(u64::BITS) - pages) << first,
     }
 }
 
-/// A device's log, while the user wants it to have one.
+/// DMA logging of a device: the log, or `None` while logging is off.
 pub(super) struct Logging(Option<Log>);
 
 impl Logging {
@@ -109,8 +109,8 @@ impl Logging {
         Self(None)
     }
 
-    /// Notes that `range` was written: after it was, or whoever takes what is logged in between
-    /// would copy what was there before, and forget it.
+    /// Logs that `range` was written. To be called after the write: a report between the two would
+    /// otherwise clear the log, and the user would copy the old contents.
     pub(super) fn written(&mut self, range: &Range<u64>) {
         if let Some(log) = &mut self.0 {
             log.add(range);
@@ -146,8 +146,8 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device, a tree of `nnodes` ranges, and a page size that may
-    /// be written.
+    /// Called by VFIO only, with an open device, a tree of `nnodes` ranges, and a valid pointer to
+    /// the page size.
     unsafe extern "C" fn start_callback(
         vdev: *mut bindings::vfio_device,
         tree: *mut bindings::rb_root_cached,
@@ -159,7 +159,7 @@ impl<T: Operations> VTable<T> {
 
         from_result(|| {
             let mut ranges = KVec::with_capacity(nnodes as usize, GFP_KERNEL)?;
-            // SAFETY: VFIO passes a valid tree, which nobody changes meanwhile.
+            // SAFETY: VFIO passes a valid tree, which nothing changes meanwhile.
             let mut node = unsafe { bindings::interval_tree_iter_first(tree, 0, usize::MAX) };
             while !node.is_null() {
                 // SAFETY: The node is one of the tree.
@@ -186,7 +186,7 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device and a bitmap that has bits for the range.
+    /// Called by VFIO only, with an open device and a bitmap that covers the range.
     unsafe extern "C" fn read_and_clear_callback(
         vdev: *mut bindings::vfio_device,
         iova: c_ulong,
@@ -200,11 +200,11 @@ impl<T: Operations> VTable<T> {
         from_result(|| {
             let mut logging = dev.logging();
             let log = logging.0.as_mut().ok_or(EINVAL)?;
-            log.take(&range, |pages| {
+            log.read_and_clear(&range, |pages| {
                 let start = pages.start.max(range.start);
                 let length = pages.end.min(range.end) - start;
-                // SAFETY: VFIO passes a valid bitmap, and the range lies in that which it has bits
-                // for.
+                // SAFETY: VFIO passes a valid bitmap that covers the range. This takes page faults
+                // with `logging` held, see `Base::logging`.
                 unsafe { set_dirty(dirty, start as usize, length as usize) };
             });
             Ok(0)
@@ -214,17 +214,17 @@ impl<T: Operations> VTable<T> {
 
 /// # Safety
 ///
-/// `dirty` is a valid bitmap that has bits for `length` bytes at `iova`.
+/// `dirty` is a valid bitmap that covers `length` bytes at `iova`.
 #[cfg(CONFIG_IOMMUFD_DRIVER)]
 unsafe fn set_dirty(dirty: *mut bindings::iova_bitmap, iova: usize, length: usize) {
     // SAFETY: As the caller promises.
     unsafe { bindings::iova_bitmap_set(dirty, iova, length) };
 }
 
-/// Does nothing: without `CONFIG_IOMMUFD_DRIVER` there is no bitmap to be called with.
+/// Never called: without `CONFIG_IOMMUFD_DRIVER` VFIO has no bitmap to pass.
 ///
 /// # Safety
 ///
-/// None; it is as its sibling.
+/// No requirements; unsafe to match the other definition.
 #[cfg(not(CONFIG_IOMMUFD_DRIVER))]
 unsafe fn set_dirty(_dirty: *mut bindings::iova_bitmap, _iova: usize, _length: usize) {}

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Migration of VFIO devices: `VFIO_DEVICE_FEATURE_MIGRATION` with `STOP_COPY`, `PRE_COPY` and `P2P`.
+//! Migration of VFIO devices: `VFIO_DEVICE_FEATURE_MIGRATION` with `STOP_COPY`, `PRE_COPY` and
+//! `P2P`.
 //!
-//! What the states mean is said in [`include/uapi/linux/vfio.h`](srctree/include/uapi/linux/vfio.h).
-//! Here is all of it that isn't the device's own: the arcs between states, and the files that the
-//! stream of a device's state goes through.
+//! For the migration states see [`include/uapi/linux/vfio.h`](srctree/include/uapi/linux/vfio.h).
+//! This has the parts that don't depend on the device: the arcs between states, and the data
+//! transfer sessions with their files.
 
 use super::{Device, OpenDevice, Operations};
 use crate::bindings;
@@ -35,21 +36,21 @@ use bindings::{
     vfio_device_mig_state_VFIO_DEVICE_STATE_STOP_COPY as STOP_COPY,
 };
 
-/// What all devices offer: `VFIO_MIGRATION_*`.
+/// The supported features: `VFIO_MIGRATION_*`.
 pub(super) const FLAGS: u32 = bindings::VFIO_MIGRATION_STOP_COPY
     | bindings::VFIO_MIGRATION_PRE_COPY
     | bindings::VFIO_MIGRATION_P2P;
 
-/// How far a device's migration is.
+/// The migration state of a device.
 pub(super) struct Migration {
     /// `VFIO_DEVICE_STATE_*`
     state: u32,
-    /// The stream, in the states that have one.
+    /// The data transfer session, in the states that have one.
     session: Option<Arc<Session>>,
 }
 
 impl Migration {
-    /// Of a device that runs.
+    /// The initial state, RUNNING.
     pub(super) fn new() -> Self {
         Self {
             state: RUNNING,
@@ -57,7 +58,7 @@ impl Migration {
         }
     }
 
-    /// Ends what is under way: the device runs again, or will when it is opened.
+    /// Ends a session in progress, and goes to RUNNING. The caller resets or closes the device.
     pub(super) fn reset(&mut self) {
         self.end_session();
         self.state = RUNNING;
@@ -69,16 +70,16 @@ impl Migration {
         }
     }
 
-    /// Takes a device to `state`, by as many arcs as that takes.
+    /// Takes a device to `state`, along the arcs that VFIO selects.
     fn set_state<T: Operations>(&mut self, at: At<'_, T>, state: u32) -> Result<Option<DataFile>> {
-        // `vfio_mig_get_next_state()` warns of a device that is there, whatever it is to do.
+        // `vfio_mig_get_next_state()` has a `WARN_ON` for devices in ERROR.
         if self.state == ERROR {
             return Err(EINVAL);
         }
         let mut file = None;
         while self.state != state {
             let mut next = ERROR;
-            // SAFETY: The device is valid, and `next` may be written.
+            // SAFETY: The device is valid, and so is the pointer to `next`.
             to_result(unsafe {
                 bindings::vfio_mig_get_next_state(
                     at.dev.as_raw().as_ptr(),
@@ -90,11 +91,11 @@ impl Migration {
             file = self.take_arc(at, next)?;
             self.state = next;
         }
-        // An arc that begins a stream is always the last.
+        // An arc that returns a file is always the last.
         Ok(file)
     }
 
-    /// Takes a device along one arc, of those that `vfio_mig_get_next_state()` lists.
+    /// Takes a device along one of the arcs of `vfio_mig_get_next_state()`.
     fn take_arc<T: Operations>(&mut self, at: At<'_, T>, next: u32) -> Result<Option<DataFile>> {
         let At { dev, driver } = at;
         match (self.state, next) {
@@ -124,7 +125,7 @@ impl Migration {
             (RESUMING, STOP) => {
                 let session = self.session.take().ok_or(EINVAL)?;
                 let data = session.set_phase(Phase::Ended);
-                // The driver has the device as after a reset then, but that isn't what was asked for.
+                // After a failure the device is reset, which isn't what the user asked for.
                 driver
                     .load(dev, &data)
                     .inspect_err(|_| self.state = ERROR)?;
@@ -145,7 +146,7 @@ impl Migration {
     }
 }
 
-/// A device, and what its driver has for it.
+/// A device, and its driver's side.
 struct At<'a, T: Operations> {
     dev: &'a OpenDevice<T>,
     driver: Pin<&'a T>,
@@ -159,36 +160,36 @@ impl<T: Operations> Clone for At<'_, T> {
 
 impl<T: Operations> Copy for At<'_, T> {}
 
-/// What a stream is for.
+/// The phase of a data transfer session.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// It is read, and there may be more to come.
+    /// The user reads the data, and more will be appended.
     PreCopy,
-    /// It is read, and there is no more to come.
+    /// The user reads the data, which is complete.
     StopCopy,
-    /// It is written.
+    /// The user writes the data.
     Resuming,
-    /// The device has no use for it any more.
+    /// The session has ended: reads and writes fail with `ENODEV`.
     Ended,
 }
 
-/// The stream of a device's state, on its way through a file.
+/// A data transfer session: migration data that the user reads from, or writes to, a file.
 #[pin_data]
 struct Session {
     /// # Locking
     ///
-    /// Held while the stream is copied from or to the user; nobody takes it who holds a lock that
-    /// this takes: `mmap_lock`.
+    /// Held across copies from and to the user, so taken before `mmap_lock`, and across
+    /// [`Operations::save`], so taken before the locks of the driver; after `migration`.
     #[pin]
     stream: Mutex<Stream>,
-    /// Whoever waits for more to read.
+    /// Waiters for a change of the phase, which includes more to read.
     changed: PollCondVarBox,
 }
 
 struct Stream {
     phase: Phase,
     data: KVVec<u8>,
-    /// Bytes of it that were read.
+    /// Number of bytes that were read.
     read: usize,
 }
 
@@ -200,7 +201,7 @@ impl Session {
         })
     }
 
-    /// Goes on to another phase. Returns what the stream contains if it has ended.
+    /// Sets the phase. Returns the data if that is [`Phase::Ended`], else nothing.
     fn set_phase(&self, phase: Phase) -> KVVec<u8> {
         let mut stream = self.stream.lock();
         stream.phase = phase;
@@ -211,7 +212,7 @@ impl Session {
         }
     }
 
-    /// Goes on to another phase, in which there is more to read.
+    /// Appends what `save` writes, and sets the phase.
     fn append(&self, phase: Phase, save: impl FnOnce(&mut KVVec<u8>) -> Result) -> Result {
         let mut stream = self.stream.lock();
         let before = stream.data.len();
@@ -266,8 +267,8 @@ impl Session {
         }
     }
 
-    /// `VFIO_MIG_GET_PRECOPY_INFO`: `struct vfio_precopy_info`. All that there is to read in advance
-    /// is there from the start.
+    /// `VFIO_MIG_GET_PRECOPY_INFO`: `struct vfio_precopy_info`. Pre-copy has initial bytes only, no
+    /// dirty bytes.
     fn precopy_info(&self, arg: usize) -> Result {
         const SIZE: usize = size_of::<bindings::vfio_precopy_info>();
 
@@ -292,7 +293,7 @@ impl Session {
     }
 }
 
-/// A file that a stream goes through, on its way to the user.
+/// The file of a data transfer session, not yet installed as a file descriptor of the user.
 ///
 /// # Invariants
 ///
@@ -306,8 +307,8 @@ impl DataFile {
             _ => bindings::O_RDONLY,
         };
         let session = session.into_foreign();
-        // SAFETY: The operations live as long as the module, which the file has a reference to; they
-        // expect a session as private data.
+        // SAFETY: The file holds a reference to the module that has the operations. They expect a
+        // session as private data.
         let file = from_err_ptr(unsafe {
             bindings::anon_inode_getfile(
                 c"vfio-migration".as_char_ptr(),
@@ -319,12 +320,12 @@ impl DataFile {
         let file = match file {
             Ok(file) => file,
             Err(e) => {
-                // SAFETY: There is no file that has it.
+                // SAFETY: There is no file that owns it.
                 drop(unsafe { Arc::<Session>::from_foreign(session) });
                 return Err(e);
             }
         };
-        // SAFETY: The file was just made, nobody else knows of it.
+        // SAFETY: The file was just created, nothing else refers to it.
         unsafe { bindings::stream_open((*file).f_inode, file) };
 
         // INVARIANT: As above.
@@ -343,7 +344,7 @@ impl Drop for DataFile {
     }
 }
 
-/// The operations of data files.
+/// The file operations of a [`DataFile`].
 struct FileVTable<T: Operations>(PhantomData<T>);
 
 impl<T: Operations> FileVTable<T> {
@@ -361,9 +362,9 @@ impl<T: Operations> FileVTable<T> {
 
     /// # Safety
     ///
-    /// `file` is one of [`DataFile::new`] that isn't released for `'a`.
+    /// `file` was created by [`DataFile::new`], and isn't released for `'a`.
     unsafe fn session<'a>(file: *mut bindings::file) -> ArcBorrow<'a, Session> {
-        // SAFETY: The private data is a session, of which the file has a reference.
+        // SAFETY: The private data is a session that the file owns a reference to.
         unsafe { Arc::borrow((*file).private_data) }
     }
 
@@ -399,14 +400,14 @@ impl<T: Operations> FileVTable<T> {
 
     /// # Safety
     ///
-    /// Called by the VFS only, with a data file and what it polls with.
+    /// Called by the VFS only, with a data file and its poll table, which may be null.
     unsafe extern "C" fn poll_callback(
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,
     ) -> bindings::__poll_t {
         // SAFETY: The file isn't released while it is polled.
         let session = unsafe { Self::session(file) };
-        // SAFETY: The file is valid, and its position isn't used by anybody. `table` is null or valid.
+        // SAFETY: The file is valid, and stream files have no position. `table` is null or valid.
         unsafe { session.poll(File::from_raw_file(file), PollTable::from_raw(table)) }
     }
 
@@ -430,7 +431,7 @@ impl<T: Operations> FileVTable<T> {
 
     /// # Safety
     ///
-    /// Called by the VFS only, with a data file that nobody uses any more.
+    /// Called by the VFS only, when the last reference to a data file is dropped.
     unsafe extern "C" fn release_callback(
         _inode: *mut bindings::inode,
         file: *mut bindings::file,
@@ -453,12 +454,12 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// `vdev` is embedded in a `Device<T>` that is open, with its state initialised, for `'a`.
+    /// `vdev` is embedded in a `Device<T>` that is open, with `driver` initialised, for `'a`.
     unsafe fn at<'a>(vdev: *mut bindings::vfio_device) -> At<'a, T> {
         // SAFETY: As the caller promises.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
         // SAFETY: As the caller promises.
-        let driver = unsafe { dev.0.state() };
+        let driver = unsafe { dev.0.driver() };
         At { dev, driver }
     }
 
@@ -481,7 +482,7 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device and a `state` that may be written.
+    /// Called by VFIO only, with an open device and a valid pointer `state`.
     unsafe extern "C" fn get_state_callback(
         vdev: *mut bindings::vfio_device,
         state: *mut bindings::vfio_device_mig_state,
@@ -495,7 +496,7 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device and a `length` that may be written.
+    /// Called by VFIO only, with an open device and a valid pointer `length`.
     unsafe extern "C" fn get_data_size_callback(
         vdev: *mut bindings::vfio_device,
         length: *mut c_ulong,

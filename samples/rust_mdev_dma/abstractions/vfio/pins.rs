@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages of the user's memory that a VFIO device keeps pinned.
+//! Pinned pages of a VFIO device.
 
 use crate::bindings;
 use core::{marker::PhantomData, ops::Range, ptr::NonNull};
@@ -12,21 +12,21 @@ use kernel::{
 };
 use pin_init::init_zeroed;
 
-/// Pages of a block of IOVA space: those that one call of `vfio_pin_pages()` pins at most.
+/// Pages of a batch, the naturally aligned range of IOVA that one `vfio_pin_pages()` stays inside.
 ///
-/// No more than `VFIO_PIN_PAGES_MAX_ENTRIES`; small, because a block costs its whole size (704 bytes,
-/// in two allocations) when only one of its pages is pinned.
-pub(crate) const BLOCK_PAGES: usize = 64;
+/// At most `VFIO_PIN_PAGES_MAX_ENTRIES`. Small, because a batch takes 704 bytes, in two
+/// allocations, even if only one of its pages is pinned.
+pub(crate) const BATCH_PAGES: usize = 64;
 
-/// Pins that a device can have of one page.
+/// Maximum number of pins of one page.
 pub(crate) const PAGE_PINS: u16 = u16::MAX;
 
-const BLOCK_SIZE: u64 = (BLOCK_PAGES * PAGE_SIZE) as u64;
+const BATCH_SIZE: u64 = (BATCH_PAGES * PAGE_SIZE) as u64;
 
 /// The memory of a pinned page.
 ///
-/// The user, and other devices, read and write it at any time. So nothing ever refers to it: words
-/// and bytes are copied in and out one at a time, each by one volatile access.
+/// The user and other devices may read and write it at any time, so there are no Rust references to
+/// it: words and bytes are copied in and out one at a time, each by one volatile access.
 ///
 /// # Invariants
 ///
@@ -34,13 +34,13 @@ const BLOCK_SIZE: u64 = (BLOCK_PAGES * PAGE_SIZE) as u64;
 pub(crate) struct PageMemory<'a>(NonNull<u8>, PhantomData<&'a ()>);
 
 impl PageMemory<'_> {
-    /// Words of 64 bits in a page.
+    /// Number of 64-bit words of a page.
     pub(crate) const WORDS: usize = PAGE_SIZE / size_of::<u64>();
 
-    /// Writes `words`, of those that the page has: `f(i)` are the `N` words from number `i` on, which
-    /// are written little endian.
+    /// Writes `words`, as far as they are in the page, little endian: `f(i)` returns the `N` words
+    /// from word `i` on.
     ///
-    /// `N` words are written in one turn of a loop, which is more than the compiler would do.
+    /// Each iteration writes `N` words, more than the compiler would unroll.
     #[inline]
     pub(crate) fn write_words<const N: usize>(
         &self,
@@ -51,7 +51,7 @@ impl PageMemory<'_> {
         let end = words.end.min(Self::WORDS);
         let whole = words.start..end - end.saturating_sub(words.start) % N;
         for i in whole.clone().step_by(N) {
-            // SAFETY: `whole` ends where a step does: `i + N` is no more than `WORDS`.
+            // SAFETY: The length of `whole` is a multiple of `N`: `i + N` is at most `WORDS`.
             let at = unsafe { self.0.cast::<u64>().add(i) };
             for (j, word) in f(i).into_iter().enumerate() {
                 // SAFETY: As above, and `j` is less than `N`; the type invariant does the rest.
@@ -64,7 +64,7 @@ impl PageMemory<'_> {
         }
     }
 
-    /// Writes `byte(i)` to every byte `i` of `bytes` that the page has.
+    /// Writes `byte(i)` to every byte `i` of `bytes` that is in the page.
     #[inline]
     pub(crate) fn write_bytes(&self, bytes: Range<usize>, mut byte: impl FnMut(usize) -> u8) {
         for i in bytes.start..bytes.end.min(PAGE_SIZE) {
@@ -73,7 +73,7 @@ impl PageMemory<'_> {
         }
     }
 
-    /// Calls `f(i, word)` with every little endian word `i` of `words` that the page has.
+    /// Calls `f(i, word)` for every word `i` of `words` that is in the page, read as little endian.
     #[inline]
     pub(crate) fn read_words(&self, words: Range<usize>, mut f: impl FnMut(usize, u64)) {
         for i in words.start..words.end.min(Self::WORDS) {
@@ -84,21 +84,21 @@ impl PageMemory<'_> {
     }
 }
 
-/// Pinned pages of one block of IOVA space.
+/// The pinned pages of one batch.
 ///
 /// Dropping it unpins them.
 ///
 /// # Invariants
 ///
 /// - This object owns `counts[i]` pins, taken by `vfio_pin_pages()` for `vdev`, of the page at
-///   `iova + i * PAGE_SIZE`. While there are any, `pages[i]` is that page.
-/// - `held` is the sum of all counts.
-/// - While there are any pins, `vdev` is open.
+///   `iova + i * PAGE_SIZE`. If `counts[i]` isn't 0, `pages[i]` is that page.
+/// - `held` is the sum of `counts`.
+/// - If `held` isn't 0, `vdev` is open.
 struct PinnedPages {
     vdev: NonNull<bindings::vfio_device>,
     iova: u64,
-    pages: KBox<[*mut bindings::page; BLOCK_PAGES]>,
-    counts: [u16; BLOCK_PAGES],
+    pages: KBox<[*mut bindings::page; BATCH_PAGES]>,
+    counts: [u16; BATCH_PAGES],
     held: u32,
 }
 
@@ -112,7 +112,7 @@ impl PinnedPages {
             vdev,
             iova,
             pages: KBox::init(init_zeroed(), GFP_KERNEL)?,
-            counts: [0; BLOCK_PAGES],
+            counts: [0; BATCH_PAGES],
             held: 0,
         })
     }
@@ -129,19 +129,19 @@ impl PinnedPages {
         self.iova + (page << PAGE_SHIFT) as u64
     }
 
-    /// Pins all of `pages` once more, or none.
+    /// Adds one pin to each of `pages`, or to none.
     ///
     /// # Safety
     ///
-    /// `vdev` is open, and stays so until the last of these pins is given back.
+    /// `vdev` is open, and stays so until these pages have been unpinned.
     unsafe fn pin(&mut self, pages: Range<usize>) -> Result {
-        // With fewer pins in the whole block, no page has so many.
+        // A page can only have `PAGE_PINS` pins if the batch has.
         if self.held >= u32::from(PAGE_PINS) && self.counts[pages.clone()].contains(&PAGE_PINS) {
             return Err(ENOSPC);
         }
 
-        // `vfio_pin_pages()` overwrites entries of pages that were pinned before: with the same if it
-        // succeeds, with anything if it fails.
+        // `vfio_pin_pages()` overwrites the entries of pages that are already pinned: with the same
+        // page if it succeeds, with arbitrary values if it fails.
         let before = (self.held != 0).then(|| *self.pages);
         // SAFETY: `vdev` is open, and there is an entry for each of the pages.
         let ret = unsafe {
@@ -165,7 +165,7 @@ impl PinnedPages {
             return Ok(());
         }
 
-        // INVARIANT: The pages that are still pinned then are those that were pinned before.
+        // INVARIANT: The pages that are still pinned are those that were pinned before.
         self.unpin(pinned);
         if let Some(before) = before {
             *self.pages = before;
@@ -174,13 +174,13 @@ impl PinnedPages {
         Err(EFAULT)
     }
 
-    /// Gives back one pin of each of `pages`, which must all be pinned.
+    /// Removes one pin of each of `pages`. Does nothing unless all of them are pinned.
     fn unpin(&mut self, pages: Range<usize>) {
         if pages.is_empty() || !self.all_pinned(pages.clone()) {
             return;
         }
 
-        // INVARIANT: The pins are given back right here.
+        // INVARIANT: The pages are unpinned below.
         for count in &mut self.counts[pages.clone()] {
             // None was 0.
             *count = count.wrapping_sub(1);
@@ -196,7 +196,7 @@ impl PinnedPages {
         };
     }
 
-    /// The runs of pages that are pinned equally often.
+    /// Runs of pages with the same number of pins, and that number.
     fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
         let mut next = 0;
         core::iter::from_fn(move || {
@@ -205,12 +205,12 @@ impl PinnedPages {
             next = self.counts[start..]
                 .iter()
                 .position(|&other| other != count)
-                .map_or(BLOCK_PAGES, |len| start + len);
+                .map_or(BATCH_PAGES, |len| start + len);
             Some((self.iova_of(start)..self.iova_of(next), count))
         })
     }
 
-    /// Gives back all pins of those of `pages` that are pinned. Returns how many there were.
+    /// Removes all pins of `pages`, pinned or not. Returns the number of pins removed.
     fn revoke(&mut self, pages: Range<usize>) -> u64 {
         let mut pins = 0;
         let mut page = pages.start;
@@ -222,7 +222,7 @@ impl PinnedPages {
             if run == 0 {
                 page += 1;
             } else {
-                // A page that was pinned more often is still there in the next round.
+                // The next iteration starts at `page` again, in case it has more pins.
                 self.unpin(page..page + run);
                 pins += run as u64;
             }
@@ -230,7 +230,7 @@ impl PinnedPages {
         pins
     }
 
-    /// Calls `f` with the memory of each of `pages`, up to the first that isn't pinned.
+    /// Calls `f` with the memory of each of `pages`, up to the first one that isn't pinned.
     #[inline]
     fn for_each(&self, pages: Range<usize>, mut f: impl FnMut(usize, &PageMemory<'_>)) {
         for i in pages {
@@ -241,12 +241,12 @@ impl PinnedPages {
             // `self` is borrowed.
             let addr = unsafe { bindings::kmap_local_page(self.pages[i]) };
             if let Some(ptr) = NonNull::new(addr.cast()) {
-                // INVARIANT: The page is mapped at `ptr` until `kunmap_local()`, and it stays the
-                // user's memory until it is unpinned.
+                // INVARIANT: The page is mapped at `ptr` until `kunmap_local()`, and isn't freed
+                // while it is pinned.
                 f(i, &PageMemory(ptr, PhantomData));
             }
-            // SAFETY: `addr` was mapped last: whatever `f` mapped it has unmapped, as all safe ways
-            // to map a page take a closure, like this one.
+            // SAFETY: `addr` is the latest local mapping: those that `f` made it has removed, as
+            // all safe functions that map a page take a closure, as this one does.
             unsafe { bindings::kunmap_local(addr) };
         }
     }
@@ -254,17 +254,17 @@ impl PinnedPages {
 
 impl Drop for PinnedPages {
     fn drop(&mut self) {
-        self.revoke(0..BLOCK_PAGES);
+        self.revoke(0..BATCH_PAGES);
     }
 }
 
-/// The part of a range of IOVA that lies in one block.
+/// The part of a range of IOVA in one batch.
 struct Part {
-    block: u64,
+    batch: u64,
     pages: Range<usize>,
 }
 
-/// Cuts the pages of `range` at the borders of blocks.
+/// Splits the pages of `range` at batches.
 fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
     let end = range.end;
     let mut next = range.start;
@@ -272,35 +272,35 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
         if next >= end {
             return None;
         }
-        let block = next & !(BLOCK_SIZE - 1);
-        let block_end = block.saturating_add(BLOCK_SIZE);
-        let first = (next - block) as usize >> PAGE_SHIFT;
-        next = end.min(block_end);
-        let last = ((next - block) as usize).div_ceil(PAGE_SIZE);
+        let batch = next & !(BATCH_SIZE - 1);
+        let batch_end = batch.saturating_add(BATCH_SIZE);
+        let first = (next - batch) as usize >> PAGE_SHIFT;
+        next = end.min(batch_end);
+        let last = ((next - batch) as usize).div_ceil(PAGE_SIZE);
         Some(Part {
-            block,
+            batch,
             pages: first..last,
         })
     })
 }
 
-/// All pages that a device keeps pinned.
+/// All pinned pages of a device.
 ///
-/// A page may be pinned several times, it is then unpinned by as many calls.
+/// A page can have several pins, and stays pinned until all of them are removed.
 ///
 /// # Invariants
 ///
-/// - Blocks are keyed by their first IOVA, a multiple of [`BLOCK_SIZE`], and none is empty.
-/// - `held` is the sum of the counts of all blocks.
+/// - Batches are keyed by their first IOVA, a multiple of [`BATCH_SIZE`], and none is empty.
+/// - `held` is the sum of the counts of all batches.
 pub(super) struct PinTable {
-    blocks: RBTree<u64, PinnedPages>,
+    batches: RBTree<u64, PinnedPages>,
     held: u64,
 }
 
 impl PinTable {
     pub(super) fn new() -> Self {
         Self {
-            blocks: RBTree::new(),
+            batches: RBTree::new(),
             held: 0,
         }
     }
@@ -309,13 +309,13 @@ impl PinTable {
         self.held
     }
 
-    /// Pins all pages of `range`, or none. Between blocks, it ends with `EINTR` if it was
-    /// `interrupted`.
+    /// Adds one pin to each page of `range`, or to none. Fails with `EINTR` if `interrupted`
+    /// returns true before a batch.
     ///
     /// # Safety
     ///
-    /// `vdev` is open, and [`Self::revoke_all`] is called before it is closed. It is the same in
-    /// every call.
+    /// `vdev` is open, and the same in every call. [`Self::unpin_all`] is called before it is
+    /// closed.
     pub(super) unsafe fn pin(
         &mut self,
         vdev: NonNull<bindings::vfio_device>,
@@ -330,7 +330,7 @@ impl PinTable {
                 unsafe { self.pin_part(vdev, &part) }
             };
             if let Err(e) = pinned {
-                let done = range.start..range.start.max(part.block);
+                let done = range.start..range.start.max(part.batch);
                 for part in parts(&done) {
                     self.unpin_part(&part);
                 }
@@ -344,31 +344,31 @@ impl PinTable {
     ///
     /// As for [`Self::pin`].
     unsafe fn pin_part(&mut self, vdev: NonNull<bindings::vfio_device>, part: &Part) -> Result {
-        if let Some(block) = self.blocks.get_mut(&part.block) {
+        if let Some(batch) = self.batches.get_mut(&part.batch) {
             // SAFETY: As the caller promises.
-            unsafe { block.pin(part.pages.clone())? };
+            unsafe { batch.pin(part.pages.clone())? };
         } else {
-            let mut block = PinnedPages::new(vdev, part.block)?;
-            // SAFETY: As the caller promises. If the allocation below fails, `block` is dropped.
-            unsafe { block.pin(part.pages.clone())? };
-            let node = RBTreeNode::new(part.block, block, GFP_KERNEL)?;
-            self.blocks.insert(node);
+            let mut batch = PinnedPages::new(vdev, part.batch)?;
+            // SAFETY: As the caller promises. If the allocation below fails, `batch` is dropped.
+            unsafe { batch.pin(part.pages.clone())? };
+            let node = RBTreeNode::new(part.batch, batch, GFP_KERNEL)?;
+            self.batches.insert(node);
         }
         self.held += part.pages.len() as u64;
         Ok(())
     }
 
     fn unpin_part(&mut self, part: &Part) {
-        if let Some(block) = self.blocks.get_mut(&part.block) {
-            block.unpin(part.pages.clone());
+        if let Some(batch) = self.batches.get_mut(&part.batch) {
+            batch.unpin(part.pages.clone());
             self.held -= part.pages.len() as u64;
-            if block.is_empty() {
-                self.blocks.remove(&part.block);
+            if batch.is_empty() {
+                self.batches.remove(&part.batch);
             }
         }
     }
 
-    /// Gives back one pin of each page of `range`, or fails with `ENXIO` if one isn't pinned.
+    /// Removes one pin of each page of `range`, or fails with `ENXIO` if one of them isn't pinned.
     pub(super) fn unpin(&mut self, range: Range<u64>) -> Result {
         self.check_pinned(&range)?;
         for part in parts(&range) {
@@ -377,18 +377,18 @@ impl PinTable {
         Ok(())
     }
 
-    /// Gives back all pins of the pages of `range`. Never fails, as `dma_unmap` mustn't.
+    /// Removes all pins of the pages of `range`. Can't fail, as `dma_unmap` can't.
     pub(super) fn revoke(&mut self, range: Range<u64>) {
-        let first = range.start & !(BLOCK_SIZE - 1);
-        let mut cursor = self.blocks.cursor_lower_bound_mut(&first);
+        let first = range.start & !(BATCH_SIZE - 1);
+        let mut cursor = self.batches.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
-            let (&iova, block) = at.current_mut();
+            let (&iova, batch) = at.current_mut();
             if iova >= range.end {
                 break;
             }
-            let page = |at: u64| ((at - iova).min(BLOCK_SIZE) as usize) >> PAGE_SHIFT;
-            self.held -= block.revoke(page(range.start.max(iova))..page(range.end));
-            cursor = if block.is_empty() {
+            let page = |at: u64| ((at - iova).min(BATCH_SIZE) as usize) >> PAGE_SHIFT;
+            self.held -= batch.revoke(page(range.start.max(iova))..page(range.end));
+            cursor = if batch.is_empty() {
                 at.remove_current().0
             } else {
                 at.move_next()
@@ -396,32 +396,32 @@ impl PinTable {
         }
     }
 
-    /// The runs of pages that are pinned, in order, and how often they are. A run ends where a block
-    /// does.
+    /// Runs of pages with the same number of pins, and that number, in order of IOVA. A run doesn't
+    /// extend over several batches.
     pub(super) fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
-        self.blocks.iter().flat_map(|(_, block)| block.runs())
+        self.batches.iter().flat_map(|(_, batch)| batch.runs())
     }
 
-    /// Gives back all pins.
-    pub(super) fn revoke_all(&mut self) {
-        self.blocks = RBTree::new();
+    /// Removes all pins of all pages.
+    pub(super) fn unpin_all(&mut self) {
+        self.batches = RBTree::new();
         self.held = 0;
     }
 
     /// Fails with `ENXIO` unless every page that `range` touches is pinned.
     fn check_pinned(&self, range: &Range<u64>) -> Result {
         for part in parts(range) {
-            let block = self.blocks.get(&part.block).ok_or(ENXIO)?;
-            if !block.all_pinned(part.pages) {
+            let batch = self.batches.get(&part.batch).ok_or(ENXIO)?;
+            if !batch.all_pinned(part.pages) {
                 return Err(ENXIO);
             }
         }
         Ok(())
     }
 
-    /// Calls `f` with the memory of every page that `range` touches, and with the part of `range`
-    /// that lies in it, in bytes of the page. Fails with `ENXIO` before any call of `f` if one of
-    /// them isn't pinned.
+    /// Calls `f(iova, bytes, memory)` for every page that `range` touches, in order: the page's
+    /// IOVA, the bytes of it that are in the range, and its memory. Fails with `ENXIO` before the
+    /// first call if one of them isn't pinned.
     #[inline]
     pub(super) fn access(
         &self,
@@ -430,9 +430,9 @@ impl PinTable {
     ) -> Result {
         self.check_pinned(&range)?;
         for part in parts(&range) {
-            let block = self.blocks.get(&part.block).ok_or(ENXIO)?;
-            block.for_each(part.pages, |i, memory| {
-                let page = block.iova_of(i);
+            let batch = self.batches.get(&part.batch).ok_or(ENXIO)?;
+            batch.for_each(part.pages, |i, memory| {
+                let page = batch.iova_of(i);
                 let offset = |at: u64| (at - page).min(PAGE_SIZE as u64) as usize;
                 f(
                     page,

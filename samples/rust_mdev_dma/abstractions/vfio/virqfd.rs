@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Eventfds that the user signals, to unmask INTx without a system call to the device.
+//! Eventfds that the user signals to unmask INTx, in place of `VFIO_DEVICE_SET_IRQS`.
 //!
-//! C source: [`drivers/vfio/virqfd.c`](srctree/drivers/vfio/virqfd.c), which is only part of kernels
-//! with `CONFIG_VFIO_VIRQFD`.
+//! C source: [`drivers/vfio/virqfd.c`](srctree/drivers/vfio/virqfd.c), built with
+//! `CONFIG_VFIO_VIRQFD` only.
 
 use super::{Device, Operations};
 use crate::bindings;
@@ -13,12 +13,12 @@ use core::{
 };
 use kernel::prelude::*;
 
-/// What unmasks the INTx of a device.
+/// Unmasks the INTx of a device when an eventfd is signalled.
 ///
 /// # Invariants
 ///
 /// - `self` is a field of `dev`, and so isn't moved.
-/// - `virqfd` is only accessed by VFIO, which has a lock for it.
+/// - `virqfd` is only accessed by VFIO, under `virqfd_lock`.
 #[cfg_attr(not(CONFIG_VFIO_VIRQFD), expect(dead_code))]
 pub(super) struct Unmasker<T: Operations> {
     virqfd: UnsafeCell<*mut bindings::virqfd>,
@@ -26,11 +26,11 @@ pub(super) struct Unmasker<T: Operations> {
 }
 
 impl<T: Operations> Unmasker<T> {
-    /// That of `dev`, without an eventfd.
+    /// The unmasker of `dev`, disabled.
     ///
     /// # Safety
     ///
-    /// It becomes a field of `dev`. [`Self::disable`] is called before it is dropped.
+    /// The caller makes it a field of `dev`, and calls [`Self::disable`] before it is dropped.
     pub(super) unsafe fn new(dev: NonNull<Device<T>>) -> Self {
         // INVARIANT: As the caller promises.
         Self {
@@ -39,13 +39,13 @@ impl<T: Operations> Unmasker<T> {
         }
     }
 
-    /// From now on, INTx is unmasked when eventfd `fd` of the current process is signalled. Fails with
-    /// `EBADF` or `EINVAL` if it is no eventfd, `EBUSY` if there is one, `ENOTTY` if the kernel can't.
+    /// Unmasks INTx whenever eventfd `fd` of the current process is signalled. Fails with `EBADF`
+    /// or `EINVAL` if `fd` isn't an eventfd, `EBUSY` if another is enabled, `ENOTTY` without
+    /// `CONFIG_VFIO_VIRQFD`.
     #[cfg(CONFIG_VFIO_VIRQFD)]
     pub(super) fn enable(&self, fd: i32) -> Result {
-        // SAFETY: Any number may be asked for. By the type invariants `virqfd` stays where it is, and
-        // `unmask_callback` may have the device until `disable()`, which whoever made `self` has
-        // promised to call.
+        // SAFETY: `fd` may be any number. By the type invariants `virqfd` isn't moved. The device
+        // is valid until `disable()`, which is called before `self` is dropped, see `Self::new`.
         kernel::error::to_result(unsafe {
             bindings::vfio_virqfd_enable(
                 self.dev.as_ptr().cast(),
@@ -58,16 +58,16 @@ impl<T: Operations> Unmasker<T> {
         })
     }
 
-    /// Refuses, as the kernel can't.
+    /// Fails with `ENOTTY`.
     #[cfg(not(CONFIG_VFIO_VIRQFD))]
     pub(super) fn enable(&self, _fd: i32) -> Result {
         Err(ENOTTY)
     }
 
-    /// Nothing unmasks INTx from now on, but the user's system calls. Waits for what does: the
-    /// device's interrupts must not be locked.
+    /// Removes the eventfd, and waits for an `unmask_callback` in progress: `interrupts` must not
+    /// be held, as the callback takes it.
     pub(super) fn disable(&self) {
-        // SAFETY: By the type invariants; `enable()` alone has put something there.
+        // SAFETY: By the type invariants, `virqfd` is null or set by `vfio_virqfd_enable()`.
         #[cfg(CONFIG_VFIO_VIRQFD)]
         unsafe {
             bindings::vfio_virqfd_disable(self.virqfd.get())
@@ -76,10 +76,10 @@ impl<T: Operations> Unmasker<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, by a kernel thread, with the device that [`Self::enable`] passed.
+    /// Called by VFIO only, in a workqueue, with the device that [`Self::enable`] passed.
     #[cfg(CONFIG_VFIO_VIRQFD)]
     unsafe extern "C" fn unmask_callback(opaque: *mut c_void, _data: *mut c_void) {
-        // SAFETY: The device is there at least until `disable()`, which waits for this.
+        // SAFETY: The device is valid until `disable()`, which waits for this.
         let dev = unsafe { Device::<T>::from_raw(opaque.cast()) };
         dev.base.interrupts.lock().unmask_intx();
     }

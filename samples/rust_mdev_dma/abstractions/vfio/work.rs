@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work of an open device that a kernel thread does.
+//! Work of an open device, on a workqueue.
 //!
-//! The kernel crate's `workqueue` counts references to what is queued, so work may outlive whatever
-//! it was queued for. A device that is closed must be at rest: its work is embedded in it, and
-//! disabled while it isn't open.
+//! The kernel crate's `workqueue` holds a reference to what is queued, so work may run after the
+//! device has been closed. Here the work is embedded in the device and disabled while the device
+//! isn't open, so a closed device does none.
 
 use super::{Device, Operations};
 use core::{marker::PhantomPinned, ptr::NonNull};
@@ -22,14 +22,15 @@ use kernel::{
 /// # Invariants
 ///
 /// - `self` is a field of `dev`.
-/// - The work is initialised. It is enabled at most while `dev` is open, and never runs while it is
+/// - The work is initialised. It is enabled only while `dev` is open, and never runs while it is
 ///   disabled.
 #[pin_data]
 pub(super) struct Worker<T: Operations> {
     #[pin]
     work: Opaque<bindings::delayed_work>,
     dev: NonNull<Device<T>>,
-    /// Whether somebody waits for the work to end early.
+    /// Whether the work should end early, because [`Self::abort`] or [`Self::disable`] waits for
+    /// it.
     aborting: Atomic<bool>,
     #[pin]
     _pin: PhantomPinned,
@@ -42,11 +43,11 @@ impl<T: Operations> Worker<T> {
     ///
     /// What is initialised is a field of `dev`.
     pub(super) unsafe fn new(dev: NonNull<Device<T>>) -> impl PinInit<Self> {
-        // INVARIANT: The caller promises that this is a field of `dev`; it is disabled below.
+        // INVARIANT: The caller promises that this is a field of `dev`; the work is disabled below.
         pin_init!(Self {
             work <- Opaque::ffi_init(|slot: *mut bindings::delayed_work| {
-                // SAFETY: `slot` is valid for writes, and `run_callback` is the function of the work
-                // of a `Worker<T>`.
+                // SAFETY: `slot` is valid for writes, and is the work of a `Worker<T>`, as
+                // `run_callback` requires.
                 unsafe {
                     bindings::init_work_with_key(
                         &raw mut (*slot).work,
@@ -56,7 +57,7 @@ impl<T: Operations> Worker<T> {
                         static_lock_class!().as_ptr(),
                     );
                 }
-                // SAFETY: As above; this is how `INIT_DELAYED_WORK` initialises the timer.
+                // SAFETY: As above; `INIT_DELAYED_WORK` initialises the timer like this.
                 unsafe {
                     bindings::timer_init_key(
                         &raw mut (*slot).timer,
@@ -75,20 +76,20 @@ impl<T: Operations> Worker<T> {
         })
     }
 
-    /// Lets the work run, when it is queued from now on.
+    /// Enables the work: from now on it can be queued.
     ///
     /// # Safety
     ///
-    /// The device is open, with its state initialised, and stays so until [`Self::disable`] was
-    /// called; which is called exactly once for this call.
+    /// The device is open, with `driver` initialised, and stays so until [`Self::disable`] has
+    /// returned, which must be called exactly once for this call.
     pub(super) unsafe fn enable(&self) {
         // SAFETY: By the type invariant the work is initialised.
         // INVARIANT: As the caller promises.
         unsafe { bindings::enable_delayed_work(self.work.get()) };
     }
 
-    /// Takes the work from the queue, asks it to end early and waits until it has. To queue it has
-    /// no effect from now on.
+    /// Disables the work: cancels it, asks it to end early if it is running, and waits for it. From
+    /// now on queueing it has no effect.
     pub(super) fn disable(&self) {
         self.aborting.store(true, Relaxed);
         // SAFETY: By the type invariant the work is initialised.
@@ -96,10 +97,10 @@ impl<T: Operations> Worker<T> {
         self.aborting.store(false, Relaxed);
     }
 
-    /// Has the work run after `delay`, instead of when it would have run.
+    /// Queues the work to run after `delay`; if it is queued already, only after the new delay.
     pub(super) fn queue(&self, delay: Jiffies) {
-        // SAFETY: By the type invariant the work is initialised. That it is valid when it runs is
-        // what `run_callback` relies on; the queue is always there.
+        // SAFETY: By the type invariant the work is initialised, and it never runs while `dev`
+        // isn't open. The system workqueue always exists.
         unsafe {
             bindings::mod_delayed_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
@@ -110,7 +111,7 @@ impl<T: Operations> Worker<T> {
         };
     }
 
-    /// Takes the work from the queue, and waits until it has ended if it runs.
+    /// Cancels the work, and waits for it if it is running.
     pub(super) fn stop(&self) {
         // SAFETY: By the type invariant the work is initialised.
         unsafe { bindings::cancel_delayed_work_sync(self.work.get()) };
@@ -137,11 +138,11 @@ impl<T: Operations> Worker<T> {
             &*container_of!(Opaque::cast_from(work), Self, work)
         };
 
-        // SAFETY: By the type invariant: the work runs, so it is enabled, so the device is open, and
-        // stays so because `disable()` waits for the end of this.
+        // SAFETY: By the type invariant the work runs only while the device is open. The device
+        // stays open meanwhile, because `disable()` waits for this.
         let dev = unsafe { Device::<T>::open_from_raw(this.dev.as_ptr().cast()) };
-        // SAFETY: As above, the state is initialised.
-        let state = unsafe { dev.0.state() };
-        state.work(dev);
+        // SAFETY: As above, `driver` is initialised.
+        let driver = unsafe { dev.0.driver() };
+        driver.work(dev);
     }
 }

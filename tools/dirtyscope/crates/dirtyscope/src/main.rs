@@ -36,6 +36,8 @@ enum Command {
     Report(report::Arguments),
     Show(show::Arguments),
     #[command(hide = true)]
+    Shrink(fuzz::ShrinkArguments),
+    #[command(hide = true)]
     Hold(device_tests::hold::Arguments),
 }
 
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Show(arguments) => show::run(&arguments),
+        Command::Shrink(arguments) => fuzz::shrink(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {

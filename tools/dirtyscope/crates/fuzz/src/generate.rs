@@ -49,7 +49,7 @@ pub fn sequences(
 /// The next operation.
 fn operation(contract: &Contract) -> BoxedStrategy<Op> {
     let mappings = Mappings::of(contract);
-    let start = if contract.model.tracking() { 1 } else { 8 };
+    let start = start_weight(contract, &mappings);
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
     let any = Union::new_weighted(vec![
         (map, map_op().boxed()),
@@ -75,6 +75,17 @@ fn operation(contract: &Contract) -> BoxedStrategy<Op> {
             next
         })
         .boxed()
+}
+
+/// How likely START is. Without pins it comes soon, for other operations need it; with pins in several
+/// mappings it is worth most, for it has to report all of them.
+fn start_weight(contract: &Contract, mappings: &Mappings) -> u32 {
+    match mappings.0.iter().filter(|(iova, size)| contract.has_pins_in(*iova, *size)).count() {
+        _ if contract.model.tracking() => 1,
+        0 => 5,
+        1 => 2,
+        _ => 20,
+    }
 }
 
 /// IOVA and size of what is mapped.

@@ -6,6 +6,7 @@
 
 mod generate;
 mod search;
+mod shorter;
 mod triggers;
 
 use anyhow::{Context as _, Result};
@@ -27,6 +28,8 @@ use std::{
 use testbed::{Op, program};
 use triggers::{TRIGGERS, Trigger};
 use uuid::Uuid;
+
+pub use shorter::{ShrinkArguments, shrink};
 
 /// After so long without a word, a sequence hangs.
 const LIMIT: Duration = Duration::from_secs(60);

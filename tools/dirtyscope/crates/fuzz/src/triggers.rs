@@ -106,9 +106,13 @@ fn read_consumes(next: &Next<'_>) -> bool {
     read.mappings.iter().any(|mapping| mapping.fits && written(mapping))
 }
 
-/// An unmap of several mappings fails because a bitmap can't be written.
+/// An unmap of several mappings fails because a bitmap can't be written, after it has unmapped others or
+/// before it has unpinned all.
 fn unmap_partial(next: &Next<'_>) -> bool {
-    next.read.as_ref().is_some_and(|read| read.unmaps && read.fails() && read.several)
+    let Some(read) = next.read.as_ref().filter(|read| read.unmaps && read.fails()) else {
+        return false;
+    };
+    read.mappings.len() > 1 || read.pinned_behind
 }
 
 /// A write faults after it wrote to pages that are not dirty otherwise.
@@ -134,8 +138,8 @@ struct Read<'a> {
     unmaps: bool,
     /// Its mappings, up to the first whose bitmap can't be written.
     mappings: Vec<Part<'a>>,
-    /// Whether it has more than one.
-    several: bool,
+    /// Whether pages are pinned in those behind.
+    pinned_behind: bool,
 }
 
 struct Part<'a> {
@@ -176,11 +180,10 @@ impl<'a> Read<'a> {
         let parts =
             parts.map(|(MappingView { iova, size, dirty }, fits)| Part { iova, size, dirty, fits });
         let mut mappings: Vec<_> = parts.collect();
-        let several = mappings.len() > 1;
-        if let Some(first) = mappings.iter().position(|mapping| !mapping.fits) {
-            mappings.truncate(first + 1);
-        }
-        Some(Self { iova, unmaps, mappings, several })
+        let count = mappings.iter().position(|mapping| !mapping.fits).map(|first| first + 1);
+        let behind = mappings.split_off(count.unwrap_or(mappings.len()));
+        let pinned_behind = behind.iter().any(|part| contract.has_pins_in(part.iova, part.size));
+        Some(Self { iova, unmaps, mappings, pinned_behind })
     }
 
     fn fails(&self) -> bool {

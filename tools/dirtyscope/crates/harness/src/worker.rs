@@ -53,6 +53,10 @@ impl Worker {
         let assignment = Assignment { log: log.to_owned(), job };
         let mut command = Command::new(env::current_exe()?);
         command.args(env::args_os().skip(1)).env(JOB, serde_json::to_string(&assignment)?);
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("start a worker")?;
         let requests = child.stdin.take().context("a worker without input")?;
@@ -94,30 +98,17 @@ impl Worker {
 
     /// Lets it end, as it does without further requests. Says what was wrong with that, if anything.
     pub fn finish(self, limit: Duration) -> Result<Option<String>> {
-        let Self { child, requests, lines } = self;
+        let Self { mut child, requests, lines } = self;
         drop(requests);
-        let mut rest = RestOfWorker { child, lines };
-        rest.end(limit)
-    }
-}
-
-/// A worker that gets no more requests.
-struct RestOfWorker {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl RestOfWorker {
-    fn end(&mut self, limit: Duration) -> Result<Option<String>> {
-        match self.lines.recv_timeout(limit) {
+        match lines.recv_timeout(limit) {
             Ok(line) => Ok(Some(format!("it says {line:?}"))),
             Err(RecvTimeoutError::Disconnected) => {
-                let status = self.child.wait()?;
+                let status = child.wait()?;
                 Ok((!status.success()).then(|| format!("it ended, {status}")))
             }
             Err(RecvTimeoutError::Timeout) => {
-                let stacks = stacks(self.child.id());
-                self.child.kill().context("kill a worker")?;
+                let stacks = stacks(child.id());
+                child.kill().context("kill a worker")?;
                 Ok(Some(format!("it hung for {} s\n{stacks}", limit.as_secs())))
             }
         }
@@ -143,4 +134,33 @@ pub fn send(message: &impl Serialize) -> Result<()> {
     let mut out = stdout().lock();
     writeln!(out, "{}", serde_json::to_string(message)?)?;
     Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finish(script: &str) -> Option<String> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Worker::run(command).unwrap().finish(Duration::from_millis(500)).unwrap()
+    }
+
+    #[test]
+    fn a_worker_that_does_not_end_well_is_noticed() {
+        assert_eq!(finish("cat"), None);
+        assert_eq!(finish("exit 3").unwrap(), "it ended, exit status: 3");
+        assert!(finish("kill -SEGV $$").unwrap().contains("SIGSEGV"));
+        assert_eq!(finish("echo 1").unwrap(), "it says \"1\"");
+        assert!(finish("exec sleep 100").unwrap().starts_with("it hung for 0 s\ntask "));
+    }
+
+    #[test]
+    fn a_worker_that_hangs_is_noticed() {
+        let mut command = Command::new("sleep");
+        command.arg("100");
+        let mut worker = Worker::run(command).unwrap();
+        let reported = worker.next::<u32>(Duration::from_millis(100)).unwrap();
+        assert!(matches!(reported, Reported::Hung(stacks) if stacks.starts_with("task ")));
+    }
 }

@@ -20,12 +20,13 @@ pub fn conclude<W: Write>(
     results: &mut Results<W>,
     followed: Followed,
     console: Option<&Console>,
+    without_tests: bool,
 ) -> Result<()> {
     let Followed { ending, rest, damage } = followed;
     for event in &rest {
         results.event(event.clone())?;
     }
-    let wrong = wrong(results, &ending, damage, console);
+    let wrong = wrong(results, &ending, damage, console, without_tests);
     let stopped = ending == Ending::Stopped || results.stopped();
     let wrong = match (wrong, results.test().cloned()) {
         (wrong, Some(test)) if !stopped => {
@@ -59,12 +60,15 @@ fn wrong<W: Write>(
     ending: &Ending,
     damage: Option<String>,
     console: Option<&Console>,
+    without_tests: bool,
 ) -> Option<String> {
     let complaint = console.and_then(|console| console.unrecorded(results.complaints()));
     let skipped = results.run().is_some_and(|run| run.skip.is_some());
     let failed = !results.totals().failed.is_empty();
     let ended = match ending {
-        Ending::Exit(0) if results.run().is_none() => Some(format!("{ending} without any test")),
+        Ending::Exit(0) if results.run().is_none() && !without_tests => {
+            Some(format!("{ending} without any test"))
+        }
         Ending::Exit(0) => None,
         // One that says why is not in need of another reason.
         Ending::Exit(_) if skipped || failed && results.test().is_none() => None,

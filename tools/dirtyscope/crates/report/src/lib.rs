@@ -87,6 +87,10 @@ pub struct Arguments {
     #[arg(long, value_name = "DIRECTORY", requires = "directory")]
     published: Option<PathBuf>,
 
+    /// The VM is only booted, and nothing is tested in it
+    #[arg(long)]
+    without_tests: bool,
+
     /// What the run is called in these files [default: verify, fuzz or migrate]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -119,7 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             None
         }
     });
-    conclude::conclude(&mut results, followed, console.as_ref())?;
+    conclude::conclude(&mut results, followed, console.as_ref(), arguments.without_tests)?;
     let (_, code) = results.end()?;
     Ok(code.into())
 }

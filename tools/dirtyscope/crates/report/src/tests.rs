@@ -52,7 +52,7 @@ impl Outcome {
         let each = |event| results.event(event);
         let stop = AtomicBool::new(false);
         let followed = follow(&path("log"), &path("ended"), &stop, each).unwrap();
-        conclude(&mut results, followed, Some(&Console::new(console.as_bytes()))).unwrap();
+        conclude(&mut results, followed, Some(&Console::new(console.as_bytes())), false).unwrap();
         let (printed, code) = results.end().unwrap();
         Self { printed: String::from_utf8(printed).unwrap(), code, directory }
     }

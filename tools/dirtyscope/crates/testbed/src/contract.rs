@@ -75,6 +75,12 @@ impl Contract {
         }
     }
 
+    /// Whether any page of `size` bytes from `iova` on is pinned.
+    pub fn has_pins_in(&self, iova: u64, size: u64) -> bool {
+        let pages = self.devices.values().flat_map(|&id| self.model.pinned(id));
+        pages.into_iter().any(|page| page.checked_sub(iova).is_some_and(|at| at < size))
+    }
+
     /// Whether `op` is about a device that is in the state for it: open, or closed to be opened.
     pub fn allows(&self, op: &Op) -> bool {
         match *op {

@@ -37,10 +37,15 @@ impl<'a> Testbed<'a> {
     pub fn on(context: &'a Context<'a>, device: usize) -> Result<Self> {
         let mut kernel = LiveContainer::new(context.device(device)?)?;
         let open = Op::Open { device: 0 };
-        context.call(open.to_call(kernel.group(0)));
-        kernel.apply(&open)?;
+        let n = context.call(open.to_call(kernel.group(0)));
+        let answer = kernel.apply(&open)?;
         let mut contract = Contract::new(dma_entry_limit()?, limits(kernel.device(0)));
-        contract.apply(&open);
+        let owed = contract.apply(&open).answer;
+        context.answer(|| events::Answer {
+            n,
+            model: owed.to_reply(&open),
+            kernel: answer.to_reply(&open),
+        });
         Ok(Self { context, kernel, expected: Expected::new(contract), locked: None })
     }
 

@@ -11,6 +11,7 @@ mod container;
 mod defect;
 mod dirty;
 mod killer;
+mod many;
 mod map;
 mod pin;
 mod process;
@@ -24,6 +25,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         selftest::SCENARIOS,
         dirty::SCENARIOS,
         map::SCENARIOS,
+        many::SCENARIOS,
         pin::SCENARIOS,
         container::SCENARIOS,
         process::SCENARIOS,

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=sh
+#
+# Sourced behind common.sh by what runs and has results. All that belongs to one
+# run is in a directory of its own, build/run/MODE-*; build/ itself has the results
+# of the run that ended last.
+
+# begin MODE: make the directory, $RUN, which is ours until we and our children have
+# ended. Those of interrupted runs are removed here, those of failed ones are
+# kept, the last three.
+begin() {
+	use_build
+	use_cache
+	directory "$BUILD/run"
+	lock "$BUILD/run/lock"
+	for run in "$BUILD"/run/*/; do
+		[ ! -d "$run" ] || [ -e "$run/failed" ] || flock -n "$run" rm -rf "$run" || :
+	done
+	find "$BUILD/run" -mindepth 2 -maxdepth 2 -name failed -printf '%T@ %h\n' | sort -rn |
+		tail -n +4 | cut -d' ' -f2- | tr '\n' '\0' | xargs -0r rm -rf
+	RUN=$(mktemp -d "$BUILD/run/$1-XXXXXX")
+	chmod 755 "$RUN"
+	exec 6<"$RUN"
+	flock 6
+	exec 9>&-
+}
+
+# publish NAME...: this is the newest.
+publish() {
+	for name; do
+		[ ! -e "$RUN/$name" ] || ln -f "$RUN/$name" "$BUILD/$name"
+	done
+}
+
+# finish STATUS: a run that ended well needs its directory no more.
+finish() {
+	if [ "$1" = 0 ]; then
+		rm -rf "$RUN"
+	else
+		touch "$RUN/failed"
+		say "all that belongs to this run is kept in $RUN"
+	fi
+}
