@@ -93,7 +93,7 @@ impl Page {
         let content = html! {
             h1 { "dirtyscope " (title) }
             @if let Some(run) = &self.run { (describe(run)) }
-            (self.counts(missing))
+            @if !(self.whole && self.failed.is_empty()) { (self.counts(missing)) }
             @if !sections.is_empty() { ul.index { (index) } (legend()) }
             @else if missing == 0 && self.failed.is_empty() { p { "Nothing failed, so there is nothing to see." } }
             @for (_, section) in &sections { (PreEscaped(section)) }
@@ -159,7 +159,7 @@ fn badge(verdict: &Verdict) -> Markup {
         @match verdict {
             Verdict::Fail { .. } => span.badge.fail { "× failed" },
             Verdict::Known { defect, .. } => span.badge.known { "known " (defect) },
-            Verdict::Pass => span.badge { "passed" },
+            Verdict::Pass => {},
             Verdict::Skip { .. } => span.badge { "skipped" },
         }
     }
