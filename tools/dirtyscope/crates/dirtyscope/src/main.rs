@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod show;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,7 @@ enum Command {
     Migrate(migration::Arguments),
     Bench(bench::Arguments),
     Report(report::Arguments),
+    Show(show::Arguments),
     #[command(hide = true)]
     Shrink(fuzz::ShrinkArguments),
     #[command(hide = true)]
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Migrate(arguments) => migration::run(&arguments, report::ktap()),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Show(arguments) => show::run(&arguments),
         Command::Shrink(arguments) => fuzz::shrink(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };

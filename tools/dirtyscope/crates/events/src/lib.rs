@@ -321,6 +321,17 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_as_documented() {
+        let text = include_str!("../../../../../Documentation/events.rst");
+        let lines = text.lines().filter_map(|line| line.strip_prefix("    "));
+        let lines: Vec<_> = lines.filter(|line| line.starts_with(r#"{"event""#)).collect();
+        assert!(lines.len() > 5);
+        for line in lines {
+            assert_eq!(Event::from_line(line).unwrap().to_line(), line);
+        }
+    }
+
+    #[test]
     fn complaints_are_told_from_other_messages() {
         assert!(is_complaint("kernel BUG at mm/usercopy.c:102!"));
         assert!(is_complaint("INFO: task dirtyscope:77 blocked for more than 120 seconds."));

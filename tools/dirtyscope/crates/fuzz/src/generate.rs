@@ -308,18 +308,13 @@ fn process_op(mappings: &Mappings) -> BoxedStrategy<Op> {
 mod tests {
     use super::*;
     use crate::{search::runner, triggers::TRIGGERS};
-    use dirty_model::{Errno, Errnos, Limits};
+    use dirty_model::{Errno, Errnos};
     use proptest::strategy::ValueTree;
     use std::collections::BTreeMap;
+    use testbed::limits_of;
 
     fn contract() -> Contract {
-        let limits = Limits {
-            max_pins: 65536,
-            page_pins: 65535,
-            max_length: 1 << 28,
-            pin_batch: 64 * PAGE,
-            dma_chunk: 16 * PAGE,
-        };
+        let limits = limits_of(65536, 1 << 28);
         let mut contract = Contract::new(65535, limits);
         contract.apply(&Op::Open { device: 0 });
         contract

@@ -4,10 +4,8 @@
 
 use crate::read_program;
 use anyhow::{Context as _, Result};
-use dirty_model::Limits;
-use mdev_dma::uapi;
 use std::{fs, path::PathBuf, process::ExitCode};
-use testbed::{Contract, Op, PAGE, program};
+use testbed::{Contract, Op, limits_of, program};
 
 /// Write all sequences to try that are shorter than one, and it itself as the last
 #[derive(clap::Args)]
@@ -48,14 +46,7 @@ fn shorter(ops: &[Op]) -> Vec<Vec<Op>> {
 }
 
 fn is_possible(ops: &[Op]) -> bool {
-    let limits = Limits {
-        max_pins: u64::MAX,
-        page_pins: uapi::RUST_MDEV_DMA_PAGE_PINS,
-        max_length: u64::MAX,
-        pin_batch: u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE,
-        dma_chunk: uapi::RUST_MDEV_DMA_DMA_CHUNK.into(),
-    };
-    let mut contract = Contract::new(u32::MAX, limits);
+    let mut contract = Contract::new(u32::MAX, limits_of(u64::MAX, u64::MAX));
     contract.apply(&Op::Open { device: 0 });
     ops.iter().all(|op| {
         let allowed = contract.allows(op);

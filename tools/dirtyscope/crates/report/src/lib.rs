@@ -9,17 +9,25 @@ mod console;
 mod ending;
 mod explain;
 mod follow;
+mod growth;
 mod junit;
 mod ktap;
+mod legend;
+mod page;
+mod passes;
+mod picture;
 mod results;
+mod scale;
+mod story;
 mod totals;
 
 #[cfg(test)]
 mod tests;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use console::Console;
 use events::Event;
+use page::Page;
 use results::Results;
 use std::{
     fs,
@@ -38,8 +46,9 @@ use std::{
 /// none, of a result of its own, vm/console. The last line says how many passed and failed; tests that
 /// were planned and have no result are among the latter.
 ///
-/// In a directory it writes results.ktap, events.jsonl (all events, one a line), junit.xml, and the
-/// fuzzer's sequences that fail, to be replayed.
+/// In a directory it writes results.ktap, events.jsonl (all events, one a line), junit.xml,
+/// report.html (a picture of each test that failed or showed what is known), and the fuzzer's
+/// sequences that fail, to be replayed.
 ///
 /// Ends with 0 if all tests passed or showed what is known of this kernel, 4 if none could be run,
 /// 1 else.
@@ -47,6 +56,7 @@ use std::{
 #[command(after_help = "\
 Examples:
   dirtyscope report --log vm/log --ended vm/ended --console vm/console.log --directory results
+  dirtyscope report --bench bench.json --directory results
 
 The file --ended says how the VM ended, and must appear at once (write another, rename it):
   exit N            the guest ended it, with dirtyscope's exit status N
@@ -54,20 +64,28 @@ The file --ended says how the VM ended, and must appear at once (write another, 
   died STATUS       it ended otherwise, by a panic or a reset, with this exit status of QEMU")]
 pub struct Arguments {
     /// The memory that the VM shares: a file, all of which is there from the begin on
-    #[arg(long, value_name = "FILE")]
-    log: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "bench", requires = "ended")]
+    log: Option<PathBuf>,
 
     /// What will say that the VM has ended, and how
-    #[arg(long, value_name = "FILE")]
-    ended: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "log")]
+    ended: Option<PathBuf>,
 
     /// What the VM's kernel prints to its console
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
 
+    /// Draw how costs grow, from what "dirtyscope bench --json" has written; nothing else
+    #[arg(long, value_name = "FILE.json", conflicts_with = "log", requires = "directory")]
+    bench: Option<PathBuf>,
+
     /// Where files are written
     #[arg(long, value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
+
+    /// Where the user will find them, which is said of those to be replayed [default: --directory]
+    #[arg(long, value_name = "DIRECTORY", requires = "directory")]
+    published: Option<PathBuf>,
 
     /// The VM is only booted, and nothing is tested in it
     #[arg(long)]
@@ -80,15 +98,23 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let (directory, name) = (arguments.directory.as_deref(), arguments.name.as_deref());
+    if let (Some(file), Some(directory)) = (&arguments.bench, directory) {
+        growth::write(file, directory, name)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some(log), Some(ended)) = (&arguments.log, &arguments.ended) else {
+        bail!("neither --log with --ended, nor --bench with --directory: nothing to report");
+    };
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let (out, watched) = (io::stdout(), io::stdout().is_terminal());
-    let (directory, name) = (arguments.directory.as_deref(), arguments.name.as_deref());
-    let mut results = Results::new(out, watched, directory, name)?;
+    let published = arguments.published.as_deref().or(directory);
+    let mut results = Results::new(out, watched, directory, published, name)?;
     let each = |event| results.event(event);
-    let mut followed = follow::follow(&arguments.log, &arguments.ended, &stop, each)?;
+    let mut followed = follow::follow(log, ended, &stop, each)?;
     let console = arguments.console.as_deref().and_then(|path| match fs::read(path) {
         Ok(bytes) => Some(Console::new(&bytes)),
         // Who knows what the kernel said: that must not pass.
@@ -100,6 +126,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     conclude::conclude(&mut results, followed, console.as_ref(), arguments.without_tests)?;
     let (_, code) = results.end()?;
     Ok(code.into())
+}
+
+/// The page that shows what all events say, also of tests that passed.
+pub fn page(events: &[Event]) -> String {
+    let mut page = Page::whole();
+    events.iter().for_each(|event| page.event(event));
+    page.to_html()
 }
 
 /// Takes events as they come.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{junit::Junit, ktap::Printer, totals::Totals};
+use crate::{junit::Junit, ktap::Printer, page::Page, totals::Totals};
 use anyhow::{Context as _, Result};
 use events::{Begin, Event, Run};
 use std::{
@@ -32,10 +32,11 @@ struct Files {
     ktap: Printer<File>,
     events: BufWriter<File>,
     junit: Junit,
+    page: Page,
 }
 
 impl Files {
-    fn create(directory: &Path, name: Option<&str>) -> Result<Self> {
+    fn create(directory: &Path, published: Option<&Path>, name: Option<&str>) -> Result<Self> {
         let create = |file| {
             let path = directory.join(file);
             File::create(&path).with_context(|| format!("write {}", path.display()))
@@ -47,9 +48,10 @@ impl Files {
         }
         Ok(Self {
             directory: directory.to_owned(),
-            ktap: Printer::new(create("results.ktap")?, false, Some(directory.to_owned())),
+            ktap: Printer::new(create("results.ktap")?, false, published.map(Path::to_owned)),
             events: BufWriter::new(create("events.jsonl")?),
             junit: Junit::new(name),
+            page: Page::new(name),
         })
     }
 
@@ -57,6 +59,7 @@ impl Files {
         self.ktap.event(event)?;
         writeln!(self.events, "{}", event.to_line())?;
         self.junit.event(event);
+        self.page.event(event);
         match event {
             Event::Saved { file, text } => write(&self.directory, file, text),
             Event::Result(_) => Ok(self.events.flush()?),
@@ -73,15 +76,17 @@ fn write(directory: &Path, file: &str, text: &str) -> Result<()> {
 
 impl<W: Write> Results<W> {
     /// Prints to `out`, which somebody watches or not, and writes files if there is a directory for
-    /// them. The run has a name, if not that of what is run.
+    /// them, where they are `published` for users. The run has a name, if not that of what is run.
     pub fn new(
         out: W,
         watched: bool,
         directory: Option<&Path>,
+        published: Option<&Path>,
         name: Option<&str>,
     ) -> Result<Self> {
-        let files = directory.map(|directory| Files::create(directory, name)).transpose()?;
-        let saved_in = directory.map(Path::to_owned);
+        let create = |directory| Files::create(directory, published, name);
+        let files = directory.map(create).transpose()?;
+        let saved_in = published.map(Path::to_owned);
         Ok(Self {
             terminal: Printer::new(out, watched, saved_in),
             files,
@@ -154,6 +159,7 @@ impl<W: Write> Results<W> {
         if let Some(mut files) = self.files {
             files.ktap.end()?;
             files.events.flush()?;
+            write(&files.directory, "report.html", &files.page.to_html())?;
             write(&files.directory, "junit.xml", &files.junit.into_xml(missing)?)?;
         }
         let skipped = self.run.as_ref().is_some_and(|run| run.skip.is_some());

@@ -7,7 +7,7 @@ use events::{
     Event,
     layout::{ALL, MAGIC, STAYS, STREAM},
 };
-use std::{fs, sync::atomic::AtomicBool};
+use std::{fs, path::Path, sync::atomic::AtomicBool};
 use tempfile::TempDir;
 
 const RUN: &str =
@@ -46,7 +46,9 @@ impl Outcome {
         fs::write(path("log"), &memory).unwrap();
         fs::write(path("ended"), ended).unwrap();
 
-        let mut results = Results::new(Vec::new(), false, Some(directory.path()), None).unwrap();
+        let mut results =
+            Results::new(Vec::new(), false, Some(directory.path()), Some(Path::new("build")), None)
+                .unwrap();
         let each = |event| results.event(event);
         let stop = AtomicBool::new(false);
         let followed = follow(&path("log"), &path("ended"), &stop, each).unwrap();
@@ -125,8 +127,7 @@ fn a_sequence_that_kills_the_kernel_is_saved() {
     let open = r#"{"event":"call","n":1,"op":"device 0 OPEN","kind":"other","thread":7}"#;
     let rest = [r#"{"event":"sequence"}"#, open, START, r#"{"event":"sequence"}"#, open, START];
     let outcome = Outcome::of(&[&run, begin], &rest, "died 0", "[ 2.0] Oops: 1\n");
-    let path = outcome.directory.path().join("fuzz-7.ops");
-    outcome.says(&[&format!("make fuzz REPLAY={}\n", path.display()), "not ok 1 fuzz/seed-7\n"]);
+    outcome.says(&["make fuzz REPLAY=build/fuzz-7.ops\n", "not ok 1 fuzz/seed-7\n"]);
     let text = outcome.file("fuzz-7.ops");
     assert!(text.starts_with("# the kernel died: ") && text.ends_with(")\nSTART\n"), "{text}");
     assert_eq!(outcome.last_lines(1), ["1 passed, 1 failed"]);

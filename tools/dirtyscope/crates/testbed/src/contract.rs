@@ -5,12 +5,26 @@ use dirty_model::{
     Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, Limits, Mapping,
     Protection,
 };
-use mdev_dma::Opcode;
+use mdev_dma::{Opcode, uapi};
 use std::{collections::BTreeMap, ops::Range};
 use vfio_client::uapi::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
     VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
 };
+
+/// The largest span of IOVA that is read as one range, in bytes.
+pub(crate) const SPAN_MAX: u64 = 1 << 32;
+
+/// Limits of a device, of which it has told two.
+pub fn limits_of(max_pins: u64, max_length: u64) -> Limits {
+    Limits {
+        max_pins,
+        page_pins: uapi::RUST_MDEV_DMA_PAGE_PINS,
+        max_length,
+        pin_batch: u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE,
+        dma_chunk: u64::from(uapi::RUST_MDEV_DMA_DMA_CHUNK),
+    }
+}
 
 /// What the kernel owes: the model, and which of its devices is in which slot. It knows nothing of
 /// what is in memory.
@@ -38,6 +52,28 @@ impl Contract {
     /// The device that is open in a slot.
     pub fn device(&self, slot: usize) -> Option<DeviceId> {
         self.devices.get(&slot).copied()
+    }
+
+    /// The range that has all mappings: IOVA and size.
+    pub(crate) fn span(&self) -> Option<(u64, u64)> {
+        let mut mappings = self.model.mappings();
+        let first = mappings.next()?;
+        let last = mappings.next_back().unwrap_or(first);
+        Some((first.iova, (last.iova - first.iova).saturating_add(last.size)))
+    }
+
+    /// The ranges of the mappings.
+    pub(crate) fn each(&self) -> Vec<(u64, u64)> {
+        self.model.mappings().map(|mapping| (mapping.iova, mapping.size)).collect()
+    }
+
+    /// Ranges to read for all that is dirty: one if the mappings are near enough to one another, else
+    /// each by itself.
+    pub(crate) fn reads(&self) -> Vec<(u64, u64)> {
+        match self.span() {
+            Some(span) if span.1 <= SPAN_MAX => vec![span],
+            _ => self.each(),
+        }
     }
 
     /// Whether any page of `size` bytes from `iova` on is pinned.

@@ -13,13 +13,15 @@ mod live;
 mod op;
 pub mod program;
 mod regions;
+mod rehearsal;
 mod steps;
 mod testbed;
 mod text;
 
-pub use contract::{Contract, Owed};
+pub use contract::{Contract, Owed, limits_of};
 pub use live::status;
 pub use mdev_dma::PAGE;
 pub use op::{Answer, Buffer, BufferMemory, Op, operation};
+pub use rehearsal::rehearse;
 pub use steps::{at, command, map, pages};
 pub use testbed::{Testbed, same, to_iova};

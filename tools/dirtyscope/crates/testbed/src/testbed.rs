@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{
-    Answer, Contract, Op, PAGE, expected::Expected, live::LiveContainer, regions::new_memory,
+    Answer, Contract, Op, PAGE,
+    contract::{SPAN_MAX, limits_of},
+    expected::Expected,
+    live::LiveContainer,
+    regions::new_memory,
 };
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Errnos, Limits};
 use events::{Difference, Runs};
 use harness::{Context, Failure, locked_memory};
-use mdev_dma::{MdevDma, uapi};
+use mdev_dma::MdevDma;
 use std::{fs, ops::Range, sync::Arc};
 use vfio_client::Container;
-
-/// The largest span of IOVA that is read as one range, in bytes.
-const SPAN_MAX: u64 = 1 << 32;
 
 /// Where the kernel has the limit on mappings of a container.
 const DMA_ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
@@ -145,7 +146,7 @@ impl<'a> Testbed<'a> {
     /// Reads the bitmap of all mappings as one range, holes and all. Returns what is dirty, in bytes
     /// of IOVA.
     pub fn read_whole(&mut self) -> Result<Vec<Range<u64>>> {
-        let Some((iova, size)) = self.span() else { return Ok(Vec::new()) };
+        let Some((iova, size)) = self.contract().span() else { return Ok(Vec::new()) };
         ensure!(size <= SPAN_MAX, "mappings too far apart to read them as one range");
         self.read(iova, size)
     }
@@ -153,26 +154,17 @@ impl<'a> Testbed<'a> {
     /// Reads all that is dirty: as one range if the mappings are near enough to one another, else each
     /// by itself.
     pub fn read_all(&mut self) -> Result<Vec<Range<u64>>> {
-        match self.span() {
-            Some((_, size)) if size <= SPAN_MAX => self.read_whole(),
-            _ => self.read_each(),
+        let mut dirty = Vec::new();
+        for (iova, size) in self.contract().reads() {
+            dirty.extend(self.read(iova, size)?);
         }
-    }
-
-    /// The range that has all mappings.
-    fn span(&self) -> Option<(u64, u64)> {
-        let mut mappings = self.contract().model.mappings();
-        let first = mappings.next()?;
-        let last = mappings.next_back().unwrap_or(first);
-        Some((first.iova, (last.iova - first.iova).saturating_add(last.size)))
+        Ok(dirty)
     }
 
     /// Reads the bitmap of each mapping by itself. Returns as [`Self::read_whole`] does.
     pub fn read_each(&mut self) -> Result<Vec<Range<u64>>> {
-        let mappings = self.contract().model.mappings();
-        let mappings: Vec<_> = mappings.map(|mapping| (mapping.iova, mapping.size)).collect();
         let mut dirty = Vec::new();
-        for (iova, size) in mappings {
+        for (iova, size) in self.contract().each() {
             dirty.extend(self.read(iova, size)?);
         }
         Ok(dirty)
@@ -214,15 +206,10 @@ fn dma_entry_limit() -> Result<u32> {
     limit.trim().parse().context(DMA_ENTRY_LIMIT)
 }
 
+/// Those that a device has.
 fn limits(device: &MdevDma) -> Result<Limits> {
     let mdev_dma::DeviceLimits { max_pins, max_length } = device.limits()?;
-    Ok(Limits {
-        max_pins,
-        page_pins: uapi::RUST_MDEV_DMA_PAGE_PINS,
-        max_length,
-        pin_batch: u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE,
-        dma_chunk: u64::from(uapi::RUST_MDEV_DMA_DMA_CHUNK),
-    })
+    Ok(limits_of(max_pins, max_length))
 }
 
 /// Fails unless `op` succeeded.

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! How costs grow, as `dirtyscope bench` has measured it.
+
+use crate::page::document;
+use anyhow::{Context as _, Result};
+use maud::{PreEscaped, html};
+use serde::Deserialize;
+use std::{fs, path::Path};
+use svg::node::element::{Circle, Line, SVG, Text, Title};
+
+/// What is drawn of a bench's results.
+#[derive(Deserialize)]
+struct Bench {
+    kernel: String,
+    growth: Vec<Growth>,
+}
+
+#[derive(Deserialize)]
+struct Growth {
+    operation: String,
+    /// The unit of what it costs.
+    cost: String,
+    /// What grows.
+    axis: String,
+    points: Vec<(f64, f64)>,
+    exponent: f64,
+}
+
+/// Pixels of a drawing's height, and of its edge below.
+const HEIGHT: f64 = 190.0;
+const EDGE: f64 = 22.0;
+
+/// Percent of its width that the edge on its left has, and what is left for points.
+const LEFT: f64 = 16.0;
+const WIDTH: f64 = 80.0;
+
+/// Writes a page with the curves that are in a file.
+pub fn write(file: &Path, directory: &Path, name: Option<&str>) -> Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let bench: Bench = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("make the directory {}", directory.display()))?;
+    let path = directory.join("report.html");
+    fs::write(&path, page(&bench, name)).with_context(|| format!("write {}", path.display()))
+}
+
+fn page(bench: &Bench, name: Option<&str>) -> String {
+    let title = format!("dirtyscope {}", name.unwrap_or("bench"));
+    let content = html! {
+        h1 { (title) }
+        p.run { "Linux " (bench.kernel) }
+        p.note { "Both axes are logarithmic: a straight line is a power, and its exponent says which." }
+        div.growth {
+            @for growth in &bench.growth {
+                figure {
+                    figcaption { b { (growth.operation) } " against " (growth.axis) ": exponent " (format!("{:.2}", growth.exponent)) }
+                    (PreEscaped(curve(growth).to_string()))
+                }
+            }
+        }
+    };
+    document(&title, &content)
+}
+
+/// Points and the lines between them.
+fn curve(growth: &Growth) -> SVG {
+    let usable = |point: &&(f64, f64)| point.0 > 0.0 && point.1 > 0.0;
+    let points: Vec<_> = growth.points.iter().filter(usable).copied().collect();
+    let xs = Axis::of(points.iter().map(|point| point.0));
+    let ys = Axis::of(points.iter().map(|point| point.1));
+    let at = |&(x, y): &(f64, f64)| {
+        (
+            format!("{:.2}%", LEFT + xs.part(x) * WIDTH),
+            format!("{:.1}", 10.0 + (1.0 - ys.part(y)) * (HEIGHT - EDGE - 20.0)),
+        )
+    };
+    let label = format!("{} against {}", growth.operation, growth.axis);
+    let mut svg = SVG::new()
+        .set("width", "100%")
+        .set("height", HEIGHT)
+        .set("role", "img")
+        .set("aria-label", label);
+    for value in ys.ends() {
+        let (_, y) = at(&(xs.low, value));
+        let line = Line::new()
+            .set("x1", format!("{LEFT}%"))
+            .set("x2", "100%")
+            .set("y1", y.as_str())
+            .set("y2", y.as_str());
+        let text = Text::new(amount(value, &growth.cost))
+            .set("x", format!("{}%", LEFT - 1.0))
+            .set("y", y)
+            .set("dy", 4);
+        svg = svg.add(line).add(text.set("text-anchor", "end"));
+    }
+    for value in xs.ends() {
+        let (x, _) = at(&(value, ys.low));
+        let text = Text::new(format!("{value:.0}")).set("x", x).set("y", HEIGHT - 4.0);
+        svg = svg.add(text.set("text-anchor", "middle"));
+    }
+    for pair in points.windows(2) {
+        let ((x1, y1), (x2, y2)) = (at(&pair[0]), at(&pair[1]));
+        let line = Line::new().set("x1", x1).set("y1", y1).set("x2", x2).set("y2", y2);
+        svg = svg.add(line.set("class", "curve"));
+    }
+    for point in &points {
+        let (x, y) = at(point);
+        let title = Title::new(format!("{:.0}: {}", point.0, amount(point.1, &growth.cost)));
+        svg = svg.add(Circle::new().set("cx", x).set("cy", y).set("r", 4).add(title));
+    }
+    svg
+}
+
+/// A logarithmic axis.
+struct Axis {
+    low: f64,
+    high: f64,
+}
+
+impl Axis {
+    fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
+        let low = values.clone().fold(f64::INFINITY, f64::min);
+        Self { low, high: values.fold(0.0, f64::max) }
+    }
+
+    /// Where a value is, from 0 to 1.
+    fn part(&self, value: f64) -> f64 {
+        if self.high > self.low {
+            (value / self.low).ln() / (self.high / self.low).ln()
+        } else {
+            0.5
+        }
+    }
+
+    /// What is written at it.
+    fn ends(&self) -> Vec<f64> {
+        match self.high {
+            high if high > self.low => vec![self.low, high],
+            high if high > 0.0 => vec![high],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn amount(value: f64, unit: &str) -> String {
+    match unit {
+        "ns" if value >= 1e9 => format!("{:.1} s", value / 1e9),
+        "ns" if value >= 1e6 => format!("{:.1} ms", value / 1e6),
+        "ns" if value >= 1e3 => format!("{:.1} us", value / 1e3),
+        _ => format!("{value:.0} {unit}"),
+    }
+}
