@@ -2,7 +2,6 @@
 
 //! Commands that run in the background: that they do the same, and how they end early.
 
-use crate::fixture::{Fixture, LONG, succeeded};
 use anyhow::{Result, anyhow, ensure};
 use dirty_model::{Errno, Protection};
 use harness::{Context, Scenario, scenario};
@@ -21,6 +20,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use testbed::fixture::{Fixture, LONG, succeeded};
 use testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
 use vfio_client::{
     EventFd, IrqData, MigState, SetIrqs,

@@ -2,7 +2,6 @@
 
 //! Software that was written for other devices.
 
-use crate::fixture::succeeded;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::{Context, Scenario, Skip, scenario};
 use mdev_dma::{
@@ -11,6 +10,7 @@ use mdev_dma::{
     uapi::{self, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND},
 };
 use std::{fs, io, process::Command};
+use testbed::fixture::succeeded;
 use testbed::same;
 use uuid::Uuid;
 use vmm_client::Vmm;

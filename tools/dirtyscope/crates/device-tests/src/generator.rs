@@ -2,7 +2,6 @@
 
 //! The generator: that it writes what follows from seed and counter, and when it stops.
 
-use crate::fixture::{Fixture, check_generated, stopped_with, succeeded};
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
@@ -18,6 +17,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use testbed::fixture::{Fixture, check_generated, stopped_with, succeeded};
 use testbed::{PAGE, at, same};
 
 pub const SCENARIOS: &[Scenario] = &[

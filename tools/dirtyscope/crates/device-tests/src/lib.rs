@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Scenarios about `rust_mdev_dma`: what the driver owes its user.
+//! Scenarios about `rust_mdev_dma`: what the driver owes whoever has it read and write memory. What it
+//! owes as one that interrupts and migrates has a crate of its own, `device-feature-tests`.
 //!
 //! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
 //! and add it there.
@@ -10,17 +11,12 @@
 mod background;
 mod client;
 mod commands;
-mod fixture;
 mod generator;
 pub mod hold;
 mod interface;
-mod iommufd;
-mod irq;
 mod lifetime;
-mod logging;
 mod mdev;
 mod memory;
-mod migration_state;
 mod module;
 
 use harness::Scenario;
@@ -32,12 +28,8 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         commands::SCENARIOS,
         memory::SCENARIOS,
         lifetime::SCENARIOS,
-        irq::SCENARIOS,
         background::SCENARIOS,
         generator::SCENARIOS,
-        migration_state::SCENARIOS,
-        logging::SCENARIOS,
-        iommufd::SCENARIOS,
         mdev::SCENARIOS,
         client::SCENARIOS,
         module::SCENARIOS,

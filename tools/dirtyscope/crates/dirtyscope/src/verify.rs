@@ -82,7 +82,8 @@ fn scenarios(arguments: &Arguments) -> Vec<&'static Scenario> {
     if arguments.killers {
         return type1_tests::killers().collect();
     }
-    let all = type1_tests::scenarios().chain(device_tests::scenarios());
+    let device = device_tests::scenarios().chain(device_feature_tests::scenarios());
+    let all = type1_tests::scenarios().chain(device);
     let with_module = arguments.module.is_some() || arguments.selection.list;
     all.filter(|scenario| with_module || !scenario.name.starts_with("device/module/")).collect()
 }

@@ -9,6 +9,7 @@
 
 mod contract;
 mod expected;
+pub mod fixture;
 mod live;
 mod op;
 pub mod program;

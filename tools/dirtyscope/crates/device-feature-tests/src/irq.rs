@@ -2,7 +2,6 @@
 
 //! Interrupts: which eventfds the device signals, and when.
 
-use crate::fixture::{Fixture, LONG, succeeded};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
@@ -18,6 +17,7 @@ use std::{
     thread,
     time::Duration,
 };
+use testbed::fixture::{Fixture, LONG, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
     EventFd, IrqData, SetIrqs,

@@ -2,7 +2,6 @@
 
 //! The device by iommufd, without group and container: that it does the same.
 
-use crate::fixture::{LONG, check_generated, succeeded};
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
@@ -14,6 +13,7 @@ use mdev_dma::{
     },
 };
 use std::{ops::Range, sync::Arc, thread, time::Duration};
+use testbed::fixture::{LONG, check_generated, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{Ioas, Memory};
 

@@ -2,7 +2,6 @@
 
 //! Migration of the device: its states, the stream of its state, and that it is quiesced.
 
-use crate::fixture::{Fixture, LONG, stopped_with, succeeded};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
@@ -14,6 +13,7 @@ use mdev_dma::{
     },
 };
 use std::{os::fd::AsFd, thread, time::Duration};
+use testbed::fixture::{Fixture, LONG, stopped_with, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
     DataFile, EventFd, IrqData,
@@ -316,7 +316,7 @@ fn state(context: &Context<'_>) -> Result<()> {
     ensure!(stopped.counter > counter + WINDOW, "{stopped:?}, it was at {counter}");
     let memory = other.copy();
     let window = (WINDOW * PAGE) as usize;
-    crate::fixture::check_generated(&memory[..window], &config, stopped.counter)?;
+    testbed::fixture::check_generated(&memory[..window], &config, stopped.counter)?;
     let mut expected = vec![0; PAGE as usize];
     pattern::fill(&mut expected, 5, at(WINDOW, 0));
     ensure!(other.page(WINDOW) == expected, "the command that waited wrote something else");

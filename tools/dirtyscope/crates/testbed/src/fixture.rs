@@ -2,6 +2,7 @@
 
 //! A device and memory without the model: for what changes memory while nobody asks for it.
 
+use crate::{PAGE, at, same};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Bitmap, BitmapBuffer};
 use harness::Context;
@@ -12,7 +13,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::{PAGE, at, same};
 use vfio_client::{
     BitmapArgs, Container, DeviceNode, Group, MapArgs, Memory, UnmapArgs,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},

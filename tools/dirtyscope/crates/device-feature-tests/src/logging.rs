@@ -2,7 +2,6 @@
 
 //! DMA logging: the device's own account of what it writes, held against type1's.
 
-use crate::fixture::{Fixture, stopped_with, succeeded};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Bitmap, Errno};
 use harness::{Context, Scenario, Skip, scenario};
@@ -15,6 +14,7 @@ use mdev_dma::{
     },
 };
 use std::{fs, ops::Range};
+use testbed::fixture::{Fixture, stopped_with, succeeded};
 use testbed::{PAGE, at, same, status};
 
 pub const SCENARIOS: &[Scenario] = &[

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Scenarios about what `rust_mdev_dma` has of the parts of VFIO that are up to a driver: interrupts,
+//! migration, DMA logging, use by iommufd.
+//!
+//! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
+//! and add it there.
+
+#![forbid(unsafe_code)]
+
+mod iommufd;
+mod irq;
+mod logging;
+mod migration_state;
+
+use harness::Scenario;
+
+/// All of them.
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    [irq::SCENARIOS, migration_state::SCENARIOS, logging::SCENARIOS, iommufd::SCENARIOS]
+        .into_iter()
+        .flatten()
+}
