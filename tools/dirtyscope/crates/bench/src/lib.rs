@@ -57,7 +57,7 @@ const C_DRIVER: &str = "c_mdev_dma";
 /// The driver and a minimal one in C (tools/bench) do the same commands in turn, on the same pages. A
 /// ratio is the median of the rounds' ratios, more than 1 if the Rust driver is faster; where the
 /// true one lies is said with a confidence of 95 %. Then it measures how long VFIO_IOMMU_DIRTY_PAGES
-/// takes, how large the device's state is and how long stop-copy takes, and how that grows: with an
+/// takes, the size of the device's state, how long stop-copy takes, and how that grows: with an
 /// exponent of 1, twice as much takes twice as long. Last, the kernel memory that drivers take for
 /// pinned pages.
 ///

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! What the device's state is when it migrates: its size, and how long it takes to stop the device and
-//! read it, which is time that a guest stands still.
+//! read it, which is time for which a guest is stopped.
 
 use super::{
     Bench, IOVA, PAGE_SIZE,
