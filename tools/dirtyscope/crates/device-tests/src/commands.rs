@@ -46,18 +46,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
-/// A container with 64 pages, tracking, in which page 10 is pinned.
-fn bed<'a>(context: &'a Context<'a>) -> Result<Testbed<'a>> {
-    let mut bed = Testbed::with_pages(context, 64)?;
-    bed.pin(10..11)?;
-    bed.start()?;
-    Ok(bed)
-}
-
-/// Does `op`, which fails with `errno` and changes nothing, of a device of [`bed`].
+/// Does `op`, which fails with `errno` and changes nothing, of a device of [`Testbed::with_pin`].
 fn refused(bed: &mut Testbed<'_>, errno: Errno, op: Op) -> Result<()> {
     bed.refused(errno, op.clone())?;
-    unchanged(bed)?;
+    bed.has_only_pin()?;
     let Op::Command { op: number, iova, length, seed, .. } = op else { return Ok(()) };
     let read = |register, width| bed.device(0).read(register, width);
     same("IOVA", iova, read(uapi::RUST_MDEV_DMA_REG_IOVA, Width::Quad)?)?;
@@ -66,15 +58,8 @@ fn refused(bed: &mut Testbed<'_>, errno: Errno, op: Op) -> Result<()> {
     same("COMMAND", number.into(), read(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long)?)
 }
 
-/// Only page 10 may be pinned and dirty.
-fn unchanged(bed: &mut Testbed<'_>) -> Result<()> {
-    bed.reports(&[10..11])?;
-    bed.has_pins(1)?;
-    bed.check()
-}
-
 fn bad_operation(context: &Context<'_>) -> Result<()> {
-    let mut bed = bed(context)?;
+    let mut bed = Testbed::with_pin(context)?;
     for op in [0, 7, 8, 31, 32, 33, 1 << 16, u32::MAX >> 1] {
         let op = Op::Command { device: 0, op, iova: at(10, 0), length: PAGE, seed: 5 };
         refused(&mut bed, Errno::EOPNOTSUPP, op)?;
@@ -83,7 +68,7 @@ fn bad_operation(context: &Context<'_>) -> Result<()> {
 }
 
 fn bad_range(context: &Context<'_>) -> Result<()> {
-    let mut bed = bed(context)?;
+    let mut bed = Testbed::with_pin(context)?;
     let max = bed.device(0).limits()?.max_length;
     for op in Opcode::ALL {
         let mut check = |errno, iova, length| {
@@ -111,7 +96,7 @@ fn bad_range(context: &Context<'_>) -> Result<()> {
 }
 
 fn not_mapped(context: &Context<'_>) -> Result<()> {
-    let mut bed = bed(context)?;
+    let mut bed = Testbed::with_pin(context)?;
     for op in Opcode::ALL {
         let errno = match op {
             Opcode::Unpin | Opcode::Write | Opcode::Read => Errno::ENXIO,
@@ -127,7 +112,7 @@ fn not_mapped(context: &Context<'_>) -> Result<()> {
 }
 
 fn protections(context: &Context<'_>) -> Result<()> {
-    let mut bed = bed(context)?;
+    let mut bed = Testbed::with_pin(context)?;
     bed.must(map(64..66, Protection::READ))?;
     bed.must(map(66..68, Protection::WRITE))?;
     for page in [64, 66] {
@@ -137,11 +122,11 @@ fn protections(context: &Context<'_>) -> Result<()> {
     }
     refused(&mut bed, Errno::EPERM, command(0, Opcode::DmaRead, pages(66..67)))?;
     bed.transfer(Opcode::DmaRead, pages(64..66))?;
-    unchanged(&mut bed)
+    bed.has_only_pin()
 }
 
 fn not_pinned(context: &Context<'_>) -> Result<()> {
-    let mut bed = bed(context)?;
+    let mut bed = Testbed::with_pin(context)?;
     for op in [Opcode::Unpin, Opcode::Write, Opcode::Read] {
         for range in [9..10, 9..11, 10..12, 0..64] {
             refused(&mut bed, Errno::ENXIO, command(0, op, pages(range)))?;

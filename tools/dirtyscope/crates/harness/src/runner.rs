@@ -333,12 +333,7 @@ impl Watch<'_> {
 }
 
 /// What it means that a scenario was skipped.
-fn judge_skip(
-    scenario: &str,
-    why: &str,
-    complete: bool,
-    entry: Option<&KernelEntry>,
-) -> Verdict {
+fn judge_skip(scenario: &str, why: &str, complete: bool, entry: Option<&KernelEntry>) -> Verdict {
     match complete && !entry.is_some_and(|entry| entry.skips(scenario)) {
         true => Verdict::Fail { why: format!("it was skipped, and isn't listed to be: {why}") },
         false => Verdict::Skip { why: why.into() },

@@ -36,6 +36,21 @@ impl<'a> Testbed<'a> {
         Ok(bed)
     }
 
+    /// A container with 64 pages, tracking, in which page 10 is pinned.
+    pub fn with_pin(context: &'a Context<'a>) -> Result<Self> {
+        let mut bed = Self::with_pages(context, 64)?;
+        bed.pin(10..11)?;
+        bed.start()?;
+        Ok(bed)
+    }
+
+    /// Only page 10 may be pinned and dirty: see [`Self::with_pin`].
+    pub fn has_only_pin(&mut self) -> Result<()> {
+        self.reports(&[10..11])?;
+        self.has_pins(1)?;
+        self.check()
+    }
+
     /// Does `op`, which must succeed.
     pub fn must(&mut self, op: Op) -> Result<()> {
         let answer = self.apply(op.clone())?;

@@ -31,29 +31,14 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
-/// A container with 64 pages, tracking, in which page 10 is pinned.
-fn bed<'a>(context: &'a Context<'a>) -> Result<Testbed<'a>> {
-    let mut bed = Testbed::with_pages(context, 64)?;
-    bed.pin(10..11)?;
-    bed.start()?;
-    Ok(bed)
-}
-
-/// Does `op`, which fails with `errno` and changes nothing, of a device of [`bed`].
+/// Does `op`, which fails with `errno` and changes nothing, of a device of [`Testbed::with_pin`].
 fn refused(bed: &mut Testbed<'_>, errno: Errno, op: Op) -> Result<()> {
     bed.refused(errno, op)?;
-    unchanged(bed)
-}
-
-/// Only page 10 may be pinned and dirty.
-fn unchanged(bed: &mut Testbed<'_>) -> Result<()> {
-    bed.reports(&[10..11])?;
-    bed.has_pins(1)?;
-    bed.check()
+    bed.has_only_pin()
 }
 
 fn pin_fails_in_first_batch(context: &Context<'_>) -> Result<()> {
-    let mut bed = bed(context)?;
+    let mut bed = Testbed::with_pin(context)?;
     bed.map(100..164)?;
     refused(&mut bed, Errno::EINVAL, command(0, Opcode::Pin, pages(99..164)))?;
     refused(&mut bed, Errno::EINVAL, command(0, Opcode::Pin, pages(64..128)))?;
@@ -68,7 +53,7 @@ fn pin_fails_in_later_batch(context: &Context<'_>) -> Result<()> {
     bed.has_pins(1)?;
     bed.refused(Errno::ENXIO, command(0, Opcode::Read, pages(0..1)))?;
     bed.start()?;
-    unchanged(&mut bed)?;
+    bed.has_only_pin()?;
 
     // At the first page of a batch: those before were pinned for a moment, and are dirty once.
     bed.map(256..300)?;
@@ -76,7 +61,7 @@ fn pin_fails_in_later_batch(context: &Context<'_>) -> Result<()> {
     bed.refused(Errno::EINVAL, command(0, Opcode::Pin, pages(256..321)))?;
     bed.reports(&[10..11, 256..320])?;
     bed.refused(Errno::ENXIO, command(0, Opcode::Read, pages(256..257)))?;
-    unchanged(&mut bed)
+    bed.has_only_pin()
 }
 
 fn pin_fails_beside_pins(context: &Context<'_>) -> Result<()> {
