@@ -25,10 +25,16 @@ begin() {
 	exec 9>&-
 }
 
+# Where those are found who want to know what came of the newest run.
+RESULTS=${RESULTS:-$BUILD}
+
+# withdraw NAME...: what came of the run before isn't the newest any more.
+withdraw() { (cd "$RESULTS" && rm -f "$@"); }
+
 # publish NAME...: this is the newest.
 publish() {
 	for name; do
-		[ ! -e "$RUN/$name" ] || ln -f "$RUN/$name" "$BUILD/$name"
+		[ ! -e "$RUN/$name" ] || ln -f "$RUN/$name" "$RESULTS/$name"
 	done
 }
 

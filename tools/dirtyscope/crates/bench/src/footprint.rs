@@ -72,7 +72,7 @@ fn for_each(device: &MdevDma, op: Opcode, step: u64) -> Result<()> {
 fn allocated() -> Result<u64> {
     let needs = "needs root, and a kernel with CONFIG_SLUB_DEBUG";
     let read = || fs::read_to_string(SLABINFO).with_context(|| format!("{SLABINFO}: {needs}"));
-    // What is free in a CPU's stock counts as allocated: have it given back.
+    // What is free in a CPU's stock counts as allocated: have it flushed.
     for line in caches(&read()?) {
         let name = line.split_whitespace().next().unwrap_or_default();
         let path = format!("/sys/kernel/slab/{name}/shrink");

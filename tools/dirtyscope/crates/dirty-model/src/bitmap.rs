@@ -16,14 +16,14 @@ pub struct Bitmap {
 
 /// How a reported bitmap differs from the expected one: runs of pages, ascending and not touching.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Difference {
+pub struct BitmapDifference {
     /// Expected, but not reported.
     pub lost: Vec<Range<u64>>,
     /// Reported, but not expected.
     pub spurious: Vec<Range<u64>>,
 }
 
-impl Difference {
+impl BitmapDifference {
     /// Whether there is no difference.
     pub fn is_empty(&self) -> bool {
         self.lost.is_empty() && self.spurious.is_empty()
@@ -89,9 +89,9 @@ impl Bitmap {
     }
 
     /// How `reported` differs from this, which is expected. Both have the same number of pages.
-    pub fn diff(&self, reported: &Self) -> Difference {
+    pub fn diff(&self, reported: &Self) -> BitmapDifference {
         assert_eq!(self.pages, reported.pages);
-        let mut difference = Difference::default();
+        let mut difference = BitmapDifference::default();
         let blocks = self.words.chunks(DIFF_BLOCK).zip(reported.words.chunks(DIFF_BLOCK));
         for (i, (expected, reported)) in blocks.enumerate() {
             if expected == reported {

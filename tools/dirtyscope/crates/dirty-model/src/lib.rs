@@ -27,7 +27,7 @@ mod device;
 mod errno;
 mod mapping;
 
-pub use bitmap::{Bitmap, Difference};
+pub use bitmap::{Bitmap, BitmapDifference};
 pub use buffer::{BITMAP_PAGES_MAX, BitmapBuffer};
 pub use container::{Container, DeviceId, MappingView, PinFailure};
 pub use device::{Command, CommandKind, CommandOutcome, Limits};

@@ -3,7 +3,8 @@
 //! `dirtyscope verify`: runs scenarios.
 
 use anyhow::Result;
-use harness::{EXIT_SKIP, KnownDefects, Output, Run, Scenario, Selection, Sink};
+use events::{EXIT_SKIP, Sink};
+use harness::{KnownDefects, Output, Scenario, Selection, Suite};
 use mdev_dma::sysfs::MdevType;
 use std::{path::PathBuf, process::ExitCode};
 
@@ -59,7 +60,8 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     let selected = arguments.selection.of(scenarios(arguments), |one| (one.name, one.about))?;
     let Some(selected) = selected else { return Ok(ExitCode::SUCCESS) };
     let known = KnownDefects::load(arguments.known_defects.as_deref())?;
-    let run = Run {
+    known.check(&all().chain(type1_tests::killers()).collect::<Vec<_>>())?;
+    let suite = Suite {
         scenarios: &selected,
         device: arguments.selection.device,
         module: arguments.module.as_deref(),
@@ -67,14 +69,21 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         complete: arguments.complete,
         known: &known,
     };
-    if let Some(code) = run.work_if_worker()? {
+    if let Some(code) = suite.work_if_worker()? {
         return Ok(code);
     }
     if let Err(error) = MdevType::find() {
         arguments.output.begin("verify", 0, Some(error.to_string()), print)?.end(false)?;
         return Ok(EXIT_SKIP.into());
     }
-    run.watch(arguments.output.begin("verify", run.planned(), None, print)?)
+    suite.watch(arguments.output.begin("verify", suite.planned(), None, print)?)
+}
+
+/// All scenarios but killers.
+fn all() -> impl Iterator<Item = &'static Scenario> {
+    type1_tests::scenarios()
+        .chain(device_tests::scenarios())
+        .chain(device_feature_tests::scenarios())
 }
 
 /// The scenarios that may be selected.
@@ -82,8 +91,6 @@ fn scenarios(arguments: &Arguments) -> Vec<&'static Scenario> {
     if arguments.killers {
         return type1_tests::killers().collect();
     }
-    let device = device_tests::scenarios().chain(device_feature_tests::scenarios());
-    let all = type1_tests::scenarios().chain(device);
     let with_module = arguments.module.is_some() || arguments.selection.list;
-    all.filter(|scenario| with_module || !scenario.name.starts_with("device/module/")).collect()
+    all().filter(|scenario| with_module || !scenario.name.starts_with("device/module/")).collect()
 }

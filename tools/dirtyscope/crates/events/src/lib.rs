@@ -12,9 +12,16 @@
 pub mod layout;
 
 use serde::{Deserialize, Serialize};
+use std::io;
 
 /// The version of the format.
 pub const VERSION: u32 = 1;
+
+/// What takes events as they come, such as a printer of KTAP.
+pub type Sink = Box<dyn FnMut(&Event) -> io::Result<()>>;
+
+/// The exit status of a run that could run nothing, as kselftest has it.
+pub const EXIT_SKIP: u8 = 4;
 
 /// Half-open ranges of IOVA, ascending and disjoint.
 pub type Runs = Vec<(u64, u64)>;
@@ -242,6 +249,18 @@ pub enum Verdict {
         /// What is missing.
         why: String,
     },
+}
+
+impl Verdict {
+    /// The same of a test in which the kernel has complained, which is a failure.
+    pub fn with_complaints(self, complaints: &[String]) -> Self {
+        let complaints = format!("the kernel complained:\n{}", complaints.join("\n"));
+        let why = match self {
+            Self::Fail { why } | Self::Known { why, .. } => format!("{why}\n{complaints}"),
+            Self::Pass | Self::Skip { .. } => complaints,
+        };
+        Self::Fail { why }
+    }
 }
 
 /// Messages in which the kernel complains of itself.

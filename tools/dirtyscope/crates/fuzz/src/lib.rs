@@ -10,9 +10,9 @@ mod shorter;
 mod triggers;
 
 use anyhow::{Context as _, Result};
-use events::{Event, Verdict, last_sequence};
+use events::{EXIT_SKIP, Event, Sink, Verdict, last_sequence};
 use harness::{
-    EXIT_SKIP, Messages, Output, Recorder, Sink, new_uuid, stop_on_signals,
+    Messages, Output, Recorder, new_uuid, stop_on_signals,
     worker::{self, Reported, Worker},
 };
 use mdev_dma::sysfs::MdevType;
@@ -155,7 +155,10 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
             recorder.end(true)?;
             return Ok(ExitCode::FAILURE);
         };
-        complaints(&mut messages, &mut recorder, &mut verdict)?;
+        let complaints = recorder.complaints(&mut messages)?;
+        if !complaints.is_empty() {
+            verdict = verdict.with_complaints(&complaints);
+        }
         all_passed &= verdict == Verdict::Pass;
         recorder.result(&job.name(), verdict)?;
         if hung {
@@ -166,25 +169,6 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     }
     recorder.end(false)?;
     Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Records what the kernel has logged. Its complaints are a failure.
-fn complaints(
-    messages: &mut Messages,
-    recorder: &mut Recorder,
-    verdict: &mut Verdict,
-) -> Result<()> {
-    for message in messages.read()? {
-        if message.complaint {
-            let complaint = format!("the kernel complained: {}", message.text);
-            *verdict = match verdict {
-                Verdict::Fail { why } => Verdict::Fail { why: format!("{why}\n{complaint}") },
-                _ => Verdict::Fail { why: complaint },
-            };
-        }
-        recorder.record(&Event::Kernel(message))?;
-    }
-    Ok(())
 }
 
 fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {

@@ -75,8 +75,13 @@ impl<'a> Context<'a> {
         if log.is_long() {
             return;
         }
+        let mut logged = log.append(event);
+        if log.is_long() {
+            let text = "what follows isn't logged: it is too much".into();
+            logged = logged.and_then(|()| log.append(&Event::Note { text }));
+        }
         // A full log must not end a test, whose result is logged or is an error of its own.
-        if let Err(error) = log.append(event) {
+        if let Err(error) = logged {
             eprintln!("dirtyscope: {error:#}");
         }
     }

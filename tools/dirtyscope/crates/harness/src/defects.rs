@@ -2,9 +2,10 @@
 
 //! Known defects of the kernel: by what they are known, and which kernel has which.
 
-use anyhow::{Context as _, Result};
+use crate::Scenario;
+use anyhow::{Context as _, Result, bail};
 use events::Difference;
-use glob::Pattern;
+use glob::{Pattern, PatternError};
 use serde::Deserialize;
 use std::{fs, path::Path};
 
@@ -27,7 +28,7 @@ pub enum Shows {
     /// It fails, with a [`crate::Failure`] that says so. `what` is a pattern; runs of lost and spurious
     /// pages are exact, in bytes of IOVA.
     Difference { what: &'static str, lost: &'static [(u64, u64)], spurious: &'static [(u64, u64)] },
-    /// Tasks hang in functions of these names, all of them.
+    /// Tasks hang, each with one of these in its stack, and none of these without a task.
     Hang(&'static [&'static str]),
 }
 
@@ -53,10 +54,7 @@ impl Signature {
                 (!same || found.lost != lost || found.spurious != spurious)
                     .then(|| format!("it would be: {what}, lost {lost:x?}, spurious {spurious:x?}"))
             }
-            (Shows::Hang(functions), None, Some(stacks)) => functions
-                .iter()
-                .find(|function| !stacks.contains(**function))
-                .map(|function| format!("no task hangs in {function}")),
+            (Shows::Hang(functions), None, Some(stacks)) => hang_mismatch(functions, stacks),
             (shows, ..) => Some(format!("it would end otherwise: {shows:x?}")),
         }
     }
@@ -72,11 +70,24 @@ impl Signature {
     }
 }
 
+fn hang_mismatch(functions: &[&str], stacks: &str) -> Option<String> {
+    let missing = functions.iter().find(|function| !stacks.contains(**function));
+    let mut tasks = stacks.split("task ").filter(|stack| !stack.is_empty());
+    let strange = tasks.find(|stack| !functions.iter().any(|function| stack.contains(function)));
+    let strange = strange.and_then(|stack| stack.lines().next());
+    missing
+        .map(|function| format!("a task would hang in {function}"))
+        .or_else(|| strange.map(|task| format!("this task would not hang: {task}")))
+}
+
 /// Whether a text matches a pattern with `*` and `?`.
 fn matches(pattern: &str, text: &str) -> bool {
+    compile(pattern).is_ok_and(|pattern| pattern.matches(text))
+}
+
+fn compile(pattern: &str) -> Result<Pattern, PatternError> {
     // Brackets are common in what is matched here, and no part of our patterns.
-    let pattern = pattern.replace('[', "[[]");
-    Pattern::new(&pattern).is_ok_and(|pattern| pattern.matches(text))
+    Pattern::new(&pattern.replace('[', "[[]"))
 }
 
 /// Which kernel shows which defects: `known-defects.toml`, which says how it is to be read.
@@ -106,7 +117,30 @@ impl KnownDefects {
             }
             None => ("known-defects.toml".into(), include_str!("../known-defects.toml").into()),
         };
-        toml::from_str(&text).context(name)
+        let known: Self = toml::from_str(&text).context(name.clone())?;
+        for entry in &known.kernel {
+            for pattern in entry.skips.iter().chain([&entry.release]) {
+                compile(pattern).with_context(|| format!("{name}: {pattern:?}"))?;
+            }
+        }
+        Ok(known)
+    }
+
+    /// Fails if the list names a defect, or skips a scenario, that isn't among these: a slip of the pen
+    /// must not be taken for a kernel without it.
+    pub fn check(&self, scenarios: &[&Scenario]) -> Result<()> {
+        let shown = |id: &String| {
+            scenarios.iter().any(|one| one.signature.is_some_and(|s| s.defect == id.as_str()))
+        };
+        let skipped = |p: &String| scenarios.iter().any(|one| matches(p, one.name));
+        for entry in &self.kernel {
+            let unknown = entry.defects.iter().find(|id| !shown(id));
+            let unknown = unknown.or_else(|| entry.skips.iter().find(|p| !skipped(p)));
+            if let Some(unknown) = unknown {
+                bail!("known defects of {}: no scenario is about {unknown:?}", entry.release);
+            }
+        }
+        Ok(())
     }
 
     /// The entry of a kernel, if its release is listed.
@@ -172,6 +206,8 @@ mod tests {
         let stacks = |text: &str| Shown { stacks: Some(text.into()), ..Default::default() };
         assert_eq!(hang.mismatch(&stacks("a\nb")), None);
         assert!(hang.mismatch(&stacks("b")).is_some());
+        assert_eq!(hang.mismatch(&stacks("task 1: D\na\ntask 2: D\nb")), None);
+        assert!(hang.mismatch(&stacks("task 1: D\na\nb\ntask 2: D\nc")).is_some());
     }
 
     #[test]
@@ -181,5 +217,6 @@ mod tests {
         assert!(entry.shows("D5") && !entry.shows("D4"));
         assert!(entry.skips("device/iommufd/unmap") && !entry.skips("type1/map/hole"));
         assert!(known.of("6.1.0-13-amd64").is_none());
+        assert!(known.check(&[]).unwrap_err().to_string().contains("\"D2\""));
     }
 }

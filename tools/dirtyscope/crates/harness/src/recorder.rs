@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Log, context::lock};
+use crate::{Log, Messages, context::lock};
 use anyhow::{Context as _, Result};
-use events::{Begin, Event, Run, TestResult, VERSION, Verdict};
+use events::{Begin, Event, Run, Sink, TestResult, VERSION, Verdict};
 use std::{
     env,
     fs::File,
-    io::{self, Write},
+    io::Write,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Instant,
 };
 use tempfile::NamedTempFile;
-
-/// What takes events as they come, such as a printer of KTAP.
-pub type Sink = Box<dyn FnMut(&Event) -> io::Result<()>>;
 
 /// Where events go.
 #[derive(clap::Args)]
@@ -123,6 +120,23 @@ impl Recorder {
     /// The file of the log.
     pub fn log_path(&self) -> PathBuf {
         lock(&self.log).path().to_owned()
+    }
+
+    /// Records what the kernel has logged. Returns its complaints. That messages were lost is one: it
+    /// may have been among them.
+    pub fn complaints(&mut self, messages: &mut Messages) -> Result<Vec<String>> {
+        let messages = match messages.read() {
+            Ok(messages) => messages,
+            Err(error) => return Ok(vec![format!("{error:#}")]),
+        };
+        let mut complaints = Vec::new();
+        for message in messages {
+            if message.complaint {
+                complaints.push(message.text.clone());
+            }
+            self.record(&Event::Kernel(message))?;
+        }
+        Ok(complaints)
     }
 
     /// A test begins.

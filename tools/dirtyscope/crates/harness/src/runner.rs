@@ -11,7 +11,7 @@ use crate::{
     worker::{self, Reported, Worker},
 };
 use anyhow::Result;
-use events::{Difference, Event, Verdict};
+use events::{Difference, EXIT_SKIP, Event, Verdict};
 use serde::{Deserialize, Serialize};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -21,9 +21,6 @@ use std::{
     time::Duration,
 };
 use uuid::Uuid;
-
-/// What kselftest takes for skipped.
-pub const EXIT_SKIP: u8 = 4;
 
 /// After so long without a result, a scenario hangs.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -35,7 +32,7 @@ const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 const CLEANUP: &str = "harness/clean-up";
 
 /// Scenarios, and how they are run.
-pub struct Run<'a> {
+pub struct Suite<'a> {
     pub scenarios: &'a [&'static Scenario],
     pub device: Option<Uuid>,
     /// The driver's file, if it may be unloaded.
@@ -52,7 +49,7 @@ type Job = Option<Uuid>;
 
 /// How a scenario ended, as its worker sees it.
 #[derive(Serialize, Deserialize)]
-enum Ending {
+enum Outcome {
     Passed,
     Skipped(String),
     /// The kernel differs from the contract.
@@ -63,7 +60,7 @@ enum Ending {
     Stuck(String),
 }
 
-impl Run<'_> {
+impl Suite<'_> {
     /// Results to come: one for each scenario, and one for the end.
     pub fn planned(&self) -> usize {
         self.scenarios.len() + 1
@@ -87,7 +84,7 @@ impl Run<'_> {
         drop(Devices::new(self.device)?);
         let stop = stop_on_signals()?;
         let mut watch = Watch {
-            run: self,
+            suite: self,
             recorder,
             messages: Messages::from_now()?,
             release: release(),
@@ -127,13 +124,13 @@ impl Run<'_> {
                 eprintln!("dirtyscope: stopped in {}", scenario.name);
                 break;
             }
-            let ending = match result {
-                Ok(Ok(())) => Ending::Passed,
-                Ok(Err(error)) => Ending::of(&error),
-                Err(_) => Ending::Failed(lock(&panic).clone()),
+            let outcome = match result {
+                Ok(Ok(())) => Outcome::Passed,
+                Ok(Err(error)) => Outcome::of(&error),
+                Err(_) => Outcome::Failed(lock(&panic).clone()),
             };
-            worker::send(&ending)?;
-            if matches!(ending, Ending::Stuck(_)) {
+            worker::send(&outcome)?;
+            if matches!(outcome, Outcome::Stuck(_)) {
                 // Whatever this process did now would wait for what nobody releases.
                 loop {
                     std::thread::park();
@@ -144,7 +141,7 @@ impl Run<'_> {
     }
 }
 
-impl Ending {
+impl Outcome {
     fn of(error: &anyhow::Error) -> Self {
         if let Some(Skip(why)) = error.downcast_ref() {
             return Self::Skipped(why.clone());
@@ -161,7 +158,7 @@ impl Ending {
 
 /// A run in progress.
 struct Watch<'a> {
-    run: &'a Run<'a>,
+    suite: &'a Suite<'a>,
     recorder: Recorder,
     messages: Messages,
     release: String,
@@ -190,17 +187,17 @@ impl Watch<'_> {
         if stopped() {
             return Ok(());
         }
-        let (ending, alive) = match reported {
-            Reported::Message(ending) => {
-                let alive = !matches!(ending, Ending::Stuck(_));
-                (ending, alive)
+        let (outcome, alive) = match reported {
+            Reported::Message(outcome) => {
+                let alive = !matches!(outcome, Outcome::Stuck(_));
+                (outcome, alive)
             }
             Reported::Ended(status) => {
-                (Ending::Failed(format!("its process ended, {status}")), false)
+                (Outcome::Failed(format!("its process ended, {status}")), false)
             }
-            Reported::Hung(stacks) => (Ending::Stuck(stacks), false),
+            Reported::Hung(stacks) => (Outcome::Stuck(stacks), false),
         };
-        if matches!(ending, Ending::Stuck(_)) {
+        if matches!(outcome, Outcome::Stuck(_)) {
             worker.abandon()?;
             // It is in use for good.
             self.device = None;
@@ -209,52 +206,30 @@ impl Watch<'_> {
             self.worker = Some(worker);
         }
         lock(self.recorder.log()).take_over()?;
-        let complaints = self.complaints()?;
-        if let Ending::Differs(difference) = &ending {
+        let complaints = self.recorder.complaints(&mut self.messages)?;
+        if let Outcome::Differs(difference) = &outcome {
             self.recorder.record(&Event::Difference(difference.clone()))?;
         }
-        let verdict = self.judge(scenario, ending, complaints)?;
+        let verdict = self.judge(scenario, outcome, complaints)?;
         self.record(scenario.name, verdict)
     }
 
     /// Lets the worker end, which removes the devices that it has created.
     fn clean_up(&mut self) -> Result<()> {
         self.recorder.begin(CLEANUP, "the last worker removes its devices, and ends")?;
-        let mut wrong = match self.worker.take() {
-            Some(worker) => worker.finish(CLEANUP_LIMIT)?,
-            None => None,
-        };
-        let complaints = self.complaints()?;
-        if wrong.is_none() && !complaints.is_empty() {
-            wrong = Some(describe_complaints(&complaints));
-        }
-        self.recorder.result(
-            CLEANUP,
-            match wrong {
+        let mut verdict = match self.worker.take() {
+            Some(worker) => match worker.finish(CLEANUP_LIMIT)? {
                 None => Verdict::Pass,
-                Some(why) => {
-                    self.failed += 1;
-                    Verdict::Fail { why }
-                }
+                Some(why) => Verdict::Fail { why },
             },
-        )
-    }
-
-    /// Records what the kernel has logged. Returns its complaints.
-    fn complaints(&mut self) -> Result<Vec<String>> {
-        let messages = match self.messages.read() {
-            Ok(messages) => messages,
-            // What is lost may have been a complaint.
-            Err(error) => return Ok(vec![format!("{error:#}")]),
+            None => Verdict::Skip { why: "the last worker was lost".into() },
         };
-        let mut complaints = Vec::new();
-        for message in messages {
-            if message.complaint {
-                complaints.push(message.text.clone());
-            }
-            self.recorder.record(&Event::Kernel(message))?;
+        let complaints = self.recorder.complaints(&mut self.messages)?;
+        if !complaints.is_empty() {
+            verdict = verdict.with_complaints(&complaints);
         }
-        Ok(complaints)
+        self.failed += usize::from(matches!(verdict, Verdict::Fail { .. }));
+        self.recorder.result(CLEANUP, verdict)
     }
 
     fn record(&mut self, name: &str, verdict: Verdict) -> Result<()> {
@@ -266,41 +241,41 @@ impl Watch<'_> {
     fn judge(
         &mut self,
         scenario: &Scenario,
-        ending: Ending,
+        outcome: Outcome,
         complaints: Vec<String>,
     ) -> Result<Verdict> {
-        let known = self.run.known;
+        let known = self.suite.known;
         let entry = known.of(&self.release);
-        let mut why = match &ending {
-            Ending::Skipped(why) if complaints.is_empty() => {
-                return Ok(judge_skip(scenario.name, why, self.run.complete, entry));
+        let mut why = match &outcome {
+            Outcome::Skipped(why) if complaints.is_empty() => {
+                return Ok(judge_skip(scenario.name, why, self.suite.complete, entry));
             }
-            Ending::Passed if complaints.is_empty() => {
+            Outcome::Passed if complaints.is_empty() => {
                 return self.judge_pass(scenario, entry);
             }
-            Ending::Passed | Ending::Skipped(_) => String::new(),
-            Ending::Differs(difference) => Failure(difference.clone()).to_string(),
-            Ending::Failed(why) => why.clone(),
-            Ending::Stuck(stacks) => format!("hung\n{stacks}"),
+            Outcome::Passed | Outcome::Skipped(_) => String::new(),
+            Outcome::Differs(difference) => Failure(difference.clone()).to_string(),
+            Outcome::Failed(why) => why.clone(),
+            Outcome::Stuck(stacks) => format!("hung\n{stacks}"),
         };
         if !complaints.is_empty() {
             why = format!("{why}\n{}", describe_complaints(&complaints)).trim_start().into();
         }
         let Some(signature) = &scenario.signature else { return Ok(Verdict::Fail { why }) };
-        let shown = match ending {
-            Ending::Failed(_) | Ending::Skipped(_) => return Ok(Verdict::Fail { why }),
-            Ending::Passed => Shown { complaints, ..Default::default() },
-            Ending::Differs(difference) => {
+        let shown = match outcome {
+            Outcome::Failed(_) | Outcome::Skipped(_) => return Ok(Verdict::Fail { why }),
+            Outcome::Passed => Shown { complaints, ..Default::default() },
+            Outcome::Differs(difference) => {
                 Shown { difference: Some(difference), complaints, ..Default::default() }
             }
-            Ending::Stuck(stacks) => {
+            Outcome::Stuck(stacks) => {
                 Shown { stacks: Some(stacks), complaints, ..Default::default() }
             }
         };
         let (id, release) = (signature.defect, &self.release);
         Ok(match signature.mismatch(&shown) {
             Some(mismatch) => Verdict::Fail { why: format!("{why}\nthis is not {id}: {mismatch}") },
-            None if self.run.strict => Verdict::Fail { why: format!("{why}\nthis is {id}") },
+            None if self.suite.strict => Verdict::Fail { why: format!("{why}\nthis is {id}") },
             None if entry.is_some_and(|entry| !entry.shows(id)) => Verdict::Fail {
                 why: format!("{why}\nthis is {id}, which {release} isn't listed to show"),
             },
@@ -311,7 +286,7 @@ impl Watch<'_> {
     /// A scenario passed that kernels may be known to fail.
     fn judge_pass(&mut self, scenario: &Scenario, entry: Option<&KernelEntry>) -> Result<Verdict> {
         let Some(Signature { defect, .. }) = scenario.signature else { return Ok(Verdict::Pass) };
-        if self.run.strict {
+        if self.suite.strict {
             return Ok(Verdict::Pass);
         }
         let release = &self.release;
@@ -325,7 +300,7 @@ impl Watch<'_> {
             Some(false) => Ok(Verdict::Pass),
             None => {
                 let text = format!("{release} doesn't show {defect}");
-                self.recorder.record(&Event::Note { text })?;
+                self.recorder.record(&Event::Progress { text })?;
                 Ok(Verdict::Pass)
             }
         }
@@ -334,7 +309,7 @@ impl Watch<'_> {
 
 /// What it means that a scenario was skipped.
 fn judge_skip(scenario: &str, why: &str, complete: bool, entry: Option<&KernelEntry>) -> Verdict {
-    match complete && !entry.is_some_and(|entry| entry.skips(scenario)) {
+    match complete && entry.is_some_and(|entry| !entry.skips(scenario)) {
         true => Verdict::Fail { why: format!("it was skipped, and isn't listed to be: {why}") },
         false => Verdict::Skip { why: why.into() },
     }
@@ -357,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_listed_may_be_skipped_in_a_complete_run() {
+    fn a_kernel_that_is_listed_skips_what_is_listed() {
         let known = KnownDefects::load(None).unwrap();
         let listed = known.of("7.3.4+deb13-amd64");
         let skipped = |name, complete, entry| {
@@ -366,6 +341,6 @@ mod tests {
         assert!(skipped("device/iommufd/unmap", true, listed));
         assert!(!skipped("device/client/mdevctl", true, listed));
         assert!(skipped("device/client/mdevctl", false, listed));
-        assert!(!skipped("device/iommufd/unmap", true, None));
+        assert!(skipped("device/iommufd/unmap", true, None), "nothing is known of this kernel");
     }
 }

@@ -19,11 +19,14 @@ use std::{
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The environment variable that says what a worker is to do.
 const JOB: &str = "DIRTYSCOPE_WORKER";
+
+/// How long a process may take to be killed that isn't blocked.
+const KILLED: Duration = Duration::from_secs(1);
 
 /// What a worker is to do, and where it logs it.
 #[derive(Serialize, Deserialize)]
@@ -82,7 +85,10 @@ impl Worker {
                 let message = serde_json::from_str(&line);
                 Ok(Reported::Message(message.with_context(|| format!("a worker says {line:?}"))?))
             }
-            Err(RecvTimeoutError::Disconnected) => Ok(Reported::Ended(self.child.wait()?)),
+            Err(RecvTimeoutError::Disconnected) => match wait(&mut self.child, limit)? {
+                Some(status) => Ok(Reported::Ended(status)),
+                None => Ok(Reported::Hung(stacks(self.child.id()))),
+            },
             Err(RecvTimeoutError::Timeout) => {
                 let stacks = stacks(self.child.id());
                 self.abandon()?;
@@ -93,7 +99,9 @@ impl Worker {
 
     /// Ends what isn't blocked in the kernel, and doesn't wait for the rest.
     pub fn abandon(&mut self) -> Result<()> {
-        self.child.kill().context("kill a worker")
+        self.child.kill().context("kill a worker")?;
+        // What isn't blocked may take a moment, and still write to the log.
+        wait(&mut self.child, KILLED).map(drop)
     }
 
     /// Lets it end, as it does without further requests. Says what was wrong with that, if anything.
@@ -102,16 +110,28 @@ impl Worker {
         drop(requests);
         match lines.recv_timeout(limit) {
             Ok(line) => Ok(Some(format!("it says {line:?}"))),
-            Err(RecvTimeoutError::Disconnected) => {
-                let status = child.wait()?;
-                Ok((!status.success()).then(|| format!("it ended, {status}")))
-            }
+            Err(RecvTimeoutError::Disconnected) => Ok(match wait(&mut child, limit)? {
+                Some(status) => (!status.success()).then(|| format!("it ended, {status}")),
+                None => Some(format!("it hung when it ended\n{}", stacks(child.id()))),
+            }),
             Err(RecvTimeoutError::Timeout) => {
                 let stacks = stacks(child.id());
                 child.kill().context("kill a worker")?;
                 Ok(Some(format!("it hung for {} s\n{stacks}", limit.as_secs())))
             }
         }
+    }
+}
+
+/// Waits for the end of a process, which may hang in the kernel when it closes its files.
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let begin = Instant::now();
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || begin.elapsed() > limit {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -152,6 +172,9 @@ mod tests {
         assert_eq!(finish("exit 3").unwrap(), "it ended, exit status: 3");
         assert!(finish("kill -SEGV $$").unwrap().contains("SIGSEGV"));
         assert_eq!(finish("echo 1").unwrap(), "it says \"1\"");
+        assert!(
+            finish("exec >&-; exec sleep 100").unwrap().starts_with("it hung when it ended\ntask ")
+        );
         assert!(finish("exec sleep 100").unwrap().starts_with("it hung for 0 s\ntask "));
     }
 

@@ -14,10 +14,8 @@ mod pci;
 use anyhow::Result;
 use cases::Case;
 use contents::WrongMemory;
-use events::{Event, Verdict};
-use harness::{
-    Context, Devices, EXIT_SKIP, Messages, Output, Recorder, Selection, Sink, Skip, stop_on_signals,
-};
+use events::{EXIT_SKIP, Event, Sink, Verdict};
+use harness::{Context, Devices, Messages, Output, Recorder, Selection, Skip, stop_on_signals};
 use machine::Role;
 use mdev_dma::sysfs::MdevType;
 use pair::MachinePair;
@@ -183,7 +181,7 @@ impl Runner<'_> {
 
     /// What a case's result means. `logs` is what QEMU has said.
     fn judge(&mut self, result: &Result<()>, logs: &str) -> Result<Verdict> {
-        let complaints = self.complaints()?;
+        let complaints = self.recorder.borrow_mut().complaints(&mut self.messages)?;
         let verdict = match result {
             Ok(()) if self.arguments.control => {
                 Verdict::Fail { why: "the kernel loses pages, and none was found".into() }
@@ -191,10 +189,9 @@ impl Runner<'_> {
             Ok(()) => Verdict::Pass,
             Err(error) => self.judge_error(error, logs)?,
         };
-        Ok(match verdict {
-            Verdict::Fail { why } => Verdict::Fail { why: format!("{why}\n{complaints}") },
-            _ if !complaints.is_empty() => Verdict::Fail { why: complaints },
-            other => other,
+        Ok(match complaints.is_empty() {
+            true => verdict,
+            false => verdict.with_complaints(&complaints),
         })
     }
 
@@ -212,17 +209,5 @@ impl Runner<'_> {
             }
         }
         Ok(Verdict::Fail { why: format!("{error:#}\n{logs}") })
-    }
-
-    /// Records what the kernel has logged. Returns its complaints, a line each.
-    fn complaints(&mut self) -> Result<String> {
-        let mut complaints = String::new();
-        for message in self.messages.read()? {
-            if message.complaint {
-                complaints += &format!("the kernel complained: {}\n", message.text);
-            }
-            self.recorder.borrow_mut().record(&Event::Kernel(message))?;
-        }
-        Ok(complaints)
     }
 }

@@ -28,7 +28,7 @@ pub enum Role {
 pub struct Machine {
     /// What failures call it.
     pub name: String,
-    /// What it was when it was started.
+    /// What it is in the migration that began last.
     pub role: Role,
     qemu: Qemu,
     ram: File,

@@ -204,6 +204,7 @@ impl<'a> MachinePair<'a> {
     }
 
     fn begin_either(&mut self) -> Result<()> {
+        self.here.as_mut().expect("a machine was started").role = Role::Source;
         let there = self.machine(Role::Destination, 1 - self.side)?;
         let uri = format!("unix:{}", self.file(&format!("{}.sock", there.name)).display());
         self.context.note(format!("migrate to {}", there.name));

@@ -31,7 +31,8 @@ pub fn conclude<W: Write>(
     let wrong = match (wrong, results.test().cloned()) {
         (wrong, Some(test)) if !stopped => {
             let wrong = wrong.unwrap_or(format!("{ending}, and there is no result"));
-            fail(results, &test, wrong, &rest)?;
+            let sequence = matches!(ending, Ending::Died(_)).then(|| last_sequence(&rest));
+            fail(results, &test, wrong, sequence)?;
             None
         }
         (wrong, _) => wrong,
@@ -71,6 +72,8 @@ fn wrong<W: Write>(
         }
         Ending::Exit(0) => None,
         // One that says why is not in need of another reason.
+        // All that was selected can't be run on this kernel.
+        Ending::Exit(4) if !failed && !results.totals().skipped.is_empty() => None,
         Ending::Exit(_) if skipped || failed && results.test().is_none() => None,
         Ending::Exit(_) => Some(format!("{ending}, and no failed test says why")),
         _ => Some(ending.to_string()),
@@ -86,20 +89,18 @@ fn wrong<W: Write>(
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
-/// The test in progress has failed. A sequence of the fuzzer is saved.
+/// The test in progress has failed. The sequence of the fuzzer that killed the kernel is saved.
 fn fail<W: Write>(
     results: &mut Results<W>,
     test: &Begin,
     why: String,
-    rest: &[Event],
+    killer: Option<String>,
 ) -> Result<()> {
-    if let Some(seed) = test.name.strip_prefix(FUZZ) {
-        let program = last_sequence(rest);
-        if !program.is_empty() {
-            let file = format!("fuzz-{seed}.ops");
-            let text = format!("# {}\n{program}", why.lines().next().unwrap_or_default());
-            results.event(Event::Saved { file, text })?;
-        }
+    let seed = test.name.strip_prefix(FUZZ);
+    if let Some((seed, program)) = seed.zip(killer).filter(|(_, program)| !program.is_empty()) {
+        let file = format!("fuzz-{seed}.ops");
+        let text = format!("# {}\n{program}", why.lines().next().unwrap_or_default());
+        results.event(Event::Saved { file, text })?;
     }
     results.event(result(&test.name, Verdict::Fail { why }))
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use std::{fmt, fs, io::ErrorKind, path::Path};
 
-/// How a VM ended, as a line: `exit N`, `timeout SECONDS` or `died STATUS`.
+/// How a VM ended, as a line: `exit N`, `timeout SECONDS`, `died STATUS` or `failed STATUS`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The guest ended it, with the exit status of the tool in it.
@@ -12,6 +12,8 @@ pub enum Ending {
     Timeout(u64),
     /// It ended without a word, such as by a panic or a reset; with QEMU's exit status.
     Died(i32),
+    /// It could not be run; with the status of what was to run it.
+    Failed(i32),
     /// The user doesn't want to wait for it.
     Stopped,
 }
@@ -28,13 +30,15 @@ impl Ending {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let wrong = || format!("{text:?} is none of exit N, timeout SECONDS, died STATUS");
+        let wrong =
+            || format!("{text:?} is none of exit N, timeout SECONDS, died STATUS, failed STATUS");
         let (what, number) = text.trim().split_once(' ').with_context(wrong)?;
         let status = || number.parse().with_context(wrong);
         Ok(match what {
             "exit" => Self::Exit(status()?),
             "timeout" => Self::Timeout(number.parse().with_context(wrong)?),
             "died" => Self::Died(status()?),
+            "failed" => Self::Failed(status()?),
             _ => bail!(wrong()),
         })
     }
@@ -53,6 +57,7 @@ impl fmt::Display for Ending {
                 f,
                 "the kernel died: the VM panicked or was reset (QEMU ended with status {status})"
             ),
+            Self::Failed(status) => write!(f, "the VM could not be run (status {status})"),
             Self::Stopped => write!(f, "stopped by the user"),
         }
     }
@@ -67,6 +72,7 @@ mod tests {
         assert_eq!(Ending::parse("exit 4\n").unwrap(), Ending::Exit(4));
         assert_eq!(Ending::parse("timeout 300\n").unwrap(), Ending::Timeout(300));
         assert_eq!(Ending::parse("died 0").unwrap(), Ending::Died(0));
+        assert_eq!(Ending::parse("failed 1").unwrap(), Ending::Failed(1));
         for wrong in ["", "exit", "exit x", "left 0"] {
             let error = format!("{:#}", Ending::parse(wrong).unwrap_err());
             assert!(error.contains("none of exit N"), "{error}");

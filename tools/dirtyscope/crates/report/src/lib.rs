@@ -26,7 +26,7 @@ mod tests;
 
 use anyhow::{Result, bail};
 use console::Console;
-use events::Event;
+use events::{Event, Sink};
 use page::Page;
 use results::Results;
 use std::{
@@ -61,7 +61,8 @@ Examples:
 The file --ended says how the VM ended, and must appear at once (write another, rename it):
   exit N            the guest ended it, with dirtyscope's exit status N
   timeout SECONDS   it was ended after so long
-  died STATUS       it ended otherwise, by a panic or a reset, with this exit status of QEMU")]
+  died STATUS       it ended otherwise, by a panic or a reset, with this exit status of QEMU
+  failed STATUS     it could not be run")]
 pub struct Arguments {
     /// The memory that the VM shares: a file, all of which is there from the begin on
     #[arg(long, value_name = "FILE", required_unless_present = "bench", requires = "ended")]
@@ -134,9 +135,6 @@ pub fn page(events: &[Event]) -> String {
     events.iter().for_each(|event| page.event(event));
     page.to_html()
 }
-
-/// Takes events as they come.
-pub type Sink = Box<dyn FnMut(&Event) -> io::Result<()>>;
 
 /// Prints KTAP to standard output.
 pub fn ktap() -> Sink {

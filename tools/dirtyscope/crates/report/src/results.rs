@@ -2,15 +2,12 @@
 
 use crate::{junit::Junit, ktap::Printer, page::Page, totals::Totals};
 use anyhow::{Context as _, Result};
-use events::{Begin, Event, Run};
+use events::{Begin, EXIT_SKIP, Event, Run};
 use std::{
     fs::{self, File},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
 };
-
-/// What kselftest takes for skipped.
-const EXIT_SKIP: u8 = 4;
 
 /// What comes of a run: on a terminal, and in the files of a directory.
 pub struct Results<W: Write> {

@@ -128,7 +128,7 @@ impl Fixture {
         }
     }
 
-    /// Waits until the generator has made so many writes more, or none if it has stopped.
+    /// Waits until the generator has made so many writes more, and fails if it has stopped.
     pub fn wait_for_writes(&self, more: u64) -> Result<()> {
         let first = self.device().generator()?;
         let begin = Instant::now();
