@@ -254,13 +254,18 @@ pub enum Verdict {
 impl Verdict {
     /// The same of a test in which the kernel has complained, which is a failure.
     pub fn with_complaints(self, complaints: &[String]) -> Self {
-        let complaints = format!("the kernel complained:\n{}", complaints.join("\n"));
+        let complaints = describe_complaints(complaints);
         let why = match self {
             Self::Fail { why } | Self::Known { why, .. } => format!("{why}\n{complaints}"),
             Self::Pass | Self::Skip { .. } => complaints,
         };
         Self::Fail { why }
     }
+}
+
+/// What is said of the kernel's complaints, in lines.
+pub fn describe_complaints(complaints: &[String]) -> String {
+    format!("the kernel complained:\n{}", complaints.join("\n"))
 }
 
 /// Messages in which the kernel complains of itself.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -118,9 +118,13 @@ impl Search {
         Ok(result)
     }
 
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Logs that a sequence begins. What the one before did isn't of interest any more.
     fn begin_sequence(&self) -> Result<()> {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log();
         log.take_back();
         log.append(&Event::Sequence)
     }
@@ -128,7 +132,7 @@ impl Search {
     /// Says how far it got, between two sequences.
     fn say(&self, text: String) -> Result<()> {
         {
-            let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut log = self.log();
             log.take_back();
             log.append(&Event::Progress { text })?;
             log.keep();
@@ -197,7 +201,7 @@ impl Search {
             Ok(()) => "it failed before, and doesn't any more".to_owned(),
             Err(failed) => match failed.error.downcast::<Failure>() {
                 Ok(failure) => {
-                    let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut log = self.log();
                     log.append(&Event::Difference(failure.0.clone()))?;
                     failure.to_string()
                 }

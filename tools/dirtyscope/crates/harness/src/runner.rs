@@ -11,7 +11,7 @@ use crate::{
     worker::{self, Reported, Worker},
 };
 use anyhow::Result;
-use events::{Difference, EXIT_SKIP, Event, Verdict};
+use events::{Difference, EXIT_SKIP, Event, Verdict, describe_complaints};
 use serde::{Deserialize, Serialize};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -313,10 +313,6 @@ fn judge_skip(scenario: &str, why: &str, complete: bool, entry: Option<&KernelEn
         true => Verdict::Fail { why: format!("it was skipped, and isn't listed to be: {why}") },
         false => Verdict::Skip { why: why.into() },
     }
-}
-
-fn describe_complaints(complaints: &[String]) -> String {
-    format!("the kernel complained:\n{}", complaints.join("\n"))
 }
 
 /// Keeps what a panic says for the result, instead of printing it.
