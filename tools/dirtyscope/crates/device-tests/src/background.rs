@@ -194,33 +194,40 @@ fn close(context: &Context<'_>) -> Result<()> {
 }
 
 fn unmap(context: &Context<'_>) -> Result<()> {
-    const ATTEMPTS: u32 = 50;
+    // How long so many pages take depends on the machine, and so does how long another thread takes to
+    // come to its unmap: a vCPU may wait 100 ms for its turn.
+    const FEW: u64 = 1 << 12;
+    const MOST: u64 = 1 << 16;
+    const ATTEMPTS: u32 = 40;
     for opcode in Opcode::ALL {
         let mut attempts = 1;
-        while !unmap_meets(context, opcode)? {
+        let mut pages = FEW;
+        while !unmap_meets(context, opcode, pages)? {
             ensure!(attempts < ATTEMPTS, "{opcode} was quicker than the unmap {ATTEMPTS} times");
             attempts += 1;
+            pages = MOST.min(pages * 2);
         }
-        context.note(format!("{opcode}: in progress in attempt {attempts}"));
+        context.note(format!("{opcode} of {pages} pages: in progress in attempt {attempts}"));
     }
     Ok(())
 }
 
-/// Unmaps all memory that a command is about to use. Returns whether the command is known to have been
-/// in progress once the unmap had begun.
-fn unmap_meets(context: &Context<'_>, opcode: Opcode) -> Result<bool> {
-    const MANY: u64 = 1 << 12;
-    let fixture = &Fixture::new(context, MANY)?;
+/// Unmaps all memory, so many pages, that a command is about to use. Returns whether the command is
+/// known to have been in progress once the unmap had begun.
+fn unmap_meets(context: &Context<'_>, opcode: Opcode, pages: u64) -> Result<bool> {
+    let fixture = &Fixture::new(context, pages)?;
     let device = fixture.device();
     if matches!(opcode, Opcode::Unpin | Opcode::Write | Opcode::Read) {
-        fixture.pin(0..MANY)?;
+        fixture.pin(0..pages)?;
     }
-    device.run_in_background(opcode, at(0, 0), MANY * PAGE, 1)?;
     let seen = thread::scope(|scope| -> Result<bool> {
         let (sender, thread_id) = mpsc::channel();
         let unmap = scope.spawn(move || -> Result<()> {
             sender.send(gettid())?;
-            fixture.unmap(0..MANY)
+            device.run_in_background(opcode, at(0, 0), pages * PAGE, 1)?;
+            // The workqueue's turn.
+            thread::sleep(Duration::from_millis(1));
+            fixture.unmap(0..pages)
         });
         let thread_id = thread_id.recv()?;
         let mut seen = false;
