@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use std::{
     collections::BTreeMap,
     fs::File,
+    ops::RangeInclusive,
     os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -12,9 +13,10 @@ use vfio_bindings::bindings::vfio::{
     VFIO_API_VERSION, VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
     VFIO_DMA_UNMAP_FLAG_VADDR, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
     VFIO_IOMMU_DIRTY_PAGES_FLAG_START, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, VFIO_IOMMU_INFO_CAPS,
-    VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
-    vfio_bitmap, vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get,
-    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
+    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU, vfio_bitmap,
+    vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
 
 /// The largest bitmap that type1 takes, in words; see `DIRTY_BITMAP_SIZE_MAX` there.
@@ -72,6 +74,9 @@ pub struct IommuInfo {
     pub migration: Option<MigrationInfo>,
     /// The capability `VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL`: how many more mappings there may be.
     pub dma_avail: Option<u32>,
+    /// The capability `VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE`: what can be mapped. It is there since a
+    /// group with an IOMMU joined.
+    pub iova_ranges: Option<Vec<RangeInclusive<u64>>>,
 }
 
 /// The capability `VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION`.
@@ -83,7 +88,16 @@ pub struct MigrationInfo {
     pub max_dirty_bitmap_size: u64,
 }
 
-/// A container with at least one group, and type1 as its IOMMU driver.
+/// How a group leaves its container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// `VFIO_GROUP_UNSET_CONTAINER`
+    Unset,
+    /// Its file is closed.
+    Close,
+}
+
+/// A container, and type1 as its IOMMU driver while it has a group.
 ///
 /// Shared by its devices; it ends with the last of them.
 ///
@@ -98,6 +112,7 @@ pub struct MigrationInfo {
 pub struct Container {
     groups: Mutex<Vec<Group>>,
     file: File,
+    iommu: u32,
     mapped: Mutex<Mapped>,
 }
 
@@ -142,20 +157,43 @@ impl Container {
             };
             Error::new(format!("open {PATH}"), errno).hint(hint)
         })?;
-        let this = Self { groups: Mutex::default(), file, mapped: Mutex::default() };
+        let this = Self { groups: Mutex::default(), file, iommu, mapped: Mutex::default() };
         this.check_type1(iommu)?;
         this.attach(group)?;
-
-        // SAFETY: The argument is a number.
-        unsafe { sys::ioctl_value(&this.file, sys::SET_IOMMU, iommu as usize) }
-            .map_err(|e| Error::new(format!("VFIO_SET_IOMMU to {iommu}"), e))?;
         Ok(Arc::new(this))
     }
 
-    /// Puts another group into the container.
+    /// Puts another group into the container. If it is the only one, sets the IOMMU driver, too, which
+    /// left with the last group.
     pub fn attach(&self, group: Group) -> Result<()> {
+        let mut groups = lock(&self.groups);
         group.set_container(self.file.as_fd())?;
-        lock(&self.groups).push(group);
+        groups.push(group);
+        if groups.len() == 1 {
+            self.set_iommu(self.iommu)?;
+        }
+        Ok(())
+    }
+
+    /// `VFIO_SET_IOMMU`, once more.
+    pub fn set_iommu(&self, iommu: u32) -> Result<()> {
+        // SAFETY: The argument is a number.
+        unsafe { sys::ioctl_value(&self.file, sys::SET_IOMMU, iommu as usize) }
+            .map_err(|e| Error::new(format!("VFIO_SET_IOMMU to {iommu}"), e))
+            .map(drop)
+    }
+
+    /// Takes a group out of the container: by `VFIO_GROUP_UNSET_CONTAINER`, which fails with `EBUSY`
+    /// while a device of it is open, or by closing it, which has no effect before that is closed.
+    pub fn detach(&self, group: u32, by: Leave) -> Result<()> {
+        let mut groups = lock(&self.groups);
+        let at = groups.iter().position(|one| one.number() == group);
+        let at = at.ok_or_else(|| Error::other(format!("group {group} isn't in the container")))?;
+        if by == Leave::Unset {
+            groups[at].unset_container()?;
+        }
+        // INVARIANT: Entries of `mapped` may stay that are no mapping any more.
+        drop(groups.remove(at));
         Ok(())
     }
 
@@ -437,6 +475,7 @@ impl InfoBuffer {
                             max_dirty_bitmap_size: u64::from_ne_bytes(max),
                         });
                 }
+                VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE => info.iova_ranges = self.iova_ranges(at),
                 VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => {
                     info.dma_avail = self.cap(at, 8).map(u32::from_ne_bytes);
                 }
@@ -446,6 +485,14 @@ impl InfoBuffer {
             at = if next > at { next } else { 0 };
         }
         info
+    }
+
+    /// `struct vfio_iommu_type1_info_cap_iova_range`
+    fn iova_ranges(&self, at: u32) -> Option<Vec<RangeInclusive<u64>>> {
+        let count = self.cap(at, 8).map(u32::from_ne_bytes)?;
+        let number = |offset| self.cap(at, offset).map(u64::from_ne_bytes);
+        let range = |i| Some(number(16 + 16 * i)?..=number(24 + 16 * i)?);
+        (0..count as usize).map(range).collect()
     }
 
     /// The bytes at `offset` of the capability that is at `at` of the whole structure.

@@ -18,11 +18,12 @@ pub struct DeviceNode {
 }
 
 impl DeviceNode {
-    /// The device with the directory `sysfs`, e.g. `/sys/bus/mdev/devices/UUID`.
+    /// The device with the directory `sysfs`, e.g. `/sys/bus/mdev/devices/UUID` or
+    /// `/sys/bus/pci/devices/ADDRESS`.
     pub fn from_sysfs(sysfs: &Path) -> Result<Self> {
         let no_device = || {
             Error::new(format!("device {}", sysfs.display()), Errno::NODEV)
-                .hint("ls /sys/bus/mdev/devices shows those that exist")
+                .hint("ls /sys/bus/*/devices shows those that exist; a PCI device needs an IOMMU")
         };
         let name = sysfs.file_name().and_then(|name| name.to_str()).ok_or_else(no_device)?;
         let link = sysfs.join("iommu_group");
@@ -91,6 +92,16 @@ impl Group {
         unsafe { sys::ioctl(&self.file, sys::GROUP_SET_CONTAINER, &mut fd) }
             .map_err(|e| {
                 Error::new(format!("VFIO_GROUP_SET_CONTAINER of group {}", self.number), e)
+            })
+            .map(drop)
+    }
+
+    /// `VFIO_GROUP_UNSET_CONTAINER`
+    pub(crate) fn unset_container(&self) -> Result<()> {
+        // SAFETY: There is no argument.
+        unsafe { sys::ioctl_value(&self.file, sys::GROUP_UNSET_CONTAINER, 0) }
+            .map_err(|e| {
+                Error::new(format!("VFIO_GROUP_UNSET_CONTAINER of group {}", self.number), e)
             })
             .map(drop)
     }

@@ -33,7 +33,7 @@ mod memory;
 mod migration;
 mod sys;
 
-pub use container::{BitmapArgs, Container, IommuInfo, MapArgs, MigrationInfo, UnmapArgs};
+pub use container::{BitmapArgs, Container, IommuInfo, Leave, MapArgs, MigrationInfo, UnmapArgs};
 pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};
 pub use error::{Error, Result};
 pub use fork::Fork;

@@ -20,6 +20,7 @@ pub(crate) const CHECK_EXTENSION: Opcode = vfio(1);
 pub(crate) const SET_IOMMU: Opcode = vfio(2);
 pub(crate) const GROUP_GET_STATUS: Opcode = vfio(3);
 pub(crate) const GROUP_SET_CONTAINER: Opcode = vfio(4);
+pub(crate) const GROUP_UNSET_CONTAINER: Opcode = vfio(5);
 pub(crate) const GROUP_GET_DEVICE_FD: Opcode = vfio(6);
 pub(crate) const DEVICE_GET_INFO: Opcode = vfio(7);
 pub(crate) const DEVICE_GET_REGION_INFO: Opcode = vfio(8);
