@@ -8,10 +8,13 @@ use crate::{
 use std::{collections::BTreeMap, ops::Range};
 
 mod commands;
+mod groups;
 #[cfg(test)]
 mod tests;
 
 pub use commands::PinFailure;
+pub use groups::GroupKind;
+use groups::{Group, all_of};
 
 /// Names an open device of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +31,7 @@ pub struct MappingView<'a> {
     pub dirty: Option<&'a Bitmap>,
 }
 
-/// A type1 v2 container, and the devices that are open in it.
+/// A type1 v2 container, its groups, and their devices that are open.
 ///
 /// Invariant: mappings don't overlap, and all of them have a bitmap or none, as `tracking` says.
 #[derive(Clone, Debug)]
@@ -38,12 +41,13 @@ pub struct Container {
     dma_avail: u32,
     lock_limit: Option<u64>,
     tracking: bool,
+    groups: BTreeMap<u32, Group>,
     devices: BTreeMap<DeviceId, Device>,
     next_device: u32,
 }
 
 impl Container {
-    /// A container without mappings. `page_size` is the smallest that the IOMMU driver supports,
+    /// A container without groups and mappings. `page_size` is the smallest that the IOMMU driver supports,
     /// `dma_entry_limit` its limit on mappings.
     pub fn new(page_size: u64, dma_entry_limit: u32) -> Self {
         Self {
@@ -52,6 +56,7 @@ impl Container {
             dma_avail: dma_entry_limit,
             lock_limit: None,
             tracking: false,
+            groups: BTreeMap::new(),
             devices: BTreeMap::new(),
             next_device: 0,
         }
@@ -98,10 +103,19 @@ impl Container {
         self.lock_limit = limit;
     }
 
-    /// Pages that count as locked memory of the process: each pinned page once, however many devices
-    /// have pinned it how often.
+    /// Pages that count as locked memory of the process: all that are mapped if a group with an IOMMU
+    /// is in the container, else each pinned page once, however many devices have pinned it how often.
     pub fn locked_pages(&self) -> u64 {
-        let mut pages: Vec<_> = self.devices.values().flat_map(|d| d.pinned(0..u64::MAX)).collect();
+        if self.has_iommu() {
+            return self.mappings.values().map(|mapped| mapped.size / self.page_size).sum();
+        }
+        self.pinned_pages(0..u64::MAX)
+    }
+
+    /// How many pages of a range devices have pinned.
+    fn pinned_pages(&self, range: Range<u64>) -> u64 {
+        let pinned = self.devices.values().flat_map(|device| device.pinned(range.clone()));
+        let mut pages: Vec<_> = pinned.collect();
         pages.sort_unstable();
         pages.dedup();
         pages.len() as u64
@@ -115,17 +129,18 @@ impl Container {
     /// `VFIO_IOMMU_MAP_DMA` where the process has memory for the first `backed` bytes only: devices
     /// fault on the others.
     pub fn map_backed(&mut self, new: &Mapping, backed: u64) -> Result<(), Errnos> {
-        self.map_errnos(new).check()?;
+        self.map_errnos(new, backed).check()?;
         let dirty = self.tracking.then(|| Bitmap::new(new.size / self.page_size));
         self.dma_avail -= 1;
-        let limited = self.lock_limit.is_some();
-        self.mappings.insert(new.iova, Mapped::new(new, backed, limited, dirty));
+        let mut mapped = self.mapped(new, backed);
+        mapped.dirty = dirty;
+        self.mappings.insert(new.iova, mapped);
         Ok(())
     }
 
     /// `VFIO_IOMMU_MAP_DMA` with a flag that there isn't, which always fails.
     pub fn map_with_unknown_flag(&self, new: &Mapping) -> Errnos {
-        self.map_errnos(new) | Errno::EINVAL
+        self.map_errnos(new, new.size) | Errno::EINVAL
     }
 
     /// `VFIO_IOMMU_MAP_DMA` with `VFIO_DMA_MAP_FLAG_VADDR`, which gives an address to a mapping whose
@@ -238,11 +253,11 @@ impl Container {
         }
     }
 
-    /// Opens a device.
-    pub fn open(&mut self, limits: Limits) -> DeviceId {
+    /// Opens a device of a group that is in the container.
+    pub fn open(&mut self, group: u32, limits: Limits) -> DeviceId {
         let id = DeviceId(self.next_device);
         self.next_device += 1;
-        self.devices.insert(id, Device::new(limits));
+        self.devices.insert(id, Device::new(group, limits));
         id
     }
 
@@ -267,14 +282,24 @@ impl Container {
     }
 
     /// What is wrong with a mapping to make, of itself and with all others.
-    fn map_errnos(&self, new: &Mapping) -> Errnos {
-        let overlaps = last_of(new.iova, new.size)
-            .is_ok_and(|last| self.overlapping(new.iova, last).next().is_some());
+    fn map_errnos(&self, new: &Mapping, backed: u64) -> Errnos {
+        let last = last_of(new.iova, new.size);
+        let overlaps = last.is_ok_and(|last| self.overlapping(new.iova, last).next().is_some());
+        let iommu = match last {
+            Ok(_) => self.iommu_map_errnos(&self.mapped(new, backed)),
+            Err(_) => Errnos::NONE,
+        };
         let too_large = self.tracking && new.size / self.page_size > BITMAP_PAGES_MAX;
         self.mapping_errnos(new, new.protection != Protection::NONE)
             | Errnos::when(overlaps, Errno::EEXIST)
             | Errnos::when(self.dma_avail == 0, Errno::ENOSPC)
             | Errnos::when(too_large, Errno::EINVAL)
+            | iommu
+    }
+
+    /// The mapping that would come of it, without a bitmap.
+    fn mapped(&self, new: &Mapping, backed: u64) -> Mapped {
+        Mapped::new(new, backed, self.lock_limit.is_some())
     }
 
     /// What is wrong with the arguments of a map.
@@ -324,8 +349,11 @@ impl Container {
             if !fits {
                 return Err(Errno::EFAULT.into());
             }
-            if let Some(dirty) = mapping.dirty {
-                bitmap.merge(dirty, (mapping.iova - iova) / self.page_size);
+            let first = (mapping.iova - iova) / self.page_size;
+            if self.all_dirty() {
+                bitmap.merge(&all_of(mapping.size / self.page_size), first);
+            } else if let Some(dirty) = mapping.dirty {
+                bitmap.merge(dirty, first);
             }
         }
         Ok(bitmap)

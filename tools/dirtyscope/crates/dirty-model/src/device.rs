@@ -62,14 +62,15 @@ pub struct CommandOutcome {
 /// A device's pins: how many of which page, by IOVA.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
+    pub(crate) group: u32,
     pub(crate) limits: Limits,
     pins: BTreeMap<u64, u32>,
     held: u64,
 }
 
 impl Device {
-    pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, pins: BTreeMap::new(), held: 0 }
+    pub(crate) fn new(group: u32, limits: Limits) -> Self {
+        Self { group, limits, pins: BTreeMap::new(), held: 0 }
     }
 
     /// The range of a command, if it is one.

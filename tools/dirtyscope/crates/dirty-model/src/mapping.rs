@@ -57,14 +57,9 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    pub(crate) fn new(
-        mapping: &Mapping,
-        backed: u64,
-        limited: bool,
-        dirty: Option<Bitmap>,
-    ) -> Self {
+    pub(crate) fn new(mapping: &Mapping, backed: u64, limited: bool) -> Self {
         let &Mapping { iova, size, protection, .. } = mapping;
-        Self { iova, size, protection, backed, hidden: BTreeSet::new(), limited, dirty }
+        Self { iova, size, protection, backed, hidden: BTreeSet::new(), limited, dirty: None }
     }
 
     /// Its last byte.

@@ -82,6 +82,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
 /// All scenarios but killers.
 fn all() -> impl Iterator<Item = &'static Scenario> {
     type1_tests::scenarios()
+        .chain(scope_tests::scenarios())
         .chain(device_tests::scenarios())
         .chain(device_feature_tests::scenarios())
 }

@@ -14,7 +14,10 @@ use std::{
     ops::Range,
     sync::{Arc, atomic::AtomicUsize},
 };
-use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, program::DEVICES};
+use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, slots::EMULATED};
+
+/// Those that run commands, by slot.
+const DEVICES: usize = EMULATED.len();
 use vfio_client::uapi::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
     VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
@@ -311,13 +314,11 @@ mod tests {
     use dirty_model::{Errno, Errnos};
     use proptest::strategy::ValueTree;
     use std::collections::BTreeMap;
-    use testbed::limits_of;
+    use testbed::{limits_of, program};
 
     fn contract() -> Contract {
         let limits = limits_of(65536, 1 << 28);
-        let mut contract = Contract::new(65535, limits);
-        contract.apply(&Op::Open { device: 0 });
-        contract
+        program::contract(65535, limits)
     }
 
     /// How often operations came of which kind, and how they end.

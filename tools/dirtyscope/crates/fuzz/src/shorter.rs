@@ -5,7 +5,7 @@
 use crate::read_program;
 use anyhow::{Context as _, Result};
 use std::{fs, path::PathBuf, process::ExitCode};
-use testbed::{Contract, Op, limits_of, program};
+use testbed::{Op, limits_of, program};
 
 /// Write all sequences to try that are shorter than one, and it itself as the last
 #[derive(clap::Args)]
@@ -46,8 +46,7 @@ fn shorter(ops: &[Op]) -> Vec<Vec<Op>> {
 }
 
 fn is_possible(ops: &[Op]) -> bool {
-    let mut contract = Contract::new(u32::MAX, limits_of(u64::MAX, u64::MAX));
-    contract.apply(&Op::Open { device: 0 });
+    let mut contract = program::contract(u32::MAX, limits_of(u64::MAX, u64::MAX));
     ops.iter().all(|op| {
         let allowed = contract.allows(op);
         if allowed {

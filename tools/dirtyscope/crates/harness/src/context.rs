@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Devices, Log, Skip, new_uuid};
+use crate::{Devices, Edus, Log, Skip, new_uuid};
 use anyhow::{Result, anyhow};
 use events::{Answer, Call, Event};
 use mdev_dma::sysfs::Mdev;
@@ -37,6 +37,11 @@ impl<'a> Context<'a> {
     /// A mediated device that nobody has open; the same one for the same `i`.
     pub fn device(&self, i: usize) -> Result<Mdev> {
         lock(self.devices).get(i)
+    }
+
+    /// PCI functions with an IOMMU. Skips the scenario if this machine hasn't enough.
+    pub fn edus(&self) -> Result<Edus> {
+        lock(self.devices).edus()
     }
 
     /// The driver's file. Skips the scenario if the user did not give it.

@@ -1,18 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The mediated devices that scenarios use.
+//! The devices that scenarios use.
 
 use crate::Skip;
 use anyhow::{Context as _, Result, bail};
+use edu_client::Function;
 use mdev_dma::sysfs::{Mdev, MdevType};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-/// Mediated devices, made when they are asked for. Those it made are removed when it is dropped.
+/// PCI functions that do DMA through an IOMMU.
+#[derive(Clone, Debug)]
+pub struct Edus {
+    /// In a group of its own each.
+    pub singles: [Function; 2],
+    /// In a group that they share.
+    pub pair: [Function; 2],
+}
+
+/// Mediated devices, made when they are asked for, and PCI functions. Those it made are removed when it
+/// is dropped, and the PCI functions have no driver then.
 pub struct Devices {
     all: Vec<Mdev>,
     /// The first so many are the user's.
     given: usize,
+    edus: Option<Edus>,
 }
 
 impl Devices {
@@ -27,7 +39,7 @@ impl Devices {
                 );
             }
         }
-        Ok(Self { given: all.len(), all })
+        Ok(Self { given: all.len(), all, edus: None })
     }
 
     /// Device number `i`. It is created if it doesn't exist: under the UUID that it had, if it was lost
@@ -49,6 +61,31 @@ impl Devices {
         }
         Ok(mdev)
     }
+
+    /// The PCI functions of this machine. Skips the scenario if it hasn't enough.
+    pub fn edus(&mut self) -> Result<Edus> {
+        if self.edus.is_none() {
+            self.edus = Some(Edus::find()?);
+        }
+        self.edus.clone().context("no PCI functions")
+    }
+}
+
+impl Edus {
+    /// Those of this machine, if it has them.
+    fn find() -> Result<Self> {
+        let all = Function::all()?;
+        let in_group = |group| all.iter().filter(|one| one.group() == group).count();
+        let of_groups_of = |count| {
+            let some = all.iter().filter(|one| in_group(one.group()) == count).cloned();
+            <[Function; 2]>::try_from(some.take(2).collect::<Vec<_>>())
+        };
+        let (Ok(singles), Ok(pair)) = (of_groups_of(1), of_groups_of(2)) else {
+            let why = "needs an IOMMU, two of QEMU's edu with a group each, and two that share one";
+            bail!(Skip(format!("{why}: tools/vm/qemu shows how")));
+        };
+        Ok(Self { singles, pair })
+    }
 }
 
 /// A UUID that nothing has. Not from `getrandom()`, which waits in a VM until there is entropy.
@@ -59,6 +96,11 @@ pub fn new_uuid() -> Result<Uuid> {
 
 impl Drop for Devices {
     fn drop(&mut self) {
+        for edu in self.edus.iter().flat_map(|edus| edus.singles.iter().chain(&edus.pair)) {
+            if let Err(error) = edu.unbind() {
+                eprintln!("dirtyscope: {} stays bound: {error:#}", edu.path().display());
+            }
+        }
         for mdev in &self.all[self.given..] {
             if mdev.exists() {
                 if let Err(error) = mdev.remove() {

@@ -25,7 +25,7 @@ pub mod worker;
 
 pub use context::Context;
 pub use defects::{KnownDefects, Shows, Signature};
-pub use devices::{Devices, new_uuid};
+pub use devices::{Devices, Edus, new_uuid};
 pub use failure::{Failure, Skip, Stuck};
 pub use kmsg::Messages;
 pub use log::Log;

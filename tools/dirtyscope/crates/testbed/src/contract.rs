@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Answer, Op, PAGE, operation};
+use crate::{
+    Answer, Op, PAGE, operation,
+    slots::{self, SlotKind, kind},
+};
 use dirty_model::{
-    Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, Limits, Mapping,
-    Protection,
+    Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, GroupKind, Limits,
+    Mapping, Protection,
 };
 use mdev_dma::{Opcode, uapi};
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::{Range, RangeInclusive},
+};
 use vfio_client::uapi::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
     VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
@@ -26,13 +32,22 @@ pub fn limits_of(max_pins: u64, max_length: u64) -> Limits {
     }
 }
 
+/// What the IOMMU can map of the machine that tools/vm boots: 48 bits, less the range of MSIs.
+pub(crate) fn iova_ranges() -> Vec<RangeInclusive<u64>> {
+    vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]
+}
+
 /// What the kernel owes: the model, and which of its devices is in which slot. It knows nothing of
 /// what is in memory.
 #[derive(Clone, Debug)]
 pub struct Contract {
     pub model: Model,
     limits: Limits,
+    /// What IOMMUs can map.
+    pub(crate) iova_ranges: Vec<RangeInclusive<u64>>,
     devices: BTreeMap<usize, DeviceId>,
+    /// The slots whose groups have joined, and those whose devices came with them.
+    joined: BTreeSet<usize>,
 }
 
 /// What must come of an operation.
@@ -46,7 +61,20 @@ pub struct Owed {
 impl Contract {
     /// Of a container without mappings and devices, for which all devices have `limits`.
     pub fn new(dma_entry_limit: u32, limits: Limits) -> Self {
-        Self { model: Model::new(PAGE, dma_entry_limit), limits, devices: BTreeMap::new() }
+        Self {
+            model: Model::new(PAGE, dma_entry_limit),
+            limits,
+            iova_ranges: iova_ranges(),
+            devices: BTreeMap::new(),
+            joined: BTreeSet::new(),
+        }
+    }
+
+    /// The device that has just been opened in a slot, and all that follow, have these limits.
+    pub(crate) fn set_limits(&mut self, slot: usize, limits: Limits) {
+        self.limits = limits;
+        self.model.close(self.devices[&slot]);
+        self.devices.insert(slot, self.model.open(slots::group(slot), limits));
     }
 
     /// The device that is open in a slot.
@@ -82,15 +110,44 @@ impl Contract {
         pages.into_iter().any(|page| page.checked_sub(iova).is_some_and(|at| at < size))
     }
 
-    /// Whether `op` is about a device that is in the state for it: open, or closed to be opened.
+    /// Whether `op` is about a device that is in the state for it: of a group that has joined or not,
+    /// open or not; and DMA is of memory that is mapped. Without a group, only one may join.
     pub fn allows(&self, op: &Op) -> bool {
+        let open_as = |device, kinds: &[SlotKind]| {
+            self.device(device).is_some() && kind(device).is_some_and(|kind| kinds.contains(&kind))
+        };
         match *op {
-            Op::Open { device } => self.device(device).is_none(),
-            Op::Close { device } | Op::Reset { device } | Op::Command { device, .. } => {
-                self.device(device).is_some()
+            Op::Join { device } => {
+                kind(device).is_some() && !self.model.has_group(slots::group(device))
             }
-            _ => true,
+            Op::Leave { device, .. } => {
+                let group = slots::group(device);
+                self.joined.contains(&device)
+                    && !self.devices.keys().any(|&open| slots::group(open) == group)
+            }
+            Op::Open { device } => self.joined.contains(&device) && self.device(device).is_none(),
+            Op::Close { device } => self.device(device).is_some(),
+            Op::Reset { device } | Op::Command { device, .. } => {
+                open_as(device, &[SlotKind::Emulated, SlotKind::Pinning])
+            }
+            Op::Copy { device, from, to, length } => {
+                let (Some(source), Some(target)) =
+                    (from.checked_add(length), to.checked_add(length))
+                else {
+                    return false;
+                };
+                open_as(device, &[SlotKind::Edu])
+                    && length <= edu_client::LENGTH_MAX
+                    && self.model.allows_dma(from..source, Protection::READ)
+                    && self.model.allows_dma(to..target, Protection::WRITE)
+            }
+            _ => self.model.groups() > 0,
         }
+    }
+
+    /// The slots whose groups are in the container.
+    pub fn joined(&self) -> impl Iterator<Item = usize> {
+        self.joined.iter().copied()
     }
 
     /// What must come of `op`. Panics if it isn't allowed.
@@ -121,8 +178,19 @@ impl Contract {
                 let bitmap = self.model.get_bitmap(iova, size, &buffer.to_model());
                 with_bitmap(bitmap.map(|bitmap| (0, bitmap)))
             }
+            Op::Join { device } => Answer::of(self.join(device)),
+            Op::Leave { device, .. } => {
+                let group = slots::group(device);
+                self.model.leave(group);
+                self.joined.retain(|&slot| slots::group(slot) != group);
+                Answer::of(Ok(()))
+            }
             Op::Open { device } => {
-                self.devices.insert(device, self.model.open(self.limits));
+                self.devices.insert(device, self.model.open(slots::group(device), self.limits));
+                Answer::of(Ok(()))
+            }
+            Op::Copy { to, length, .. } => {
+                self.model.dma_written(to..to + length);
                 Answer::of(Ok(()))
             }
             Op::Close { device } => {
@@ -142,6 +210,16 @@ impl Contract {
             }
             Op::UserWrite { .. } | Op::Check | Op::Command { .. } => Answer::of(Ok(())),
         }
+    }
+
+    fn join(&mut self, slot: usize) -> Result<(), Errnos> {
+        let group = match kind(slot) {
+            Some(SlotKind::Emulated) => GroupKind::Emulated,
+            _ => GroupKind::Iommu(self.iova_ranges.clone()),
+        };
+        self.model.join(slots::group(slot), group)?;
+        self.joined.extend(slots::members(slot));
+        Ok(())
     }
 
     fn map(&mut self, iova: u64, size: u64, backed: u64, flags: u32) -> Result<(), Errnos> {

@@ -15,6 +15,7 @@ mod op;
 pub mod program;
 mod regions;
 mod rehearsal;
+pub mod slots;
 mod steps;
 mod testbed;
 mod text;

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Answer, Buffer, BufferMemory, Op, PAGE};
-use anyhow::{Result, bail};
+use crate::{
+    Answer, Buffer, BufferMemory, Op, PAGE,
+    slots::{self, SlotKind},
+};
+use anyhow::{Context as _, Result, bail};
 use dirty_model::{Bitmap, Errno};
+use edu_client::Edu;
 use harness::Failure;
-use mdev_dma::{MdevDma, sysfs::Mdev, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
-use std::{sync::Arc, time::Duration};
+use mdev_dma::{MdevDma, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use vfio_client::{
-    Access, BitmapArgs, Container, DeviceNode, Error, Group, MapArgs, Memory, UnmapArgs,
+    Access, BitmapArgs, Container, DeviceNode, Error, Group, Leave, MapArgs, Memory, UnmapArgs,
 };
 
 /// A command that takes longer is stuck.
@@ -16,59 +20,93 @@ const LONG: Duration = Duration::from_secs(20);
 /// The kernel's side: a container, and slots for devices that may be open in it.
 pub struct LiveContainer {
     // Devices are closed before the container.
-    slots: Vec<Slot>,
+    open: BTreeMap<usize, OpenDevice>,
+    /// Those whose groups are in the container.
+    nodes: BTreeMap<usize, DeviceNode>,
     pub container: Arc<Container>,
 }
 
-struct Slot {
-    mdev: Mdev,
-    /// Its group.
-    group: u32,
-    device: Option<MdevDma>,
-}
-
-impl Slot {
-    fn new(mdev: Mdev, node: &DeviceNode) -> Self {
-        Self { mdev, group: node.group(), device: None }
-    }
+enum OpenDevice {
+    Commands(MdevDma),
+    Edu(Edu),
 }
 
 impl LiveContainer {
-    /// A container with the group of a device, which isn't open yet.
-    pub fn new(mdev: Mdev) -> Result<Self> {
-        let node = mdev.node()?;
-        let container = Container::new(Group::open(&node)?)?;
-        Ok(Self { slots: vec![Slot::new(mdev, &node)], container })
+    /// A container with the group of these devices, by their slots, which aren't open yet.
+    pub fn new(devices: Vec<(usize, DeviceNode)>) -> Result<Self> {
+        let container = Container::new(group_of(&devices)?)?;
+        Ok(Self { open: BTreeMap::new(), nodes: devices.into_iter().collect(), container })
     }
 
-    /// Puts the group of another device into the container. Returns its slot.
-    pub fn attach(&mut self, mdev: Mdev) -> Result<usize> {
-        let node = mdev.node()?;
-        self.container.attach(Group::open(&node)?)?;
-        self.slots.push(Slot::new(mdev, &node));
-        Ok(self.slots.len() - 1)
+    /// Puts the group of these devices, by their slots, into the container.
+    pub fn join(&mut self, devices: Vec<(usize, DeviceNode)>) -> Result<Answer> {
+        let joined = status(self.container.attach(group_of(&devices)?))?;
+        if joined.is_ok() {
+            self.nodes.extend(devices);
+        }
+        Ok(Answer::of(joined))
     }
 
-    /// The group of the device in a slot, if there is one.
+    fn leave(&mut self, slot: usize, by: Leave) -> Result<Answer> {
+        let group = self.nodes[&slot].group();
+        let left = status(self.container.detach(group, by))?;
+        if left.is_ok() {
+            self.has_left(slot);
+        }
+        Ok(Answer::of(left))
+    }
+
+    /// The group of a device isn't in the container any more.
+    pub fn has_left(&mut self, slot: usize) {
+        let group = self.nodes[&slot].group();
+        self.nodes.retain(|_, node| node.group() != group);
+    }
+
+    /// The group of the device in a slot, if it is in the container.
     pub fn group(&self, slot: usize) -> Option<u32> {
-        self.slots.get(slot).map(|slot| slot.group)
+        self.nodes.get(&slot).map(DeviceNode::group)
     }
 
-    /// The device that is open in a slot.
+    /// The device that is open in a slot, which runs commands.
     pub fn device(&self, slot: usize) -> &MdevDma {
-        self.slots[slot].device.as_ref().expect("the device is open")
+        match self.open.get(&slot) {
+            Some(OpenDevice::Commands(device)) => device,
+            _ => panic!("no device that runs commands is open in slot {slot}"),
+        }
     }
 
-    /// The slots with open devices.
+    /// The slots with open devices that run commands.
     pub fn open_devices(&self) -> impl Iterator<Item = (usize, &MdevDma)> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(i, slot)| Some((i, slot.device.as_ref()?)))
+        self.open.iter().filter_map(|(&slot, open)| match open {
+            OpenDevice::Commands(device) => Some((slot, device)),
+            OpenDevice::Edu(_) => None,
+        })
+    }
+
+    /// The edu that is open in a slot.
+    pub fn edu(&self, slot: usize) -> &Edu {
+        match self.open.get(&slot) {
+            Some(OpenDevice::Edu(edu)) => edu,
+            _ => panic!("no edu is open in slot {slot}"),
+        }
+    }
+
+    fn open(&mut self, slot: usize) -> Result<Answer> {
+        let node = &self.nodes[&slot];
+        let open = match slots::kind(slot) {
+            Some(SlotKind::Edu) => OpenDevice::Edu(Edu::open(&self.container, node)?),
+            _ => OpenDevice::Commands(MdevDma::open(&self.container, node)?),
+        };
+        self.open.insert(slot, open);
+        Ok(Answer::of(Ok(())))
     }
 
     /// Does `op`. Fails only if there is no answer to speak of.
     pub fn apply(&mut self, op: &Op) -> Result<Answer> {
         match *op {
             Op::Map { .. } => bail!("needs memory: see LiveContainer::map"),
+            Op::Join { .. } => bail!("needs devices: see LiveContainer::join"),
+            Op::Leave { device, by } => self.leave(device, by),
             Op::Unmap { iova, size, flags } => {
                 self.unmap(&UnmapArgs { iova, size, flags, argsz: None })
             }
@@ -81,13 +119,13 @@ impl LiveContainer {
             Op::Hide { .. } | Op::Show { .. } | Op::UserWrite { .. } | Op::Check => {
                 Ok(Answer::of(Ok(())))
             }
-            Op::Open { device } => {
-                let slot = &mut self.slots[device];
-                slot.device = Some(MdevDma::open(&self.container, &slot.mdev.node()?)?);
+            Op::Open { device } => self.open(device),
+            Op::Close { device } => {
+                self.open.remove(&device);
                 Ok(Answer::of(Ok(())))
             }
-            Op::Close { device } => {
-                self.slots[device].device = None;
+            Op::Copy { device, from, to, length } => {
+                self.edu(device).copy(from, to, length)?;
                 Ok(Answer::of(Ok(())))
             }
             Op::Reset { device } => status(self.device(device).device().reset()).map(Answer::of),
@@ -143,6 +181,12 @@ impl LiveContainer {
         };
         with_bitmap(status(read)?.map(|words| (0, words)), size)
     }
+}
+
+/// Opens the group that these devices share.
+fn group_of(devices: &[(usize, DeviceNode)]) -> Result<Group> {
+    let (_, node) = devices.first().context("a group without devices")?;
+    Ok(Group::open(node)?)
 }
 
 impl Buffer {

@@ -6,7 +6,10 @@ use dirty_model::{Bitmap, BitmapBuffer, Errno, Errnos, Protection};
 use events::{Call, Kind, Reply};
 use mdev_dma::{Opcode, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use std::fmt::Display;
-use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL};
+use vfio_client::{
+    Leave,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL},
+};
 
 /// An operation on the container, on the device in a slot, or on the process's own memory.
 ///
@@ -28,6 +31,10 @@ pub enum Op {
     DirtyPages { flags: u32 },
     /// Gets the bitmap of a range, which forgets what it reported.
     GetBitmap { iova: u64, size: u64, buffer: Buffer },
+    /// The group of the device in a slot joins the container, see [`crate::slots`].
+    Join { device: usize },
+    /// It leaves the container.
+    Leave { device: usize, by: Leave },
     /// Opens the device of a slot.
     Open { device: usize },
     /// Closes it.
@@ -37,6 +44,8 @@ pub enum Op {
     /// Has it run a command, to its end. `op` is a number, so that one that is no operation can be
     /// tried; with `RUST_MDEV_DMA_COMMAND_BACKGROUND` it runs in the background.
     Command { device: usize, op: u32, iova: u64, length: u64, seed: u64 },
+    /// An edu copies up to 4,096 bytes, by DMA through the IOMMU.
+    Copy { device: usize, from: u64, to: u64, length: u64 },
     /// The process makes pages that are mapped inaccessible: accesses to them fault.
     Hide { iova: u64, size: u64 },
     /// It makes them accessible again, with their contents.
@@ -88,6 +97,7 @@ impl Op {
             | Self::UnmapBitmap { iova, size, .. }
             | Self::GetBitmap { iova, size, .. }
             | Self::Command { iova, length: size, .. }
+            | Self::Copy { to: iova, length: size, .. }
             | Self::Hide { iova, size }
             | Self::Show { iova, size }
             | Self::UserWrite { iova, length: size, .. } => Some((iova, size)),
@@ -98,10 +108,13 @@ impl Op {
     /// The slot of the device that does it.
     pub fn device(&self) -> Option<usize> {
         match *self {
-            Self::Open { device }
+            Self::Join { device }
+            | Self::Leave { device, .. }
+            | Self::Open { device }
             | Self::Close { device }
             | Self::Reset { device }
-            | Self::Command { device, .. } => Some(device),
+            | Self::Command { device, .. }
+            | Self::Copy { device, .. } => Some(device),
             _ => None,
         }
     }
@@ -131,6 +144,7 @@ impl Op {
             Self::Start => Kind::Start,
             Self::Stop => Kind::Stop,
             Self::Close { .. } | Self::Reset { .. } => Kind::Release,
+            Self::Copy { .. } => Kind::Write,
             Self::Hide { .. } => Kind::Hide,
             Self::Show { .. } => Kind::Show,
             Self::Command { op, .. } => match operation(op) {

@@ -2,13 +2,14 @@
 
 //! Operations one after the other, from a file or from a generator.
 
-use crate::{Op, Testbed};
+use crate::{Contract, Op, Testbed};
 use anyhow::{Context as _, Result, ensure};
+use dirty_model::Limits;
 use harness::Context;
 use std::fmt::Write as _;
 
-/// The devices of a program, by slot. The first one is open when it begins.
-pub const DEVICES: usize = 2;
+/// Why an operation can't be done.
+pub(crate) const NOT_ALLOWED: &str = "there is no such device, or its group is, or isn't, in the container, or it is, or isn't, open";
 
 /// How a program failed.
 pub struct Failed {
@@ -34,16 +35,27 @@ pub fn text(program: &[Op]) -> String {
     })
 }
 
-/// Does a program on a container of its own. At the end, all that is dirty is read, and everything is
+/// Begins a program: with the groups of both mediated devices, the first of which is open.
+pub(crate) const BEGIN: [Op; 3] =
+    [Op::Join { device: 0 }, Op::Open { device: 0 }, Op::Join { device: 1 }];
+
+/// What the kernel owes when a program begins, see [`Contract::new`].
+pub fn contract(dma_entry_limit: u32, limits: Limits) -> Contract {
+    let mut contract = Contract::new(dma_entry_limit, limits);
+    for op in &BEGIN {
+        contract.apply(op);
+    }
+    contract
+}
+
+/// Does a program on a container of its own, which begins with [`BEGIN`]. At the end, all that is dirty is read, and everything is
 /// compared.
 pub fn run(context: &Context<'_>, program: &[Op]) -> Result<Result<(), Failed>> {
     let mut bed = Testbed::new(context)?;
-    for _ in 1..DEVICES {
-        bed.attach_device()?;
-    }
+    bed.must(Op::Join { device: 1 })?;
     bed.count_locked_memory()?;
     for (i, op) in program.iter().enumerate() {
-        ensure!(bed.contract().allows(op), "{op}: the device isn't open, or it is already");
+        ensure!(bed.contract().allows(op), "{op}: {NOT_ALLOWED}");
         if let Err(error) = bed.apply(op.clone()) {
             return Ok(Err(Failed { done: i + 1, error }));
         }

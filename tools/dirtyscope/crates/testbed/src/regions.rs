@@ -78,6 +78,17 @@ impl Regions {
         }
     }
 
+    /// A device copies bytes that are all mapped to others.
+    pub fn copy(&mut self, from: u64, to: u64, length: u64) {
+        let bytes = self.read(from..from + length);
+        let mut done = 0;
+        while let Some((region, part)) = self.find(to + done as u64..to + length) {
+            let len = part.len();
+            self.0[region].shadow[part].copy_from_slice(&bytes[done..done + len]);
+            done += len;
+        }
+    }
+
     /// The process itself writes the pattern of `seed` to what is mapped and not hidden of a range.
     pub fn user_write(&mut self, iova: u64, length: u64, seed: u64) {
         for (region, bytes) in self.parts(iova, length) {

@@ -3,7 +3,7 @@
 use crate::{
     Contract, Op,
     contract::limits_of,
-    program::{DEVICES, parse},
+    program::{BEGIN, NOT_ALLOWED, parse},
 };
 use anyhow::{Result, ensure};
 use events::{Answer, Begin, Event, Run, TestResult, VERSION, Verdict};
@@ -33,12 +33,11 @@ pub fn rehearse(name: &str, text: &str) -> Result<Vec<Event>> {
         events: vec![Event::Run(run), Event::Begin(Begin { name: name.into(), about })],
         n: 0,
     };
-    rehearsal.apply(&Op::Open { device: 0 });
+    for op in &BEGIN {
+        rehearsal.apply(op);
+    }
     for op in &program {
-        let exists = op.device().is_none_or(|device| device < DEVICES);
-        ensure!(exists, "{op}: there are {DEVICES} devices");
-        let allowed = rehearsal.contract.allows(op);
-        ensure!(allowed, "{op}: the device isn't open, or it is already");
+        ensure!(rehearsal.contract.allows(op), "{op}: {NOT_ALLOWED}");
         rehearsal.apply(op);
     }
     if rehearsal.contract.model.tracking() {
@@ -88,5 +87,7 @@ mod tests {
         assert_eq!(last.unwrap().dirty, Some(vec![(0x2000, 0x3000)]));
         assert!(rehearse("it", "device 1 CLOSE").is_err());
         assert!(rehearse("it", "device 2 OPEN").is_err());
+        assert!(rehearse("it", "device 2 JOIN\ndevice 2 OPEN").is_ok());
+        assert!(rehearse("it", "device 9 JOIN").is_err());
     }
 }

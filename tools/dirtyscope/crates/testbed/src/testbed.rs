@@ -6,14 +6,16 @@ use crate::{
     expected::Expected,
     live::LiveContainer,
     regions::new_memory,
+    slots::{self, SlotKind},
 };
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Errnos, Limits};
+use edu_client::Edu;
 use events::{Difference, Runs};
 use harness::{Context, Failure, locked_memory};
 use mdev_dma::MdevDma;
 use std::{fs, ops::Range, sync::Arc};
-use vfio_client::Container;
+use vfio_client::{Container, DeviceNode, Leave};
 
 /// Where the kernel has the limit on mappings of a container.
 const DMA_ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
@@ -33,31 +35,42 @@ impl<'a> Testbed<'a> {
         Self::on(context, 0)
     }
 
-    /// As [`Self::new`], with another of the context's devices.
+    /// As [`Self::new`], with another of the context's mediated devices in slot 0.
     pub fn on(context: &'a Context<'a>, device: usize) -> Result<Self> {
-        let mut kernel = LiveContainer::new(context.device(device)?)?;
-        let open = Op::Open { device: 0 };
-        let n = context.call(open.to_call(kernel.group(0)));
-        let answer = kernel.apply(&open)?;
-        let mut contract = Contract::new(dma_entry_limit()?, limits(kernel.device(0))?);
-        let owed = contract.apply(&open).answer;
-        context.answer(|| events::Answer {
-            n,
-            model: owed.to_reply(&open),
-            kernel: answer.to_reply(&open),
-        });
+        let mut this = Self::with(context, 0, vec![(0, context.device(device)?.node()?)])?;
+        this.must(Op::Open { device: 0 })?;
+        let limits = limits(this.device(0))?;
+        this.expected.contract.set_limits(0, limits);
+        Ok(this)
+    }
+
+    /// A container with the group of the device in a slot, which isn't open.
+    pub fn joined(context: &'a Context<'a>, slot: usize) -> Result<Self> {
+        Self::with(context, slot, slots::bind(context, slot)?)
+    }
+
+    fn with(
+        context: &'a Context<'a>,
+        slot: usize,
+        devices: Vec<(usize, DeviceNode)>,
+    ) -> Result<Self> {
+        let join = Op::Join { device: slot };
+        let n = context.call(join.to_call(devices.first().map(|(_, node)| node.group())));
+        let kernel = LiveContainer::new(devices)?;
+        let mut contract = Contract::new(dma_entry_limit()?, limits_of(u64::MAX, u64::MAX));
+        if slots::kind(slot) != Some(SlotKind::Emulated) {
+            contract.iova_ranges = slots::function(context, slot)?.iova_ranges()?;
+        }
+        let owed = contract.apply(&join).answer;
+        let reply = owed.to_reply(&join);
+        context.answer(|| events::Answer { n, model: reply.clone(), kernel: reply });
         Ok(Self { context, kernel, expected: Expected::new(contract), locked: None })
     }
 
     /// Puts the context's second device into the container, and opens it as device 1.
     pub fn add_device(&mut self) -> Result<()> {
-        let device = self.attach_device()?;
-        self.apply(Op::Open { device }).map(drop)
-    }
-
-    /// Puts the context's second device into the container. Returns its slot, 1.
-    pub fn attach_device(&mut self) -> Result<usize> {
-        self.kernel.attach(self.context.device(1)?)
+        self.must(Op::Join { device: 1 })?;
+        self.must(Op::Open { device: 1 })
     }
 
     /// What the kernel owes at the moment.
@@ -82,7 +95,24 @@ impl<'a> Testbed<'a> {
         &self.kernel.container
     }
 
-    /// An open device, for accesses that are no [`Op`].
+    /// The number of the group of a device in the container.
+    pub fn group(&self, slot: usize) -> u32 {
+        self.kernel.group(slot).expect("the group is in the container")
+    }
+
+    /// The group of a device has left the container by other means than an [`Op`].
+    pub fn has_left(&mut self, device: usize) {
+        self.context.note(format_args!("the group of device {device} has left"));
+        self.kernel.has_left(device);
+        self.expected.contract.apply(&Op::Leave { device, by: Leave::Close });
+    }
+
+    /// An open edu, for accesses that are no [`Op`].
+    pub fn edu(&self, slot: usize) -> &Edu {
+        self.kernel.edu(slot)
+    }
+
+    /// An open device that runs commands, for accesses that are no [`Op`].
     pub fn device(&self, device: usize) -> &MdevDma {
         self.kernel.device(device)
     }
@@ -115,6 +145,10 @@ impl<'a> Testbed<'a> {
                     self.expected.regions.map(iova, memory);
                 }
                 answer
+            }
+            Op::Join { device } => {
+                let devices = slots::bind(self.context, device)?;
+                self.kernel.join(devices)?
             }
             _ => self.kernel.apply(&op)?,
         };
@@ -188,6 +222,9 @@ impl<'a> Testbed<'a> {
     pub fn check_counters(&self) -> Result<()> {
         for (i, device) in self.kernel.open_devices() {
             same(&format!("PINS of device {i}"), self.expected.pins(i), device.pins()?)?;
+        }
+        if self.contract().model.groups() == 0 {
+            return Ok(());
         }
         let avail = self.container().info()?.dma_avail;
         let avail = avail.context("no VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL")?;

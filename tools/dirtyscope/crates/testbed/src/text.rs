@@ -10,8 +10,9 @@
 //! START | STOP
 //! GET_BITMAP 0x40000000+0x46000 [as UNMAP_BITMAP]
 //! MAP, UNMAP, DIRTY_PAGES ... flags N            other flags than these imply
-//! device 0 OPEN | CLOSE | RESET
+//! device 0 JOIN | LEAVE [close] | OPEN | CLOSE | RESET
 //! device 0 [background] DMA_WRITE 0x40000000+0x1000 [seed N]   or another, also by its number
+//! device 2 COPY 0x40000000+0x1000 to 0x40008000  edu's DMA
 //! process HIDE | SHOW | WRITE 0x40000000+0x1000 [seed N]
 //! CHECK
 //! ```
@@ -23,7 +24,10 @@ use std::{
     fmt::{self, Display, Formatter},
     str::{FromStr, SplitWhitespace},
 };
-use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
+use vfio_client::{
+    Leave,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
+};
 
 const RW: u32 = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
 
@@ -52,6 +56,9 @@ impl Display for Op {
                 write!(f, "GET_BITMAP {iova:#x}+{size:#x}")?;
                 show_buffer(f, size, &buffer)
             }
+            Self::Join { device } => write!(f, "device {device} JOIN"),
+            Self::Leave { device, by: Leave::Unset } => write!(f, "device {device} LEAVE"),
+            Self::Leave { device, by: Leave::Close } => write!(f, "device {device} LEAVE close"),
             Self::Open { device } => write!(f, "device {device} OPEN"),
             Self::Close { device } => write!(f, "device {device} CLOSE"),
             Self::Reset { device } => write!(f, "device {device} RESET"),
@@ -66,6 +73,9 @@ impl Display for Op {
                 }
                 write!(f, " {iova:#x}+{length:#x}")?;
                 option(f, "seed", seed, 0)
+            }
+            Self::Copy { device, from, to, length } => {
+                write!(f, "device {device} COPY {from:#x}+{length:#x} to {to:#x}")
             }
             Self::Hide { iova, size } => write!(f, "process HIDE {iova:#x}+{size:#x}"),
             Self::Show { iova, size } => write!(f, "process SHOW {iova:#x}+{size:#x}"),
@@ -175,6 +185,16 @@ impl<'a> Words<'a> {
         let flags = if self.keyword("background") { BACKGROUND } else { 0 };
         let name = self.word()?;
         let op = match name {
+            "JOIN" => return Ok(Op::Join { device }),
+            "LEAVE" => {
+                let by = if self.keyword("close") { Leave::Close } else { Leave::Unset };
+                return Ok(Op::Leave { device, by });
+            }
+            "COPY" => {
+                let (from, length) = self.range()?;
+                let to = self.option("to")?.context("COPY needs to ADDRESS")?;
+                return Ok(Op::Copy { device, from, to, length });
+            }
             "OPEN" => return Ok(Op::Open { device }),
             "CLOSE" => return Ok(Op::Close { device }),
             "RESET" => return Ok(Op::Reset { device }),
@@ -278,6 +298,10 @@ mod tests {
             "STOP",
             "DIRTY_PAGES flags 0x3",
             "device 1 OPEN",
+            "device 2 JOIN",
+            "device 2 LEAVE close",
+            "device 2 LEAVE",
+            "device 4 COPY 0x1000+0x10 to 0x2008",
             "device 0 DMA_WRITE 0x1fff+0x2 seed 0x1",
             "device 0 background PIN 0x1000+0x1000",
             "device 1 background 0 0x1000+0x1000",

@@ -68,6 +68,7 @@ impl Container {
                 self.device(id).pin(page);
                 self.mark(page..page + page_size);
             }
+            self.promote(self.devices[&id].group);
         }
         Ok(())
     }
@@ -82,7 +83,9 @@ impl Container {
             let (page, errnos) = (batch.start, Errno::ENOSPC.into());
             return Some(PinFailure { batch, page, errnos });
         }
-        let mut unlocked = self.lock_limit.map(|limit| limit.saturating_sub(self.locked_pages()));
+        // What an IOMMU maps is locked already.
+        let limit = self.lock_limit.filter(|_| !self.has_iommu());
+        let mut unlocked = limit.map(|limit| limit.saturating_sub(self.locked_pages()));
         let mut failure: Option<PinFailure> = None;
         for page in pages(batch.clone(), self.page_size) {
             if let Err(errnos) = self.pin_errnos(page, &mut unlocked).check() {
@@ -156,7 +159,7 @@ impl Container {
     }
 
     /// Makes the pages that `range` touches dirty. It lies in one mapping.
-    fn mark(&mut self, range: Range<u64>) {
+    pub(super) fn mark(&mut self, range: Range<u64>) {
         let page_size = self.page_size;
         if let Some((&iova, mapped)) = self.mappings.range_mut(..=range.start).next_back() {
             if let Some(dirty) = &mut mapped.dirty {

@@ -16,11 +16,21 @@ fn mapping(iova: u64, pages: u64) -> Mapping {
     Mapping { iova, vaddr: 0x7000_0000, size: pages * PAGE, protection: Protection::READ_WRITE }
 }
 
+/// The group of devices without an IOMMU.
+const EMULATED: u32 = 0;
+
+/// A container without mappings.
+fn empty() -> Container {
+    let mut container = Container::new(PAGE, 10);
+    container.join(EMULATED, GroupKind::Emulated).unwrap();
+    container
+}
+
 /// A container with `pages` pages at 0, and a device in it.
 fn container(pages: u64) -> (Container, DeviceId) {
-    let mut container = Container::new(PAGE, 10);
+    let mut container = empty();
     container.map(&mapping(0, pages)).unwrap();
-    let id = container.open(LIMITS);
+    let id = container.open(EMULATED, LIMITS);
     (container, id)
 }
 
@@ -253,7 +263,7 @@ fn protections() {
 #[test]
 fn a_page_is_pinned_while_any_device_pins_it() {
     let (mut c, one) = container(4);
-    let two = c.open(LIMITS);
+    let two = c.open(EMULATED, LIMITS);
     ok(&mut c, one, CommandKind::Pin, 0, PAGE);
     ok(&mut c, two, CommandKind::Pin, 0, 2 * PAGE);
     c.start().unwrap();
@@ -267,9 +277,9 @@ fn a_page_is_pinned_while_any_device_pins_it() {
 
 #[test]
 fn the_last_page_of_the_address_space() {
-    let mut c = Container::new(PAGE, 10);
+    let mut c = empty();
     c.map(&mapping(PAGE.wrapping_neg(), 1)).unwrap();
-    let dev = c.open(LIMITS);
+    let dev = c.open(EMULATED, LIMITS);
     c.start().unwrap();
     ok(&mut c, dev, CommandKind::DmaWrite, PAGE.wrapping_neg(), PAGE - 1);
     fails(&mut c, dev, CommandKind::Pin, PAGE.wrapping_neg(), PAGE, Errno::EOVERFLOW);
@@ -322,7 +332,7 @@ fn memory_that_is_taken_away() {
 #[test]
 fn locked_pages_are_counted_once_and_limited() {
     let (mut c, one) = container(8);
-    let two = c.open(LIMITS);
+    let two = c.open(EMULATED, LIMITS);
     ok(&mut c, one, CommandKind::Pin, 0, 2 * PAGE);
     ok(&mut c, two, CommandKind::Pin, PAGE, 2 * PAGE);
     ok(&mut c, two, CommandKind::Pin, PAGE, PAGE);
@@ -340,7 +350,7 @@ fn locked_pages_are_counted_once_and_limited() {
 
 #[test]
 fn a_mapping_beyond_the_largest_bitmap() {
-    let mut c = Container::new(PAGE, 10);
+    let mut c = empty();
     let most = mapping(0, BITMAP_PAGES_MAX);
     let too_large = mapping(1 << 50, BITMAP_PAGES_MAX + 1);
     c.map(&mapping(1 << 60, 1)).unwrap();
@@ -402,4 +412,113 @@ fn what_is_wrong_in_two_ways_is_either() {
     assert_eq!(pin(&mut c, 6, 3), Err(Errno::ENOMEM | Errno::EINVAL));
     assert_eq!(pin(&mut c, 6, 1), Ok(()));
     assert_eq!(read(&mut c, 4), []);
+}
+
+fn iommu() -> GroupKind {
+    GroupKind::Iommu(vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1])
+}
+
+#[test]
+fn an_iommu_makes_all_dirty_until_it_has_left() {
+    let (mut c, dev) = container(8);
+    c.map(&mapping(16 * PAGE, 2)).unwrap();
+    ok(&mut c, dev, CommandKind::Pin, PAGE, PAGE);
+    c.start().unwrap();
+    assert_eq!(read(&mut c, 18), [1..2]);
+    c.join(1, iommu()).unwrap();
+    assert_eq!(c.join(1, iommu()), Err(Errno::EINVAL.into()));
+    assert!(c.all_dirty());
+    assert_eq!(read(&mut c, 18), [0..8, 16..18]);
+    assert_eq!(read(&mut c, 18), [0..8, 16..18]);
+    let buffer = BitmapBuffer::covering(2 * PAGE, PAGE);
+    let (_, unmapped) = c.unmap_dirty(16 * PAGE, 2 * PAGE, &buffer).unwrap();
+    assert_eq!(unmapped.runs(), [0..2]);
+    c.leave(1);
+    assert!(!c.all_dirty());
+    assert_eq!(read(&mut c, 8), [0..8]);
+    assert_eq!(read(&mut c, 8), [1..2]);
+    // What it wrote while nobody tracked is nobody's business.
+    c.join(1, iommu()).unwrap();
+    c.stop();
+    c.leave(1);
+    c.start().unwrap();
+    assert_eq!(read(&mut c, 8), [1..2]);
+}
+
+#[test]
+fn a_pin_promotes_its_group() {
+    let (mut c, _) = container(8);
+    for group in [1, 2] {
+        c.join(group, iommu()).unwrap();
+    }
+    let devices = [1, 2].map(|group| c.open(group, LIMITS));
+    c.start().unwrap();
+    fails(&mut c, devices[0], CommandKind::Pin, 7 * PAGE, 2 * PAGE, Errno::EINVAL);
+    ok(&mut c, devices[0], CommandKind::Pin, PAGE, PAGE);
+    assert_eq!(read(&mut c, 8), [0..8], "the other one isn't promoted");
+    ok(&mut c, devices[1], CommandKind::Pin, 2 * PAGE, PAGE);
+    assert_eq!(read(&mut c, 8), [1..3]);
+    c.close(devices[0]);
+    assert_eq!(read(&mut c, 8), [1..3], "it stays promoted");
+    c.leave(1);
+    assert_eq!(read(&mut c, 8), [2..3], "it has told all");
+    c.join(1, iommu()).unwrap();
+    assert_eq!(read(&mut c, 8), [0..8], "and starts over");
+}
+
+#[test]
+fn what_an_iommu_cannot_map() {
+    let mut c = empty();
+    c.map_backed(&mapping(0, 4), 3 * PAGE).unwrap();
+    assert_eq!(c.join(1, iommu()), Err(Errno::EFAULT.into()));
+    c.unmap(0, 4 * PAGE).unwrap();
+    c.map(&mapping(0, 4)).unwrap();
+    c.set_hidden(PAGE..2 * PAGE, true);
+    assert_eq!(c.join(1, iommu()), Err(Errno::EFAULT.into()));
+    c.set_hidden(PAGE..2 * PAGE, false);
+    c.map(&mapping(0xfee0_0000, 1)).unwrap();
+    assert_eq!(c.join(1, iommu()), Err(Errno::EINVAL.into()));
+    c.unmap(0xfee0_0000, PAGE).unwrap();
+    c.join(1, iommu()).unwrap();
+    for iova in [0xfee0_0000, 0xfedf_f000 - PAGE, 1 << 39] {
+        let refused = c.map(&mapping(iova, 3));
+        assert_eq!(refused, Err(Errno::EINVAL.into()), "{iova:#x}");
+    }
+    assert_eq!(c.map_backed(&mapping(0x10000, 2), PAGE), Err(Errno::EFAULT.into()));
+    c.leave(1);
+    c.map(&mapping(0xfee0_0000, 1)).unwrap();
+}
+
+#[test]
+fn an_iommu_locks_all_that_is_mapped() {
+    let mut c = empty();
+    c.limit_locked_pages(Some(10));
+    c.map(&mapping(0, 6)).unwrap();
+    let dev = c.open(EMULATED, LIMITS);
+    ok(&mut c, dev, CommandKind::Pin, PAGE, 2 * PAGE);
+    assert_eq!(c.locked_pages(), 2);
+    c.map(&mapping(16 * PAGE, 5)).unwrap();
+    assert_eq!(c.join(1, iommu()), Err(Errno::ENOMEM.into()));
+    c.unmap(16 * PAGE, 5 * PAGE).unwrap();
+    c.join(1, iommu()).unwrap();
+    assert_eq!(c.locked_pages(), 6);
+    assert_eq!(c.map(&mapping(16 * PAGE, 5)), Err(Errno::ENOMEM.into()));
+    c.map(&mapping(16 * PAGE, 4)).unwrap();
+    ok(&mut c, dev, CommandKind::Pin, 16 * PAGE, 4 * PAGE);
+    assert_eq!(c.locked_pages(), 10);
+    c.leave(1);
+    assert_eq!(c.locked_pages(), 6, "what is pinned");
+}
+
+#[test]
+fn the_last_group_takes_all_with_it() {
+    let (mut c, dev) = container(8);
+    c.start().unwrap();
+    c.join(1, iommu()).unwrap();
+    c.close(dev);
+    c.leave(EMULATED);
+    assert_eq!(read(&mut c, 8), [0..8]);
+    c.leave(1);
+    assert!(!c.tracking());
+    assert_eq!((c.mappings().count(), c.dma_avail()), (0, 10));
 }

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Scenarios about type1 with devices that have an IOMMU beside those that haven't: what is dirty then,
+//! what can be mapped, and what is locked.
+//!
+//! A family has a file, whose `SCENARIOS` lists what is in it.
+
+#![forbid(unsafe_code)]
+
+mod demotion;
+mod mapping;
+
+use harness::Scenario;
+
+/// All of them.
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    [demotion::SCENARIOS, mapping::SCENARIOS].into_iter().flatten()
+}
