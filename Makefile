@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers fuzz migrate control bench test module tool shell boot-soak clean \
+.PHONY: help run killers fuzz scope migrate control bench test module tool shell boot-soak clean \
 	clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -22,6 +22,7 @@ help:
 	@echo '  make run          build all, boot the VM, run the scenarios'
 	@echo '  make killers      show the defects after which a kernel has to be booted again'
 	@echo '  make fuzz         random sequences for a minute'
+	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
 	@echo '  make control      see that all these find what a broken type1 loses'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
@@ -64,6 +65,9 @@ killers:
 
 fuzz:
 	$(vm)/run fuzz
+
+scope:
+	$(vm)/run scope
 
 ROUNDS ?= 50
 migrate:

@@ -4,12 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+mod exhaustive;
 mod generate;
 mod search;
 mod shorter;
 mod triggers;
+mod universe;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use events::{EXIT_SKIP, Event, Sink, Verdict, last_sequence};
 use harness::{
     Messages, Output, Recorder, new_uuid, stop_on_signals,
@@ -29,6 +31,7 @@ use testbed::{Op, program};
 use triggers::{TRIGGERS, Trigger};
 use uuid::Uuid;
 
+pub use exhaustive::{Arguments as ScopeArguments, run as run_scope};
 pub use shorter::{ShrinkArguments, shrink};
 
 /// After so long without a word, a sequence hangs.
@@ -110,9 +113,11 @@ impl Arguments {
 
 /// What gives one result.
 #[derive(Serialize, Deserialize)]
-enum Job {
+pub(crate) enum Job {
     Seed(u64),
     Replay(PathBuf),
+    Sequences,
+    Pairs,
 }
 
 impl Job {
@@ -122,6 +127,18 @@ impl Job {
             Self::Replay(file) => {
                 format!("replay/{}", file.file_stem().unwrap_or_default().to_string_lossy())
             }
+            Self::Sequences => "scope/sequences".into(),
+            Self::Pairs => "scope/pairs".into(),
+        }
+    }
+
+    /// The file for a sequence that fails; none if there is one.
+    fn file(&self) -> Option<String> {
+        match self {
+            Self::Seed(seed) => Some(format!("fuzz-{seed}.ops")),
+            Self::Replay(_) => None,
+            Self::Sequences => Some("scope-sequences.ops".into()),
+            Self::Pairs => Some("scope-pairs.ops".into()),
         }
     }
 
@@ -129,6 +146,8 @@ impl Job {
         match self {
             Self::Seed(seed) => format!("random sequences from seed {seed}"),
             Self::Replay(file) => format!("the operations of {}", file.display()),
+            Self::Sequences => "all short sequences in a small universe".into(),
+            Self::Pairs => "every pair of steps from every state of it".into(),
         }
     }
 }
@@ -139,36 +158,97 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         work(arguments, &job, log)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let jobs = jobs(arguments)?;
-    let output = &arguments.output;
-    if let Err(error) = MdevType::find() {
-        output.begin("fuzz", 0, Some(error.to_string()), print)?.end(false)?;
-        return Ok(EXIT_SKIP.into());
-    }
-    let stop = stop_on_signals()?;
-    let mut recorder = output.begin("fuzz", jobs.len(), None, print)?;
-    let mut messages = Messages::from_now()?;
-    let mut all_passed = true;
-    for job in jobs {
-        recorder.begin(&job.name(), &job.about())?;
-        let Some((mut verdict, hung)) = watch(arguments, &job, &mut recorder, &stop)? else {
-            recorder.end(true)?;
-            return Ok(ExitCode::FAILURE);
-        };
-        let complaints = recorder.complaints(&mut messages)?;
-        if !complaints.is_empty() {
-            verdict = verdict.with_complaints(&complaints);
+    let Arguments { output, save, .. } = arguments;
+    Engine { name: "fuzz", output, save }.run(jobs(arguments)?, print)
+}
+
+/// What does jobs, each in a worker of its own.
+pub(crate) struct Engine<'a> {
+    pub name: &'static str,
+    pub output: &'a Output,
+    /// The directory to save sequences in that fail.
+    pub save: &'a Path,
+}
+
+impl Engine<'_> {
+    pub fn run(&self, jobs: Vec<Job>, print: Sink) -> Result<ExitCode> {
+        let &Self { name, output, .. } = self;
+        if let Err(error) = MdevType::find() {
+            output.begin(name, 0, Some(error.to_string()), print)?.end(false)?;
+            return Ok(EXIT_SKIP.into());
         }
-        all_passed &= verdict == Verdict::Pass;
-        recorder.result(&job.name(), verdict)?;
-        if hung {
-            // What hangs has the devices: nothing more can be tried.
-            all_passed = false;
-            break;
+        let stop = stop_on_signals()?;
+        let mut recorder = output.begin(name, jobs.len(), None, print)?;
+        let mut messages = Messages::from_now()?;
+        let mut all_passed = true;
+        for job in jobs {
+            recorder.begin(&job.name(), &job.about())?;
+            let Some((mut verdict, hung)) = self.watch(&job, &mut recorder, &stop)? else {
+                recorder.end(true)?;
+                return Ok(ExitCode::FAILURE);
+            };
+            let complaints = recorder.complaints(&mut messages)?;
+            if !complaints.is_empty() {
+                verdict = verdict.with_complaints(&complaints);
+            }
+            all_passed &= verdict == Verdict::Pass;
+            recorder.result(&job.name(), verdict)?;
+            if hung {
+                // What hangs has the devices: nothing more can be tried.
+                all_passed = false;
+                break;
+            }
+        }
+        recorder.end(false)?;
+        Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Has a worker do a job. Says what came of it, and whether it hangs; nothing if it was stopped.
+    fn watch(
+        &self,
+        job: &Job,
+        recorder: &mut Recorder,
+        stop: &AtomicBool,
+    ) -> Result<Option<(Verdict, bool)>> {
+        let mut worker = Worker::start(job, &recorder.log_path())?;
+        loop {
+            let reported = worker.next(LIMIT)?;
+            recorder.follow()?;
+            let (what, hung) = match reported {
+                Reported::Message(Message::Progress) => continue,
+                Reported::Message(Message::Passed) => return Ok(Some((Verdict::Pass, false))),
+                Reported::Message(Message::Failed { what, program }) => {
+                    return Ok(Some((self.failed(job, what, &program, recorder)?, false)));
+                }
+                Reported::Hung(stacks) => {
+                    (format!("hung for {} s\n{stacks}", LIMIT.as_secs()), true)
+                }
+                Reported::Ended(_) if stop.load(Relaxed) => return Ok(None),
+                Reported::Ended(status) => {
+                    (format!("the process that did it ended, {status}"), false)
+                }
+            };
+            let program = last_sequence(&recorder.rest()?);
+            return Ok(Some((self.failed(job, what, &program, recorder)?, hung)));
         }
     }
-    recorder.end(false)?;
-    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+
+    /// Saves a sequence that failed.
+    fn failed(
+        &self,
+        job: &Job,
+        what: String,
+        program: &str,
+        recorder: &mut Recorder,
+    ) -> Result<Verdict> {
+        if let Some(file) = job.file() {
+            let text = format!("# {}\n{program}", what.lines().next().unwrap_or_default());
+            let path = self.save.join(&file);
+            fs::write(&path, &text).with_context(|| format!("save {}", path.display()))?;
+            recorder.record(&Event::Saved { file, text })?;
+        }
+        Ok(Verdict::Fail { why: what })
+    }
 }
 
 fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
@@ -183,50 +263,6 @@ fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
     Ok(vec![Job::Seed(seed.into())])
 }
 
-/// Has a worker do a job. Says what came of it, and whether it hangs; nothing if it was stopped.
-fn watch(
-    arguments: &Arguments,
-    job: &Job,
-    recorder: &mut Recorder,
-    stop: &AtomicBool,
-) -> Result<Option<(Verdict, bool)>> {
-    let mut worker = Worker::start(job, &recorder.log_path())?;
-    loop {
-        let reported = worker.next(LIMIT)?;
-        recorder.follow()?;
-        let (what, hung) = match reported {
-            Reported::Message(Message::Progress) => continue,
-            Reported::Message(Message::Passed) => return Ok(Some((Verdict::Pass, false))),
-            Reported::Message(Message::Failed { what, program }) => {
-                return Ok(Some((failed(arguments, job, what, &program, recorder)?, false)));
-            }
-            Reported::Hung(stacks) => (format!("hung for {} s\n{stacks}", LIMIT.as_secs()), true),
-            Reported::Ended(_) if stop.load(Relaxed) => return Ok(None),
-            Reported::Ended(status) => (format!("the process that did it ended, {status}"), false),
-        };
-        let program = last_sequence(&recorder.rest()?);
-        return Ok(Some((failed(arguments, job, what, &program, recorder)?, hung)));
-    }
-}
-
-/// Saves a sequence that failed.
-fn failed(
-    arguments: &Arguments,
-    job: &Job,
-    what: String,
-    program: &str,
-    recorder: &mut Recorder,
-) -> Result<Verdict> {
-    if let Job::Seed(seed) = job {
-        let file = format!("fuzz-{seed}.ops");
-        let text = format!("# {}\n{program}", what.lines().next().unwrap_or_default());
-        let path = arguments.save.join(&file);
-        fs::write(&path, &text).with_context(|| format!("save {}", path.display()))?;
-        recorder.record(&Event::Saved { file, text })?;
-    }
-    Ok(Verdict::Fail { why: what })
-}
-
 fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
     let stop = stop_on_signals()?;
     let (avoided, length) = (arguments.avoided(), arguments.length as usize);
@@ -236,6 +272,7 @@ fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
         &Job::Seed(seed) => {
             search.run(seed, arguments.ops.unwrap_or(u64::MAX), arguments.limit())?
         }
+        Job::Sequences | Job::Pairs => bail!("this is no job of the fuzzer"),
     };
     worker::send(&found.unwrap_or(Message::Passed))
 }

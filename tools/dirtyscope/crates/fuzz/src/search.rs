@@ -95,6 +95,21 @@ impl Search {
         Ok(None)
     }
 
+    /// Does these programs, `what` they are. Returns the shortest one that fails, of those that are part
+    /// of the first one that does.
+    pub fn all(&mut self, programs: &[Vec<Op>], what: &str) -> Result<Option<Message>> {
+        for program in programs {
+            let Err(failed) = self.attempt(program)? else { continue };
+            let done = &program[..failed.done.min(program.len())];
+            self.say(format!("a sequence of {} operations fails, shortening it", done.len()))?;
+            let program = self.shorten(done.to_vec())?;
+            return self.explain(&program).map(Some);
+        }
+        ensure!(self.done.ops > 0, "no operation was done");
+        self.say(format!("{what}: {}", self.done))?;
+        Ok(None)
+    }
+
     /// Does a program once. Returns how it fails, if it does.
     pub fn replay(&mut self, program: &[Op]) -> Result<Option<Message>> {
         match self.attempt(program)? {

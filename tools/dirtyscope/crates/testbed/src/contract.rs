@@ -141,7 +141,7 @@ impl Contract {
                     && self.model.allows_dma(from..source, Protection::READ)
                     && self.model.allows_dma(to..target, Protection::WRITE)
             }
-            _ => self.model.groups() > 0,
+            _ => self.model.groups().len() > 0,
         }
     }
 

@@ -46,7 +46,7 @@ impl Expected {
             Op::Hide { iova, size } => self.regions.set_hidden(iova, size, true)?,
             Op::Show { iova, size } => self.regions.set_hidden(iova, size, false)?,
             Op::Copy { from, to, length, .. } => self.regions.copy(from, to, length),
-            Op::Leave { .. } if self.contract.model.groups() == 0 => {
+            Op::Leave { .. } if self.contract.model.groups().len() == 0 => {
                 self.regions.unmap(0, u64::MAX)?
             }
             Op::UserWrite { iova, length, seed } => self.regions.user_write(iova, length, seed),

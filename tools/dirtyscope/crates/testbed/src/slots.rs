@@ -73,6 +73,11 @@ pub fn members(slot: usize) -> Vec<usize> {
     }
 }
 
+/// Whether there is the driver that slots 6 to 8 need.
+pub fn can_promote() -> bool {
+    std::path::Path::new("/sys/bus/pci/drivers").join(RUST_VFIO_EDU).exists()
+}
+
 /// What VFIO calls the devices of [`members`], which are bound to their drivers.
 pub(crate) fn bind(context: &Context<'_>, slot: usize) -> Result<Vec<(usize, DeviceNode)>> {
     if kind(slot) == Some(SlotKind::Emulated) {

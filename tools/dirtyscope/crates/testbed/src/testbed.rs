@@ -223,7 +223,7 @@ impl<'a> Testbed<'a> {
         for (i, device) in self.kernel.open_devices() {
             same(&format!("PINS of device {i}"), self.expected.pins(i), device.pins()?)?;
         }
-        if self.contract().model.groups() == 0 {
+        if self.contract().model.groups().len() == 0 {
             return Ok(());
         }
         let avail = self.container().info()?.dma_avail;

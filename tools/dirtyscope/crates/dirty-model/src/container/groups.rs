@@ -76,9 +76,10 @@ impl Container {
         self.groups.contains_key(&group)
     }
 
-    /// How many groups are in the container.
-    pub fn groups(&self) -> usize {
-        self.groups.len()
+    /// The groups in the container, and of each whether all that it writes is accounted for: it has no
+    /// IOMMU, or was promoted.
+    pub fn groups(&self) -> impl ExactSizeIterator<Item = (u32, bool)> {
+        self.groups.iter().map(|(&group, one)| (group, one.pinned_scope))
     }
 
     /// Whether a group with an IOMMU is in the container: all that is mapped is locked.
