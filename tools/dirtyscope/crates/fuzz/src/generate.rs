@@ -15,13 +15,16 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
 };
 use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, slots::EMULATED};
+use vfio_client::{
+    Leave,
+    uapi::{
+        VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
+        VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
+    },
+};
 
 /// Those that run commands, by slot.
 const DEVICES: usize = EMULATED.len();
-use vfio_client::uapi::{
-    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
-    VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
-};
 
 /// Where most mappings are, in bytes.
 const BASE: u64 = 0x4000_0000;
@@ -34,10 +37,13 @@ const HUGE: u64 = 1 << 45;
 
 /// Strategies for sequences of operations that begin with a container without mappings, of which
 /// `contract` is what is owed, and show none of the defects `avoided`.
+///
+/// The groups of the devices in `slots` join and leave.
 pub fn sequences(
     contract: Contract,
     length: Range<usize>,
     avoided: Vec<&'static Trigger>,
+    slots: Vec<usize>,
 ) -> impl Strategy<Value = (Contract, Vec<Op>, Option<Arc<AtomicUsize>>)> {
     let possible = move |contract: &Contract, op: &Op| {
         contract.allows(op) && !triggers_any(&avoided, contract, op)
@@ -46,11 +52,15 @@ pub fn sequences(
         contract.apply(op);
         contract
     };
+    let operation = move |contract: &Contract| operation(contract, &slots);
     Sequential::new(length.into(), move || Just(contract.clone()), possible, operation, next)
 }
 
 /// The next operation.
-fn operation(contract: &Contract) -> BoxedStrategy<Op> {
+fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
+    if contract.model.groups().len() == 0 {
+        return group_op(contract, slots);
+    }
     let mappings = Mappings::of(contract);
     let start = start_weight(contract, &mappings);
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
@@ -62,6 +72,7 @@ fn operation(contract: &Contract) -> BoxedStrategy<Op> {
         (start, Just(Op::Start).boxed()),
         (1, prop_oneof![4 => Just(Op::Stop), 1 => dirty_pages_op()].boxed()),
         (2, device_op(contract)),
+        (2, group_op(contract, slots)),
         (14, pages_op(&mappings, Opcode::Pin)),
         (10, pinned_op(contract, &mappings)),
         (16, bytes_op(&mappings)),
@@ -228,6 +239,19 @@ fn device_op(contract: &Contract) -> BoxedStrategy<Op> {
     select(ops.collect::<Vec<_>>()).boxed()
 }
 
+/// A group joins or leaves.
+fn group_op(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
+    let ops = slots.iter().flat_map(|&device| {
+        let leave = |by| Op::Leave { device, by };
+        [Op::Join { device }, leave(Leave::Unset), leave(Leave::Close)]
+    });
+    let ops: Vec<_> = ops.filter(|op| contract.allows(op)).collect();
+    match ops.is_empty() {
+        true => device_op(contract),
+        false => select(ops).boxed(),
+    }
+}
+
 /// A command for whole pages of mappings.
 fn pages_op(mappings: &Mappings, op: Opcode) -> BoxedStrategy<Op> {
     (0..DEVICES, mappings.pages())
@@ -316,6 +340,8 @@ mod tests {
     use std::collections::BTreeMap;
     use testbed::{limits_of, program};
 
+    const SLOTS: [usize; 5] = [0, 1, 2, 3, 4];
+
     fn contract() -> Contract {
         let limits = limits_of(65536, 1 << 28);
         program::contract(65535, limits)
@@ -323,7 +349,7 @@ mod tests {
 
     /// How often operations came of which kind, and how they end.
     fn outcomes(avoided: Vec<&'static Trigger>) -> BTreeMap<(String, Option<Errnos>), u32> {
-        let strategy = sequences(contract(), 1..121, avoided);
+        let strategy = sequences(contract(), 1..121, avoided, SLOTS.to_vec());
         let mut runner = runner(1);
         let mut outcomes = BTreeMap::new();
         for _ in 0..800 {
@@ -369,6 +395,8 @@ mod tests {
             ("WRITE", pinned),
             ("DMA_WRITE", dma.clone()),
             ("DMA_READ", dma),
+            ("JOIN", vec![ok, efault, einval]),
+            ("LEAVE", vec![ok]),
             ("OPEN", vec![ok]),
             ("CLOSE", vec![ok]),
             ("RESET", vec![ok]),
@@ -392,7 +420,7 @@ mod tests {
     fn every_known_defect_can_be_reached_and_avoided() {
         for trigger in TRIGGERS {
             let shown = |avoided: Vec<&'static Trigger>| {
-                let strategy = sequences(contract(), 1..121, avoided);
+                let strategy = sequences(contract(), 1..121, avoided, SLOTS.to_vec());
                 let mut runner = runner(1);
                 let trees = (0..200).map(|_| strategy.new_tree(&mut runner).unwrap());
                 let programs = trees.map(|tree| tree.current().1);

@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Result, ensure};
 use events::Event;
-use harness::{Context, Devices, Failure, Log, Progress, worker};
+use harness::{Context, Devices, Failure, Log, Progress, Skip, worker};
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
@@ -23,6 +23,7 @@ use std::{
 use testbed::{
     Contract, Op, Testbed,
     program::{self, Failed},
+    slots::{EDU, EMULATED, PAIR},
 };
 use uuid::Uuid;
 
@@ -63,7 +64,11 @@ impl Search {
         log: Log,
     ) -> Result<Self> {
         let (devices, log) = (Mutex::new(Devices::new(device)?), Mutex::new(log));
-        let contract = Testbed::new(&Context::quiet(&devices, &log))?.contract().clone();
+        let context = Context::quiet(&devices, &log);
+        let mut bed = Testbed::new(&context)?;
+        bed.must(Op::Join { device: 1 })?;
+        let contract = bed.contract().clone();
+        drop(bed);
         let (done, progress) = (Done::nothing(), Progress::new());
         Ok(Self { devices, log, contract, avoided, length, done, progress, stop })
     }
@@ -76,8 +81,9 @@ impl Search {
         ops: u64,
         seconds: Option<Duration>,
     ) -> Result<Option<Message>> {
-        let strategy =
-            generate::sequences(self.contract.clone(), 1..self.length + 1, self.avoided.clone());
+        let (contract, avoided) = (self.contract.clone(), self.avoided.clone());
+        let slots = self.slots()?;
+        let strategy = generate::sequences(contract, 1..self.length + 1, avoided, slots);
         let mut runner = runner(seed);
         let start = Instant::now();
         while self.done.ops < ops && seconds.is_none_or(|limit| start.elapsed() < limit) {
@@ -131,6 +137,16 @@ impl Search {
             self.say(self.done.to_string())?;
         }
         Ok(result)
+    }
+
+    /// The slots whose devices this machine has.
+    fn slots(&self) -> Result<Vec<usize>> {
+        let context = Context::quiet(&self.devices, &self.log);
+        match context.edus() {
+            Ok(_) => Ok([&EMULATED[..], &EDU, &PAIR[..1]].concat()),
+            Err(error) if error.is::<Skip>() => Ok(EMULATED.to_vec()),
+            Err(error) => Err(error),
+        }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {

@@ -8,7 +8,10 @@
 use dirty_model::{BitmapBuffer, Errno, MappingView};
 use mdev_dma::Opcode;
 use std::ops::Range;
-use testbed::{Contract, Op, PAGE, operation};
+use testbed::{
+    Contract, Op, PAGE, operation,
+    slots::{self, SlotKind},
+};
 
 /// Pages that one word of a bitmap has.
 const WORD_PAGES: u64 = 64;
@@ -41,6 +44,8 @@ pub const TRIGGERS: &[Trigger] = &[
     Trigger { defect: "D7", shows: read_consumes },
     Trigger { defect: "D8", shows: unmap_partial },
     Trigger { defect: "D9", shows: dma_rw_partial },
+    Trigger { defect: "D20", shows: beyond_aperture },
+    Trigger { defect: "D21", shows: long_unwind },
 ];
 
 fn page_size_0(next: &Next<'_>) -> bool {
@@ -94,11 +99,16 @@ fn shift(next: &Next<'_>) -> bool {
     })
 }
 
-/// A read fails in a mapping behind one with dirty pages, of which not all are pinned.
+/// A read fails in a mapping behind one with dirty pages, of which not all are pinned. Or a read fails
+/// while everything counts as dirty: it stays so in the mappings that it came to.
 fn read_consumes(next: &Next<'_>) -> bool {
-    let Some(read) = next.read.as_ref().filter(|read| !read.unmaps && read.fails()) else {
+    let Some(read) = next.read.as_ref().filter(|read| read.fails()) else { return false };
+    if next.contract.model.all_dirty() {
+        return true;
+    }
+    if read.unmaps {
         return false;
-    };
+    }
     let written = |mapping: &Part<'_>| {
         let mut pages = mapping.dirty_runs().flat_map(|run| run.step_by(PAGE as usize));
         pages.any(|page| !next.contract.model.is_pinned(page))
@@ -132,6 +142,24 @@ fn dma_rw_partial(next: &Next<'_>) -> bool {
     !all_dirty(contract, mapping.max(iova + owed.answer.count)..end)
 }
 
+/// The first group with an IOMMU joins, which can't map all that is mapped.
+fn beyond_aperture(next: &Next<'_>) -> bool {
+    let &Op::Join { device } = next.op else { return false };
+    let aperture = next.contract.aperture_end();
+    let mut mappings = next.contract.model.mappings();
+    slots::kind(device) != Some(SlotKind::Emulated)
+        && mappings.any(|mapping| mapping.iova + (mapping.size - 1) > aperture)
+}
+
+/// A group with an IOMMU can't join while something large is mapped.
+fn long_unwind(next: &Next<'_>) -> bool {
+    const LARGE: u64 = 1 << 30;
+    let large = || next.contract.model.mappings().any(|mapping| mapping.size >= LARGE);
+    matches!(next.op, Op::Join { .. })
+        && large()
+        && next.contract.clone().apply(next.op).answer.status.is_err()
+}
+
 /// A range whose bitmap is read, with what type1 gets to see of it.
 struct Read<'a> {
     iova: u64,
@@ -146,6 +174,8 @@ struct Part<'a> {
     iova: u64,
     size: u64,
     dirty: Option<&'a dirty_model::Bitmap>,
+    /// Whether it counts as dirty as a whole.
+    all: bool,
     /// Whether its bitmap can be written.
     fits: bool,
 }
@@ -153,7 +183,10 @@ struct Part<'a> {
 impl Part<'_> {
     /// Its dirty pages, in bytes of IOVA.
     fn dirty_runs(&self) -> impl Iterator<Item = Range<u64>> {
-        let runs = self.dirty.map(|dirty| dirty.runs()).unwrap_or_default();
+        let runs = match self.all {
+            true => vec![0..self.size / PAGE],
+            false => self.dirty.map(|dirty| dirty.runs()).unwrap_or_default(),
+        };
         let at = |page: u64| self.iova.saturating_add(page * PAGE);
         runs.into_iter().map(move |run| at(run.start)..at(run.end))
     }
@@ -178,8 +211,14 @@ impl<'a> Read<'a> {
         }
         let buffer: BitmapBuffer = buffer.to_model();
         let parts = contract.model.mappings_in(iova, size, &buffer);
-        let parts =
-            parts.map(|(MappingView { iova, size, dirty }, fits)| Part { iova, size, dirty, fits });
+        let all = contract.model.all_dirty();
+        let parts = parts.map(|(MappingView { iova, size, dirty }, fits)| Part {
+            iova,
+            size,
+            dirty,
+            all,
+            fits,
+        });
         let mut mappings: Vec<_> = parts.collect();
         let count = mappings.iter().position(|mapping| !mapping.fits).map(|first| first + 1);
         let behind = mappings.split_off(count.unwrap_or(mappings.len()));

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod defect;
 mod demotion;
 mod mapping;
 
@@ -14,5 +15,5 @@ use harness::Scenario;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [demotion::SCENARIOS, mapping::SCENARIOS].into_iter().flatten()
+    [demotion::SCENARIOS, mapping::SCENARIOS, defect::SCENARIOS].into_iter().flatten()
 }

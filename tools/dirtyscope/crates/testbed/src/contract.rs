@@ -145,6 +145,11 @@ impl Contract {
         }
     }
 
+    /// The last byte that an IOMMU can map.
+    pub fn aperture_end(&self) -> u64 {
+        self.iova_ranges.last().map_or(0, |range| *range.end())
+    }
+
     /// The slots whose groups are in the container.
     pub fn joined(&self) -> impl Iterator<Item = usize> {
         self.joined.iter().copied()
