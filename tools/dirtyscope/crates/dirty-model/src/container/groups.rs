@@ -144,7 +144,9 @@ impl Container {
     /// container are `locked`, to which they are added.
     fn lock_errnos(&self, mapped: &Mapped, locked: &mut u64) -> Errnos {
         let accessible = mapped.accessible_until(mapped.iova, self.page_size);
-        *locked += mapped.size / self.page_size - self.pinned_pages(mapped.iova..mapped.end());
+        // What can't be mapped anyway may have more pins than pages.
+        let pinned = self.pinned_pages(mapped.iova..mapped.end());
+        *locked += (mapped.size / self.page_size).saturating_sub(pinned);
         let too_many = mapped.limited && self.lock_limit.is_some_and(|limit| *locked > limit);
         Errnos::when(accessible < mapped.end(), Errno::EFAULT)
             | Errnos::when(too_many, Errno::ENOMEM)
