@@ -10,14 +10,7 @@ use abstractions::{class::VirtualDevice, mdev};
 use device::MdevDma;
 use kernel::prelude::*;
 
-mod abstractions {
-    //! Safe abstractions that the `kernel` crate lacks. They are independent of this driver.
-
-    pub(crate) mod class;
-    pub(crate) mod eventfd;
-    pub(crate) mod mdev;
-    pub(crate) mod vfio;
-}
+mod abstractions;
 mod bindings;
 mod device;
 
