@@ -2,6 +2,7 @@
 
 //! The device: its regions and VFIO operations.
 
+mod command;
 mod config_space;
 mod engine;
 mod generator;
@@ -19,8 +20,9 @@ use crate::{
     },
     module_parameters,
 };
+use command::{Command, Limits, Outcome};
 use config_space::ConfigSpace;
-use engine::{Command, Engine, Limits, Outcome};
+use engine::Engine;
 use generator::Generator;
 use kernel::{
     new_mutex,
@@ -29,7 +31,7 @@ use kernel::{
     uaccess::{UserSliceReader, UserSliceWriter},
 };
 use migration::Saved;
-use registers::{Registers, BAR_SIZE};
+use registers::{check_bar_access, read_value, write_value, Registers, BAR_SIZE};
 
 /// An open device.
 #[pin_data]
@@ -81,35 +83,6 @@ impl Region {
     }
 }
 
-/// Fails with `EINVAL` if an access to the BAR isn't valid.
-fn check_bar_access(offset: usize, len: usize) -> Result {
-    let legal = matches!(len, 1 | 2 | 4 | 8) && offset % len == 0 && offset < BAR_SIZE;
-    legal.then_some(()).ok_or(EINVAL)
-}
-
-/// Copies a value of `buf.len()` bytes from the user: 1, 2, 4 or 8, else `EINVAL`. With a size that
-/// the compiler knows, this takes fewer instructions than `read_slice()`.
-fn read_value(buf: &mut UserSliceReader) -> Result<u64> {
-    Ok(match buf.len() {
-        1 => buf.read::<u8>()?.into(),
-        2 => u16::from_le(buf.read()?).into(),
-        4 => u32::from_le(buf.read()?).into(),
-        8 => u64::from_le(buf.read()?),
-        _ => return Err(EINVAL),
-    })
-}
-
-/// Copies the lowest `buf.len()` bytes of a value to the user: 1, 2, 4 or 8, else `EINVAL`.
-fn write_value(buf: &mut UserSliceWriter, value: u64) -> Result {
-    match buf.len() {
-        1 => buf.write(&(value as u8)),
-        2 => buf.write(&(value as u16).to_le()),
-        4 => buf.write(&(value as u32).to_le()),
-        8 => buf.write(&value.to_le()),
-        _ => Err(EINVAL),
-    }
-}
-
 /// The number of bytes of an access that lie in configuration space. Fails with `EINVAL` if none.
 fn config_space_access(offset: usize, len: usize) -> Result<usize> {
     match config_space::SIZE.checked_sub(offset) {
@@ -121,6 +94,7 @@ fn config_space_access(offset: usize, len: usize) -> Result<usize> {
 impl Inner {
     fn new() -> Result<Self> {
         let limits = Limits {
+            ops: Engine::OPS,
             pins: *module_parameters::max_pins.value_ref(),
             length: *module_parameters::max_length.value_ref(),
         };
