@@ -27,7 +27,8 @@ impl Class {
 
 impl Drop for Class {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. The class has no devices left, see `VirtualDevice`.
+        // SAFETY: By the type invariant the class is valid. It has no devices left: `VirtualDevice`
+        // unregisters its device before it drops the class.
         unsafe { bindings::class_destroy(self.0.as_ptr()) };
     }
 }

@@ -12,4 +12,5 @@
 pub(crate) mod class;
 pub(crate) mod eventfd;
 pub(crate) mod mdev;
+pub(crate) mod page;
 pub(crate) mod vfio;

@@ -28,7 +28,7 @@
 //!
 //! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
 
-use crate::bindings;
+use crate::{abstractions::page::PageMemory, bindings};
 use core::{
     cell::UnsafeCell,
     convert::Infallible,
@@ -60,7 +60,7 @@ use irq::{Interrupts, IrqSetup, SetIrqs};
 use logging::Logging;
 use migration::Migration;
 use pins::PinTable;
-pub(crate) use pins::{PageMemory, BATCH_PAGES, PAGE_PINS};
+pub(crate) use pins::{BATCH_PAGES, PAGE_PINS};
 use virqfd::Unmasker;
 use work::Worker;
 

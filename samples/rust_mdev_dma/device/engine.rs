@@ -8,7 +8,10 @@ use super::{
     MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PageMemory, Pins, BATCH_PAGES, PAGE_PINS},
+    abstractions::{
+        page::PageMemory,
+        vfio::{OpenDevice, Pins, BATCH_PAGES, PAGE_PINS},
+    },
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
