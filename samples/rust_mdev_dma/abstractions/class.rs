@@ -38,6 +38,13 @@ impl Drop for Class {
 /// `dev_driver_string()` of a device that has neither driver nor bus is the name of its class, so a
 /// class of its own gives a virtual device a `dev_driver_string()` of its own.
 ///
+/// # Examples
+///
+/// ```
+/// let parent = VirtualDevice::new(c"my_driver")?;
+/// dev_info!(parent.as_ref(), "created\n");
+/// ```
+///
 /// # Invariants
 ///
 /// `dev` is a registered device of `class`.

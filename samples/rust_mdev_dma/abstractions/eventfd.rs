@@ -9,6 +9,15 @@ use kernel::{bindings, error::from_err_ptr, prelude::*};
 
 /// A reference to a user's eventfd.
 ///
+/// # Examples
+///
+/// ```
+/// fn notify_once(fd: i32) -> Result {
+///     EventFd::from_fd(fd)?.signal();
+///     Ok(())
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `self.0` is valid, and this owns a reference to it.

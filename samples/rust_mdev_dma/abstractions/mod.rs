@@ -9,8 +9,10 @@
 // As in a library, not every user uses all.
 #![allow(dead_code, unused_imports)]
 
+pub(crate) mod anon_inode;
 pub(crate) mod class;
 pub(crate) mod eventfd;
 pub(crate) mod mdev;
 pub(crate) mod page;
 pub(crate) mod vfio;
+pub(crate) mod workqueue;

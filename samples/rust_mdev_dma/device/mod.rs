@@ -11,12 +11,14 @@ mod pattern;
 mod registers;
 
 use crate::{
-    abstractions::vfio::{DeviceInfo, OpenDevice, Operations, RegionInfo},
+    abstractions::vfio::{
+        DeviceInfo, Emulated, MigrationOperations, OpenDevice, Operations, Parts, RegionInfo,
+    },
     bindings::{
         RUST_MDEV_DMA_IRQ_COMMAND as IRQ_COMMAND, RUST_MDEV_DMA_IRQ_GENERATOR as IRQ_GENERATOR,
-        RUST_MDEV_DMA_REGION_SHIFT as REGION_SHIFT, VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET,
-        VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_IRQS,
-        VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+        RUST_MDEV_DMA_REGION_SHIFT as REGION_SHIFT, VFIO_DEVICE_FLAGS_PCI,
+        VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_REGIONS,
+        VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
     },
     module_parameters,
 };
@@ -221,22 +223,59 @@ impl Inner {
     }
 }
 
+/// What a device has that others may not have.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    /// DMA logging.
+    pub(crate) logging: bool,
+}
+
+#[vtable]
 impl Operations for MdevDma {
-    type OwnerModule = crate::RustMdevDma;
+    type OwnerModule = crate::LocalModule;
+    type Iommu = Emulated;
+    type Data = Kind;
 
     const NAME: &'static CStr = crate::NAME;
 
-    const INFO: DeviceInfo = DeviceInfo {
-        flags: VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET,
-        num_regions: VFIO_PCI_NUM_REGIONS,
-        num_irqs: VFIO_PCI_NUM_IRQS,
-    };
-
-    const MSI_VECTORS: usize = config_space::MSI_VECTORS;
+    fn parts(kind: &Kind) -> Parts<Self> {
+        let parts = Parts::none()
+            .with_migration()
+            .with_pci_interrupts(config_space::MSI_VECTORS);
+        if kind.logging {
+            parts.with_logging()
+        } else {
+            parts
+        }
+    }
 
     fn open(_dev: &OpenDevice<Self>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             inner <- new_mutex!(Inner::new()?, "MdevDma::inner"),
+        })
+    }
+
+    fn info(self: Pin<&Self>, _dev: &OpenDevice<Self>) -> DeviceInfo {
+        DeviceInfo {
+            flags: VFIO_DEVICE_FLAGS_PCI,
+            num_regions: VFIO_PCI_NUM_REGIONS,
+        }
+    }
+
+    fn region_info(self: Pin<&Self>, _dev: &OpenDevice<Self>, index: u32) -> Result<RegionInfo> {
+        let size = match index {
+            VFIO_PCI_BAR0_REGION_INDEX => BAR_SIZE,
+            VFIO_PCI_CONFIG_REGION_INDEX => config_space::SIZE,
+            _ => 0,
+        };
+        let flags = match size {
+            0 => 0,
+            _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
+        };
+        Ok(RegionInfo {
+            flags,
+            size: size as u64,
+            offset: u64::from(index) << REGION_SHIFT,
         })
     }
 
@@ -293,23 +332,6 @@ impl Operations for MdevDma {
         }
     }
 
-    fn region_info(index: u32) -> Result<RegionInfo> {
-        let size = match index {
-            VFIO_PCI_BAR0_REGION_INDEX => BAR_SIZE,
-            VFIO_PCI_CONFIG_REGION_INDEX => config_space::SIZE,
-            _ => 0,
-        };
-        let flags = match size {
-            0 => 0,
-            _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
-        };
-        Ok(RegionInfo {
-            flags,
-            size: size as u64,
-            offset: u64::from(index) << REGION_SHIFT,
-        })
-    }
-
     fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) {
         // From here on no work starts, and work in progress is aborted.
         self.inner.lock().running = false;
@@ -321,6 +343,20 @@ impl Operations for MdevDma {
         inner.resume(dev);
     }
 
+    fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {
+        let mut inner = self.inner.lock();
+        if let Some((mut engine, command)) = inner.begin() {
+            drop(inner);
+            let outcome = engine.run(dev, &command);
+            inner = self.inner.lock();
+            inner.engine = Some(engine);
+            inner.complete(dev, &outcome);
+        }
+        inner.generate(dev);
+    }
+}
+
+impl MigrationOperations for MdevDma {
     fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>) {
         self.inner.lock().running = false;
         dev.stop_work();
@@ -353,20 +389,8 @@ impl Operations for MdevDma {
         migration::size(dev.pins().runs().count())
     }
 
-    fn max_saved_size() -> usize {
+    fn max_saved_size(self: Pin<&Self>, _dev: &OpenDevice<Self>) -> usize {
         let pins = *module_parameters::max_pins.value_ref();
         migration::size(usize::try_from(pins).unwrap_or(usize::MAX))
-    }
-
-    fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        let mut inner = self.inner.lock();
-        if let Some((mut engine, command)) = inner.begin() {
-            drop(inner);
-            let outcome = engine.run(dev, &command);
-            inner = self.inner.lock();
-            inner.engine = Some(engine);
-            inner.complete(dev, &outcome);
-        }
-        inner.generate(dev);
     }
 }
