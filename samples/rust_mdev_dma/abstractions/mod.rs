@@ -14,5 +14,7 @@ pub(crate) mod class;
 pub(crate) mod eventfd;
 pub(crate) mod mdev;
 pub(crate) mod page;
+#[cfg(CONFIG_PCI)]
+pub(crate) mod pci;
 pub(crate) mod vfio;
 pub(crate) mod workqueue;

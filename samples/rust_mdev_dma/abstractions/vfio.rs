@@ -65,6 +65,7 @@ pub(crate) mod logging;
 mod migration;
 mod pins;
 mod registration;
+pub(crate) mod test_only;
 mod virqfd;
 
 pub(crate) use backed::Backed;
