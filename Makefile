@@ -28,7 +28,7 @@ help:
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
-	@echo '  make module       build rust_mdev_dma.ko for the VM, or for KDIR'
+	@echo '  make module       build both drivers for the VM, or for KDIR'
 	@echo '  make tool         build dirtyscope'
 	@echo '  make boot-soak    boot N times and count'
 	@echo '  make clean        remove build/'

@@ -3,11 +3,15 @@
 //! Runs commands: see the uapi header for operations, errors, and how commands are split.
 
 use super::{
+    command::{whole_pages, Command, Limits, Outcome},
     pattern::{words_of, Block, Digest, STRIDE, WORD},
     MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PageMemory, Pins, BATCH_PAGES, PAGE_PINS},
+    abstractions::{
+        page::PageMemory,
+        vfio::{OpenDevice, Pins, BATCH_PAGES, PAGE_PINS},
+    },
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
@@ -27,35 +31,6 @@ const _: () = assert!(PAGE_PINS as u32 == RUST_MDEV_DMA_PAGE_PINS);
 const _: () = assert!(BATCH_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
 // The code below takes a page for a block of the pattern.
 const _: () = assert!(PAGE_SIZE == RUST_MDEV_DMA_PATTERN_BLOCK as usize);
-
-/// Limits of a device.
-#[derive(Clone, Copy)]
-pub(super) struct Limits {
-    /// Maximum number of pins.
-    pub(super) pins: u64,
-    /// Maximum size of a range.
-    pub(super) length: u64,
-}
-
-/// A command.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Command {
-    pub(super) op: u32,
-    pub(super) iova: u64,
-    pub(super) length: u64,
-    pub(super) seed: u64,
-}
-
-/// The result of a command.
-#[derive(Default)]
-pub(super) struct Outcome {
-    /// 0 or an errno.
-    pub(super) status: u32,
-    /// Bytes processed.
-    pub(super) count: u64,
-    /// Digest of what was read.
-    pub(super) digest: u64,
-}
 
 /// Runs commands.
 pub(super) struct Engine {
@@ -92,10 +67,7 @@ impl Engine {
         outcome: &mut Outcome,
     ) -> Result {
         let &Command { op, length, .. } = command;
-        if op >= u32::BITS || Self::OPS & 1 << op == 0 {
-            return Err(EOPNOTSUPP);
-        }
-        let range = self.range(command)?;
+        let range = self.limits.range(command)?;
 
         match op {
             PIN => self.pin(dev, range)?,
@@ -110,19 +82,6 @@ impl Engine {
         }
         outcome.count = length;
         Ok(())
-    }
-
-    /// The range of a command. Fails with `EINVAL`, `EOVERFLOW` or `E2BIG` as the header says.
-    fn range(&self, command: &Command) -> Result<Range<u64>> {
-        let &Command { iova, length, .. } = command;
-        if length == 0 {
-            return Err(EINVAL);
-        }
-        let end = iova.checked_add(length).ok_or(EOVERFLOW)?;
-        if length > self.limits.length {
-            return Err(E2BIG);
-        }
-        Ok(iova..end)
     }
 
     fn pin(&self, dev: &OpenDevice<MdevDma>, range: Range<u64>) -> Result {
@@ -176,14 +135,6 @@ impl Engine {
         }
         Ok(digest.value())
     }
-}
-
-/// Fails with `EINVAL` unless `range` is whole pages.
-fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
-    if (range.start | range.end) % PAGE_SIZE as u64 != 0 {
-        return Err(EINVAL);
-    }
-    Ok(range)
 }
 
 /// Fails with `EINTR` after a signal, or while the device is reset or closed.

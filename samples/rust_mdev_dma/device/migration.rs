@@ -3,8 +3,8 @@
 //! Migration data: see the uapi header for its format.
 
 use super::{
+    command::{Command, Limits},
     config_space::{self, ConfigSpace},
-    engine::{Command, Limits},
     generator, pattern,
     registers::{self, Registers},
     Inner, MdevDma,

@@ -6,7 +6,11 @@
 //! [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c), but a call
 //! that fails has no effect.
 
-use super::{read_words, virqfd::Unmasker, write_words, OpenDevice, Operations};
+use super::{
+    ioctl::{read_words, write_words},
+    virqfd::Unmasker,
+    OpenDevice, Operations,
+};
 use crate::{abstractions::eventfd::EventFd, bindings};
 use core::ops::Range;
 use kernel::{
