@@ -10,10 +10,13 @@
 mod defect;
 mod demotion;
 mod mapping;
+mod promotion;
 
 use harness::Scenario;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [demotion::SCENARIOS, mapping::SCENARIOS, defect::SCENARIOS].into_iter().flatten()
+    [demotion::SCENARIOS, promotion::SCENARIOS, mapping::SCENARIOS, defect::SCENARIOS]
+        .into_iter()
+        .flatten()
 }

@@ -220,7 +220,10 @@ impl Contract {
     fn join(&mut self, slot: usize) -> Result<(), Errnos> {
         let group = match kind(slot) {
             Some(SlotKind::Emulated) => GroupKind::Emulated,
-            _ => GroupKind::Iommu(self.iova_ranges.clone()),
+            _ => {
+                let shared = slots::members(slot).len() > 1;
+                GroupKind::Iommu { ranges: self.iova_ranges.clone(), shared }
+            }
         };
         self.model.join(slots::group(slot), group)?;
         self.joined.extend(slots::members(slot));

@@ -6,7 +6,8 @@
 //! knows what it may have written. One with an IOMMU gets at all that is mapped, by itself, and nobody
 //! says what it wrote: as long as such a group is in the container, every page of every mapping is
 //! dirty. Unless the group is *promoted*: it has pinned pages, which says that its driver accounts for
-//! all it writes by what it pins.
+//! all it writes by what it pins. For other devices of the group it can't speak: a group of several is
+//! never promoted.
 
 use super::Container;
 use crate::{Bitmap, Errno, Errnos, Protection, mapping::Mapped};
@@ -17,8 +18,13 @@ use std::ops::{Range, RangeInclusive};
 pub enum GroupKind {
     /// The host's CPU: they have no IOMMU.
     Emulated,
-    /// An IOMMU, which can map these ranges of IOVA, ascending.
-    Iommu(Vec<RangeInclusive<u64>>),
+    /// An IOMMU.
+    Iommu {
+        /// The ranges of IOVA that it can map, ascending.
+        ranges: Vec<RangeInclusive<u64>>,
+        /// Whether the group has several devices.
+        shared: bool,
+    },
 }
 
 /// A group that is in a container.
@@ -33,7 +39,7 @@ impl Group {
     fn iova_ranges(&self) -> Option<&[RangeInclusive<u64>]> {
         match &self.kind {
             GroupKind::Emulated => None,
-            GroupKind::Iommu(ranges) => Some(ranges),
+            GroupKind::Iommu { ranges, .. } => Some(ranges),
         }
     }
 }
@@ -114,7 +120,7 @@ impl Container {
     /// A device of the group has pinned pages.
     pub(super) fn promote(&mut self, group: u32) {
         if let Some(group) = self.groups.get_mut(&group) {
-            group.pinned_scope = true;
+            group.pinned_scope |= matches!(group.kind, GroupKind::Iommu { shared: false, .. });
         }
     }
 

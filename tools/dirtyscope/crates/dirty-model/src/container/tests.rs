@@ -415,7 +415,7 @@ fn what_is_wrong_in_two_ways_is_either() {
 }
 
 fn iommu() -> GroupKind {
-    GroupKind::Iommu(vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1])
+    GroupKind::Iommu { ranges: vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1], shared: false }
 }
 
 #[test]
@@ -464,6 +464,18 @@ fn a_pin_promotes_its_group() {
     assert_eq!(read(&mut c, 8), [2..3], "it has told all");
     c.join(1, iommu()).unwrap();
     assert_eq!(read(&mut c, 8), [0..8], "and starts over");
+}
+
+#[test]
+fn a_pin_does_not_promote_a_group_of_several_devices() {
+    let mut c = empty();
+    c.map(&mapping(0, 8)).unwrap();
+    let GroupKind::Iommu { ranges, .. } = iommu() else { unreachable!() };
+    c.join(1, GroupKind::Iommu { ranges, shared: true }).unwrap();
+    let dev = c.open(1, LIMITS);
+    c.start().unwrap();
+    ok(&mut c, dev, CommandKind::Pin, PAGE, PAGE);
+    assert_eq!(read(&mut c, 8), [0..8]);
 }
 
 #[test]
