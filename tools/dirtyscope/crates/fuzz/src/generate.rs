@@ -14,7 +14,10 @@ use std::{
     ops::Range,
     sync::{Arc, atomic::AtomicUsize},
 };
-use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, slots::EMULATED};
+use testbed::{
+    Buffer, BufferMemory, Contract, Op, PAGE,
+    slots::{self, EMULATED, SlotKind},
+};
 use vfio_client::{
     Leave,
     uapi::{
@@ -58,10 +61,10 @@ pub fn sequences(
 
 /// The next operation.
 fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
-    if contract.model.groups().len() == 0 {
-        return group_op(contract, slots);
-    }
     let mappings = Mappings::of(contract);
+    if contract.model.groups().len() == 0 {
+        return group_op(contract, slots, &mappings);
+    }
     let start = start_weight(contract, &mappings);
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
     let any = Union::new_weighted(vec![
@@ -72,7 +75,7 @@ fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
         (start, Just(Op::Start).boxed()),
         (1, prop_oneof![4 => Just(Op::Stop), 1 => dirty_pages_op()].boxed()),
         (2, device_op(contract)),
-        (2, group_op(contract, slots)),
+        (3, group_op(contract, slots, &mappings)),
         (14, pages_op(&mappings, Opcode::Pin)),
         (10, pinned_op(contract, &mappings)),
         (16, bytes_op(&mappings)),
@@ -83,8 +86,9 @@ fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
     // Some commands are run by a kernel thread.
     (any, 0..8u32)
         .prop_map(|(mut next, eighth)| {
-            if let Op::Command { op, .. } = &mut next {
-                *op |= if eighth == 7 { BACKGROUND } else { 0 };
+            if let Op::Command { op, device, .. } = &mut next {
+                let can = EMULATED.contains(device);
+                *op |= if can && eighth == 7 { BACKGROUND } else { 0 };
             }
             next
         })
@@ -239,17 +243,31 @@ fn device_op(contract: &Contract) -> BoxedStrategy<Op> {
     select(ops.collect::<Vec<_>>()).boxed()
 }
 
-/// A group joins or leaves.
-fn group_op(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
-    let ops = slots.iter().flat_map(|&device| {
+/// A group joins or leaves; or a device with an IOMMU, by which its group is promoted, is opened or
+/// closed, pins or unpins.
+fn group_op(contract: &Contract, slots: &[usize], mappings: &Mappings) -> BoxedStrategy<Op> {
+    let pinning = || slots.iter().filter(|&&slot| slots::kind(slot) == Some(SlotKind::Pinning));
+    let of_groups = slots.iter().flat_map(|&device| {
         let leave = |by| Op::Leave { device, by };
         [Op::Join { device }, leave(Leave::Unset), leave(Leave::Close)]
     });
-    let ops: Vec<_> = ops.filter(|op| contract.allows(op)).collect();
-    match ops.is_empty() {
-        true => device_op(contract),
-        false => select(ops).boxed(),
+    let of_devices = pinning().flat_map(|&device| [Op::Open { device }, Op::Close { device }]);
+    let ops: Vec<_> = of_groups.chain(of_devices).filter(|op| contract.allows(op)).collect();
+    let op = if ops.is_empty() { Just(Op::Check).boxed() } else { select(ops).boxed() };
+    let open: Vec<_> = pinning().copied().filter(|&slot| contract.device(slot).is_some()).collect();
+    if open.is_empty() {
+        return op;
     }
+    let opcode = prop_oneof![3 => Just(Opcode::Pin), 1 => Just(Opcode::Unpin)];
+    let command = (select(open), opcode, mappings.pages());
+    let command = command.prop_map(|(device, op, (iova, length))| Op::Command {
+        device,
+        op: op as u32,
+        iova,
+        length,
+        seed: 0,
+    });
+    prop_oneof![op, command].boxed()
 }
 
 /// A command for whole pages of mappings.
@@ -340,7 +358,7 @@ mod tests {
     use std::collections::BTreeMap;
     use testbed::{limits_of, program};
 
-    const SLOTS: [usize; 5] = [0, 1, 2, 3, 4];
+    const SLOTS: [usize; 5] = [0, 1, 6, 7, 4];
 
     fn contract() -> Contract {
         let limits = limits_of(65536, 1 << 28);
@@ -422,7 +440,7 @@ mod tests {
             let shown = |avoided: Vec<&'static Trigger>| {
                 let strategy = sequences(contract(), 1..121, avoided, SLOTS.to_vec());
                 let mut runner = runner(1);
-                let trees = (0..200).map(|_| strategy.new_tree(&mut runner).unwrap());
+                let trees = (0..400).map(|_| strategy.new_tree(&mut runner).unwrap());
                 let programs = trees.map(|tree| tree.current().1);
                 let shows = |program: Vec<Op>| {
                     let mut contract = contract();
