@@ -22,10 +22,10 @@ pub struct Trigger {
     shows: fn(&Next<'_>) -> bool,
 }
 
-/// Whether `op`, done next, shows one of these defects.
+/// Whether `op`, done next, shows one of these defects, or the contract leaves open what comes of it.
 pub fn triggers_any(triggers: &[&Trigger], contract: &Contract, op: &Op) -> bool {
     let next = Next { contract, op, read: Read::of(contract, op) };
-    triggers.iter().any(|trigger| (trigger.shows)(&next))
+    is_left_open(&next) || triggers.iter().any(|trigger| (trigger.shows)(&next))
 }
 
 /// An operation, and what is owed before it.
@@ -46,6 +46,7 @@ pub const TRIGGERS: &[Trigger] = &[
     Trigger { defect: "D9", shows: dma_rw_partial },
     Trigger { defect: "D20", shows: beyond_aperture },
     Trigger { defect: "D21", shows: long_unwind },
+    Trigger { defect: "D23", shows: no_vaddr },
 ];
 
 fn page_size_0(next: &Next<'_>) -> bool {
@@ -99,16 +100,18 @@ fn shift(next: &Next<'_>) -> bool {
     })
 }
 
-/// A read fails in a mapping behind one with dirty pages, of which not all are pinned. Or a read fails
-/// while everything counts as dirty: it stays so in the mappings that it came to.
+/// A read fails while everything counts as dirty. The contract leaves open whether it stays so in the
+/// mappings that it came to, should the group be promoted that makes it so: reported once more is not
+/// lost.
+fn is_left_open(next: &Next<'_>) -> bool {
+    next.contract.model.all_dirty() && next.read.as_ref().is_some_and(Read::fails)
+}
+
+/// A read fails in a mapping behind one with dirty pages, of which not all are pinned.
 fn read_consumes(next: &Next<'_>) -> bool {
-    let Some(read) = next.read.as_ref().filter(|read| read.fails()) else { return false };
-    if next.contract.model.all_dirty() {
-        return true;
-    }
-    if read.unmaps {
+    let Some(read) = next.read.as_ref().filter(|read| !read.unmaps && read.fails()) else {
         return false;
-    }
+    };
     let written = |mapping: &Part<'_>| {
         let mut pages = mapping.dirty_runs().flat_map(|run| run.step_by(PAGE as usize));
         pages.any(|page| !next.contract.model.is_pinned(page))
@@ -158,6 +161,11 @@ fn long_unwind(next: &Next<'_>) -> bool {
     matches!(next.op, Op::Join { .. })
         && large()
         && next.contract.clone().apply(next.op).answer.status.is_err()
+}
+
+/// A device uses memory while a mapping has no address. Only one with an IOMMU can be there.
+fn no_vaddr(next: &Next<'_>) -> bool {
+    matches!(next.op, Op::Command { .. }) && next.contract.model.lacks_vaddr()
 }
 
 /// A range whose bitmap is read, with what type1 gets to see of it.

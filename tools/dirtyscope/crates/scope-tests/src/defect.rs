@@ -20,6 +20,14 @@ const fn shows(defect: &'static str, what: &'static str) -> Signature {
     Signature { defect, shows, complaints: &[] }
 }
 
+/// A defect of which only the kernel's complaints say something.
+pub const fn shows_complaint(
+    defect: &'static str,
+    complaints: &'static [&'static str],
+) -> Signature {
+    Signature { defect, shows: Shows::Complaint, complaints }
+}
+
 pub const SCENARIOS: &[Scenario] = &[
     defect(
         "type1/defect/D20-join-aperture",

@@ -239,7 +239,7 @@ impl Contract {
         let mapping = Mapping { iova, vaddr: PAGE, size, protection };
         match flags & !(VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE) {
             0 => self.model.map_backed(&mapping, backed),
-            VFIO_DMA_MAP_FLAG_VADDR => Err(self.model.update_vaddr(&mapping)),
+            VFIO_DMA_MAP_FLAG_VADDR => self.model.update_vaddr(&mapping),
             _ => Err(self.model.map_with_unknown_flag(&mapping)),
         }
     }
@@ -250,7 +250,7 @@ impl Contract {
             VFIO_DMA_UNMAP_FLAG_ALL => self.model.unmap_all(iova, size),
             _ if flags & !(VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR) == 0 => {
                 let all = flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
-                Err(self.model.invalidate_vaddr(iova, size, all))
+                self.model.invalidate_vaddr(iova, size, all)
             }
             _ => Err(self.model.unmap_with_unknown_flag(iova, size)),
         };

@@ -30,6 +30,13 @@ pub fn new_memory(size: u64, backed: u64) -> Result<Arc<Memory>> {
 }
 
 impl Regions {
+    /// The memory that is mapped at `iova`, if it has as many bytes and as many behind them.
+    pub fn memory_at(&self, iova: u64, size: u64) -> Option<Arc<Memory>> {
+        let mut mapped = self.0.iter().filter(|region| region.mapped && region.iova == iova);
+        let memory = mapped.next().map(|region| region.memory.clone());
+        memory.filter(|memory| size <= memory.span() as u64)
+    }
+
     /// `memory`, made by [`new_memory`], was mapped.
     pub fn map(&mut self, iova: u64, memory: Arc<Memory>) {
         let shadow = vec![0; memory.len()];

@@ -15,7 +15,7 @@ use events::{Difference, Runs};
 use harness::{Context, Failure, locked_memory};
 use mdev_dma::MdevDma;
 use std::{fs, ops::Range, sync::Arc};
-use vfio_client::{Container, DeviceNode, Leave};
+use vfio_client::{Container, DeviceNode, Leave, uapi::VFIO_DMA_MAP_FLAG_VADDR};
 
 /// Where the kernel has the limit on mappings of a container.
 const DMA_ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
@@ -139,9 +139,12 @@ impl<'a> Testbed<'a> {
         let n = self.context.call(op.to_call(group));
         let answer = match op {
             Op::Map { iova, size, backed, flags } => {
-                let memory = new_memory(size, backed)?;
+                // What gets another address must be the same memory.
+                let updates = flags == VFIO_DMA_MAP_FLAG_VADDR;
+                let same = updates.then(|| self.expected.regions.memory_at(iova, size)).flatten();
+                let memory = same.map_or_else(|| new_memory(size, backed), Ok)?;
                 let answer = self.kernel.map(&memory, iova, size, flags)?;
-                if answer.status.is_ok() {
+                if answer.status.is_ok() && !updates {
                     self.expected.regions.map(iova, memory);
                 }
                 answer

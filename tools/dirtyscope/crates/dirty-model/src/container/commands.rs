@@ -100,6 +100,9 @@ impl Container {
     /// What is wrong with a page to pin, of which the user may lock so many more that are `unlocked`.
     fn pin_errnos(&self, page: u64, unlocked: &mut Option<u64>) -> Errnos {
         let wanted = Protection::READ_WRITE;
+        if self.lacks_vaddr() {
+            return Errno::EBUSY.into();
+        }
         let Some(mapping) = self.mapping_at(page) else { return Errno::EINVAL.into() };
         if self.is_pinned(page) {
             return Errnos::when(!mapping.protection.allows(wanted), Errno::EPERM);

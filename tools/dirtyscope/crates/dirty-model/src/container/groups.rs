@@ -49,7 +49,8 @@ impl Container {
     /// mapped from now on, which therefore must be possible, and is locked.
     pub fn join(&mut self, group: u32, kind: GroupKind) -> Result<(), Errnos> {
         let twice = self.groups.contains_key(&group);
-        Errnos::when(twice, Errno::EINVAL).check()?;
+        let no_vaddr = Errnos::when(self.lacks_vaddr(), Errno::EBUSY);
+        (no_vaddr | Errnos::when(twice, Errno::EINVAL)).check()?;
         let pinned_scope = kind == GroupKind::Emulated;
         let group_of = Group { kind, pinned_scope };
         if let Some(ranges) = group_of.iova_ranges() {
@@ -91,6 +92,11 @@ impl Container {
     /// Whether a group with an IOMMU is in the container: all that is mapped is locked.
     pub fn has_iommu(&self) -> bool {
         self.groups.values().any(|group| group.iova_ranges().is_some())
+    }
+
+    /// Whether a group without an IOMMU is in the container.
+    pub(super) fn has_emulated(&self) -> bool {
+        self.groups.values().any(|group| group.kind == GroupKind::Emulated)
     }
 
     /// Whether every page of every mapping counts as dirty.

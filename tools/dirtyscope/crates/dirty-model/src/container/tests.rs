@@ -368,15 +368,15 @@ fn a_mapping_beyond_the_largest_bitmap() {
 
 #[test]
 fn addresses_are_never_invalid() {
-    let (c, _) = container(4);
+    let (mut c, _) = container(4);
     let vaddr = Mapping { protection: Protection::NONE, ..mapping(0, 4) };
-    assert_eq!(c.update_vaddr(&vaddr), Errno::EINVAL.into());
-    assert_eq!(c.update_vaddr(&Mapping { iova: 8 * PAGE, ..vaddr }), Errno::ENOENT.into());
-    assert_eq!(c.update_vaddr(&mapping(8 * PAGE, 4)), Errno::EINVAL | Errno::ENOENT);
-    assert_eq!(c.invalidate_vaddr(0, 4 * PAGE, false), Errno::EBUSY.into());
-    assert_eq!(c.invalidate_vaddr(0, 0, false), Errno::EBUSY | Errno::EINVAL);
-    assert_eq!(c.invalidate_vaddr(0, 0, true), Errno::EBUSY.into());
-    assert_eq!(c.invalidate_vaddr(0, PAGE, true), Errno::EBUSY | Errno::EINVAL);
+    assert_eq!(c.update_vaddr(&vaddr), Err(Errno::EINVAL.into()));
+    assert_eq!(c.update_vaddr(&Mapping { iova: 8 * PAGE, ..vaddr }), Err(Errno::ENOENT.into()));
+    assert_eq!(c.update_vaddr(&mapping(8 * PAGE, 4)), Err(Errno::EINVAL | Errno::ENOENT));
+    assert_eq!(c.invalidate_vaddr(0, 4 * PAGE, false), Err(Errno::EBUSY.into()));
+    assert_eq!(c.invalidate_vaddr(0, 0, false), Err(Errno::EBUSY | Errno::EINVAL));
+    assert_eq!(c.invalidate_vaddr(0, 0, true), Err(Errno::EBUSY.into()));
+    assert_eq!(c.invalidate_vaddr(0, PAGE, true), Err(Errno::EBUSY | Errno::EINVAL));
 }
 
 #[test]
@@ -520,6 +520,29 @@ fn an_iommu_locks_all_that_is_mapped() {
     assert_eq!(c.locked_pages(), 10);
     c.leave(1);
     assert_eq!(c.locked_pages(), 6, "what is pinned");
+}
+
+#[test]
+fn addresses_go_and_come_back() {
+    let mut c = Container::new(PAGE, 10);
+    c.join(1, iommu()).unwrap();
+    let vaddr = |iova, pages| Mapping { protection: Protection::NONE, ..mapping(iova, pages) };
+    c.map(&mapping(0, 4)).unwrap();
+    c.map(&mapping(8 * PAGE, 1)).unwrap();
+    assert_eq!(c.update_vaddr(&vaddr(0, 4)), Err(Errno::EINVAL.into()), "it has one");
+    assert_eq!(c.invalidate_vaddr(0, 2 * PAGE, false), Err(Errno::EINVAL.into()));
+    assert_eq!(c.invalidate_vaddr(0, 4 * PAGE, false), Ok(4 * PAGE));
+    assert_eq!(c.invalidate_vaddr(0, 0, true), Err(Errno::EINVAL.into()), "one of them again");
+    assert_eq!(c.join(EMULATED, GroupKind::Emulated), Err(Errno::EBUSY.into()));
+    let dev = c.open(1, LIMITS);
+    fails(&mut c, dev, CommandKind::Pin, 8 * PAGE, PAGE, Errno::EBUSY);
+    assert_eq!(c.update_vaddr(&vaddr(8 * PAGE, 1)), Err(Errno::EINVAL.into()), "it kept its own");
+    assert_eq!(c.update_vaddr(&vaddr(0, 3)), Err(Errno::EINVAL.into()));
+    assert_eq!(c.update_vaddr(&vaddr(0, 4)), Ok(()));
+    ok(&mut c, dev, CommandKind::Pin, 8 * PAGE, PAGE);
+    assert_eq!(c.invalidate_vaddr(0, 0, true), Ok(5 * PAGE));
+    c.unmap_all(0, 0).unwrap();
+    assert!(!c.lacks_vaddr());
 }
 
 #[test]
