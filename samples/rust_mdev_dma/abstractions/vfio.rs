@@ -53,6 +53,7 @@ mod irq;
 pub(crate) mod logging;
 mod migration;
 mod pins;
+mod raw_pins;
 mod virqfd;
 mod work;
 
@@ -61,6 +62,7 @@ use logging::Logging;
 use migration::Migration;
 use pins::PinTable;
 pub(crate) use pins::{PageMemory, BATCH_PAGES, PAGE_PINS};
+pub(crate) use raw_pins::RawRange;
 use virqfd::Unmasker;
 use work::Worker;
 
@@ -774,7 +776,8 @@ impl<T: Operations> VTable<T> {
         // SAFETY: The device isn't released while it is in a container.
         let dev = unsafe { Device::<T>::from_raw(vdev) };
 
-        // The last page of the address space is never pinned: no `Range<u64>` includes it.
+        // No `Range<u64>` includes the last byte of the address space, but all of the last page is
+        // pinned, or nothing of it.
         dev.base
             .pins
             .lock()

@@ -123,6 +123,7 @@ impl Inner {
         let limits = Limits {
             pins: *module_parameters::max_pins.value_ref(),
             length: *module_parameters::max_length.value_ref(),
+            raw_pins: *module_parameters::raw_pins.value_ref(),
         };
         Ok(Self {
             limits,
@@ -376,12 +377,14 @@ impl Operations for MdevDma {
     }
 
     fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize {
-        migration::size(dev.pins().runs().count())
+        let pins = dev.pins();
+        migration::size(pins.runs().count(), pins.raw().count())
     }
 
     fn max_saved_size() -> usize {
         let pins = *module_parameters::max_pins.value_ref();
-        migration::size(usize::try_from(pins).unwrap_or(usize::MAX))
+        // A run takes as much as a raw pin, and each has at least one pin.
+        migration::size(1, usize::try_from(pins).unwrap_or(usize::MAX))
     }
 
     fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {

@@ -3,7 +3,7 @@
 //! The registers of BAR 0: see the uapi header.
 
 use super::{
-    engine::{Command, Engine, Limits, Outcome},
+    engine::{Command, Limits, Outcome},
     generator,
 };
 use crate::bindings::{
@@ -73,7 +73,7 @@ impl Registers {
         };
         this.set(MAGIC, RUST_MDEV_DMA_MAGIC.to_le_bytes());
         this.set(VERSION, RUST_MDEV_DMA_VERSION.to_le_bytes());
-        this.set(OPS, Engine::OPS.to_le_bytes());
+        this.set(OPS, limits.ops().to_le_bytes());
         this.set(REG_PAGE_SIZE, (PAGE_SIZE as u32).to_le_bytes());
         this.set(MAX_PINS, limits.pins.to_le_bytes());
         this.set(MAX_LENGTH, limits.length.to_le_bytes());

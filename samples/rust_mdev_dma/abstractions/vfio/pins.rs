@@ -2,6 +2,7 @@
 
 //! Pinned pages of a VFIO device.
 
+use super::raw_pins::RawPins;
 use crate::bindings;
 use core::{marker::PhantomData, ops::Range, ptr::NonNull};
 use kernel::{
@@ -237,17 +238,9 @@ impl PinnedPages {
             if self.counts[i] == 0 {
                 return;
             }
-            // SAFETY: By the type invariant the page is valid while it is pinned, which it is while
-            // `self` is borrowed.
-            let addr = unsafe { bindings::kmap_local_page(self.pages[i]) };
-            if let Some(ptr) = NonNull::new(addr.cast()) {
-                // INVARIANT: The page is mapped at `ptr` until `kunmap_local()`, and isn't freed
-                // while it is pinned.
-                f(i, &PageMemory(ptr, PhantomData));
-            }
-            // SAFETY: `addr` is the latest local mapping: those that `f` made it has removed, as
-            // all safe functions that map a page take a closure, as this one does.
-            unsafe { bindings::kunmap_local(addr) };
+            // SAFETY: By the type invariant the page is pinned, which it is while `self` is
+            // borrowed.
+            unsafe { with_page(self.pages[i], |memory| f(i, memory)) };
         }
     }
 }
@@ -256,6 +249,25 @@ impl Drop for PinnedPages {
     fn drop(&mut self) {
         self.revoke(0..BATCH_PAGES);
     }
+}
+
+/// Calls `f` with the memory of a page.
+///
+/// # Safety
+///
+/// `page` is pinned until this returns.
+#[inline]
+pub(super) unsafe fn with_page(page: *mut bindings::page, f: impl FnOnce(&PageMemory<'_>)) {
+    // SAFETY: As the caller promises, the page is pinned, so it is valid.
+    let addr = unsafe { bindings::kmap_local_page(page) };
+    if let Some(ptr) = NonNull::new(addr.cast()) {
+        // INVARIANT: The page is mapped at `ptr` until `kunmap_local()`, and isn't freed while it
+        // is pinned.
+        f(&PageMemory(ptr, PhantomData));
+    }
+    // SAFETY: `addr` is the latest local mapping: those that `f` made it has removed, as all safe
+    // functions that map a page take a closure, and unmap it afterwards.
+    unsafe { bindings::kunmap_local(addr) };
 }
 
 /// The part of a range of IOVA in one batch.
@@ -295,6 +307,7 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
 pub(super) struct PinTable {
     batches: RBTree<u64, PinnedPages>,
     held: u64,
+    pub(super) raw: RawPins,
 }
 
 impl PinTable {
@@ -302,11 +315,12 @@ impl PinTable {
         Self {
             batches: RBTree::new(),
             held: 0,
+            raw: RawPins::new(),
         }
     }
 
     pub(super) fn held(&self) -> u64 {
-        self.held
+        self.held + self.raw.held()
     }
 
     /// Adds one pin to each page of `range`, or to none. Fails with `EINTR` if `interrupted`
@@ -379,6 +393,7 @@ impl PinTable {
 
     /// Removes all pins of the pages of `range`. Can't fail, as `dma_unmap` can't.
     pub(super) fn revoke(&mut self, range: Range<u64>) {
+        self.raw.revoke(&range);
         let first = range.start & !(BATCH_SIZE - 1);
         let mut cursor = self.batches.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
@@ -406,6 +421,7 @@ impl PinTable {
     pub(super) fn unpin_all(&mut self) {
         self.batches = RBTree::new();
         self.held = 0;
+        self.raw = RawPins::new();
     }
 
     /// Fails with `ENXIO` unless every page that `range` touches is pinned.
