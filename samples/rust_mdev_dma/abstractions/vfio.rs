@@ -146,7 +146,7 @@ impl<T: Operations> Parts<T> {
         }
     }
 
-    /// The device is a PCI function with INTx and `msi_vectors` vectors of MSI, which
+    /// The device is a PCI function with INTx and `msi_vectors` vectors of MSI, at most 32, which
     /// [`OpenDevice::interrupts`] raises.
     pub(crate) const fn with_pci_interrupts(self, msi_vectors: usize) -> Self {
         Self {
