@@ -35,6 +35,10 @@ module! {
             default: 268435456,
             description: "Maximum size of a command's range in bytes",
         },
+        raw_pins: bool {
+            default: false,
+            description: "Offer pins of any IOVA: in today's kernels these can corrupt memory",
+        },
     },
 }
 

@@ -298,6 +298,7 @@ impl<T: Driver> Registration<T> {
                         raw_dev,
                         driver.as_ptr(),
                         (*types).as_mut_ptr(),
+                        // CAST: `T::TYPES` is a list in a source file.
                         (*types).len() as u32,
                     )
                 })
@@ -315,6 +316,7 @@ impl<T: Driver> Registration<T> {
                 size_of::<driver::Registration<Adapter<T>>>() == size_of::<bindings::mdev_driver>()
             );
         }
+        // CAST: As asserted, the C driver is at offset 0.
         NonNull::from(registration).cast()
     }
 

@@ -62,6 +62,7 @@ impl PageMemory<'_> {
         let end = words.end.min(Self::WORDS);
         let whole = words.start..end - end.saturating_sub(words.start) % N;
         for i in whole.clone().step_by(N) {
+            // CAST: By the type invariant the page is aligned for words.
             // SAFETY: The length of `whole` is a multiple of `N`: `i + N` is at most `WORDS`.
             let at = unsafe { self.0.cast::<u64>().add(i) };
             for (j, word) in f(i).into_iter().enumerate() {

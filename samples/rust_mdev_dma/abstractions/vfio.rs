@@ -64,6 +64,7 @@ mod irq;
 pub(crate) mod logging;
 mod migration;
 mod pins;
+mod raw_pins;
 mod registration;
 pub(crate) mod test_only;
 mod virqfd;
@@ -73,6 +74,7 @@ pub(crate) use emulated::{Emulated, Pins};
 pub(crate) use iommu::Iommu;
 pub(crate) use migration::MigrationOperations;
 pub(crate) use pins::{BATCH_PAGES, PAGE_PINS};
+pub(crate) use raw_pins::RawRange;
 pub(crate) use registration::Registration;
 
 use irq::{Interrupts, IrqSetup};
@@ -144,7 +146,7 @@ impl<T: Operations> Parts<T> {
         }
     }
 
-    /// The device is a PCI function with INTx and `msi_vectors` vectors of MSI, which
+    /// The device is a PCI function with INTx and `msi_vectors` vectors of MSI, at most 32, which
     /// [`OpenDevice::interrupts`] raises.
     pub(crate) const fn with_pci_interrupts(self, msi_vectors: usize) -> Self {
         Self {

@@ -17,13 +17,18 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// Whether operation `op` exists.
+    pub(super) fn offers(&self, op: u32) -> bool {
+        op < u32::BITS && self.ops & 1 << op != 0
+    }
+
     /// The range of a command. Fails with `EOPNOTSUPP`, `EINVAL`, `EOVERFLOW` or `E2BIG` as the
     /// header says.
     pub(super) fn range(&self, command: &Command) -> Result<Range<u64>> {
         let &Command {
             op, iova, length, ..
         } = command;
-        if op >= u32::BITS || self.ops & 1 << op == 0 {
+        if !self.offers(op) {
             return Err(EOPNOTSUPP);
         }
         if length == 0 {

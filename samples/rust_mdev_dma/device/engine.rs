@@ -10,12 +10,16 @@ use super::{
 use crate::{
     abstractions::{
         page::PageMemory,
-        vfio::{OpenDevice, Pins, BATCH_PAGES, PAGE_PINS},
+        vfio::{OpenDevice, Pins, RawRange, BATCH_PAGES, PAGE_PINS},
     },
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_PIN as PIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_PIN as RAW_PIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_READ as RAW_READ,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_UNPIN as RAW_UNPIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_WRITE as RAW_WRITE,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_READ as READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_UNPIN as UNPIN,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_WRITE as WRITE, RUST_MDEV_DMA_DMA_CHUNK,
@@ -41,8 +45,17 @@ pub(super) struct Engine {
 
 impl Engine {
     /// OPS: bit n is set if operation n exists.
-    pub(super) const OPS: u32 =
-        1 << PIN | 1 << UNPIN | 1 << WRITE | 1 << READ | 1 << DMA_WRITE | 1 << DMA_READ;
+    pub(super) fn ops(raw_pins: bool) -> u32 {
+        const OPS: u32 =
+            1 << PIN | 1 << UNPIN | 1 << WRITE | 1 << READ | 1 << DMA_WRITE | 1 << DMA_READ;
+        const RAW: u32 = 1 << RAW_PIN | 1 << RAW_UNPIN | 1 << RAW_WRITE | 1 << RAW_READ;
+
+        if raw_pins {
+            OPS | RAW
+        } else {
+            OPS
+        }
+    }
 
     pub(super) fn new(limits: Limits) -> Result<Self> {
         Ok(Self {
@@ -67,6 +80,12 @@ impl Engine {
         outcome: &mut Outcome,
     ) -> Result {
         let &Command { op, length, .. } = command;
+        if !self.limits.offers(op) {
+            return Err(EOPNOTSUPP);
+        }
+        if matches!(op, RAW_PIN | RAW_UNPIN | RAW_WRITE | RAW_READ) {
+            return self.raw(dev, command, outcome);
+        }
         let range = self.limits.range(command)?;
 
         match op {
@@ -92,6 +111,60 @@ impl Engine {
             return Err(ENOSPC);
         }
         pins.pin(range)
+    }
+
+    /// An operation on raw pins.
+    fn raw(&self, dev: &OpenDevice<MdevDma>, command: &Command, outcome: &mut Outcome) -> Result {
+        let &Command {
+            op,
+            iova,
+            length,
+            seed,
+        } = command;
+        if length % PAGE_SIZE as u64 != 0 {
+            return Err(EINVAL);
+        }
+        // What RAW_WRITE and RAW_READ need is up to them.
+        let protection = match op {
+            RAW_PIN | RAW_UNPIN => seed.try_into()?,
+            _ => 0,
+        };
+        if length > self.limits.length {
+            return Err(E2BIG);
+        }
+        let range = RawRange {
+            iova,
+            pages: (length / PAGE_SIZE as u64).try_into()?,
+            protection,
+        };
+        let mut pins = dev.pins();
+        match op {
+            RAW_PIN if u64::from(range.pages) > self.limits.pins.saturating_sub(pins.held()) => {
+                return Err(ENOSPC);
+            }
+            RAW_PIN => pins.raw_pin(range)?,
+            RAW_UNPIN => pins.raw_unpin(range)?,
+            _ => {
+                let offset = iova % PAGE_SIZE as u64;
+                (iova - offset).checked_add(length).ok_or(EOVERFLOW)?;
+                if op == RAW_WRITE {
+                    pins.raw_write(range, |page, bytes, memory| {
+                        write_page(memory, bytes, Block::of(seed, page));
+                    })?;
+                } else {
+                    let mut digest = Digest::new();
+                    pins.raw_read(range, |_page, bytes, memory| {
+                        memory.read_words(words_of(&bytes), |i, word| digest.add(&bytes, i, word));
+                    })?;
+                    outcome.digest = digest.value();
+                }
+                // A raw pin has at least one page.
+                outcome.count = length - offset;
+                return Ok(());
+            }
+        }
+        outcome.count = length;
+        Ok(())
     }
 
     fn dma_write(

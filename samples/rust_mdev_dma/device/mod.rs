@@ -96,7 +96,7 @@ fn config_space_access(offset: usize, len: usize) -> Result<usize> {
 impl Inner {
     fn new() -> Result<Self> {
         let limits = Limits {
-            ops: Engine::OPS,
+            ops: Engine::ops(*module_parameters::raw_pins.value_ref()),
             pins: *module_parameters::max_pins.value_ref(),
             length: *module_parameters::max_length.value_ref(),
         };
@@ -386,11 +386,13 @@ impl MigrationOperations for MdevDma {
     }
 
     fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize {
-        migration::size(dev.pins().runs().count())
+        let pins = dev.pins();
+        migration::size(pins.runs().count(), pins.raw().count())
     }
 
     fn max_saved_size(self: Pin<&Self>, _dev: &OpenDevice<Self>) -> usize {
         let pins = *module_parameters::max_pins.value_ref();
-        migration::size(usize::try_from(pins).unwrap_or(usize::MAX))
+        // A run takes as much as a raw pin, and each has at least one pin.
+        migration::size(1, usize::try_from(pins).unwrap_or(usize::MAX))
     }
 }

@@ -103,7 +103,8 @@ impl PinState {
 
     /// Revokes the pins of what the user has unmapped.
     pub(super) fn unmapped(&self, iova: u64, length: u64) {
-        // The last page of the address space is never pinned: no `Range<u64>` includes it.
+        // No `Range<u64>` includes the last byte of the address space, but all of the last page is
+        // pinned, or nothing of it.
         let range = iova..iova.saturating_add(length);
         self.pins.lock().revoke(range);
     }
@@ -185,8 +186,8 @@ impl<T: Operations<Iommu = Emulated>> OpenDevice<T> {
 ///
 /// Ranges are of IOVA, in bytes.
 pub(crate) struct Pins<'a, T: Operations> {
-    dev: &'a OpenDevice<T>,
-    table: MutexGuard<'a, PinTable>,
+    pub(super) dev: &'a OpenDevice<T>,
+    pub(super) table: MutexGuard<'a, PinTable>,
 }
 
 impl<'a, T: Operations<Iommu: Pinning>> Pins<'a, T> {

@@ -12,6 +12,7 @@ use kernel::{
 
 /// The number of a VFIO ioctl, from its offset to `VFIO_BASE`.
 pub(super) const fn vfio_ioctl(nr: u32) -> u32 {
+    // CAST: The type is a character.
     _IO(bindings::VFIO_TYPE as u32, bindings::VFIO_BASE + nr)
 }
 

@@ -208,6 +208,7 @@ impl<T: Operations> VTable<T> {
                 // SAFETY: The caller promises that the bitmap is valid and covers the range, which
                 // this part is clamped to. This takes page faults with `logging` held, see
                 // `Base::logging`.
+                // CAST: Both are in the range, whose bounds are of this size.
                 unsafe { set_dirty(dirty, start as usize, length as usize) };
             });
             Ok(0)

@@ -2,6 +2,7 @@
 
 //! Pinned pages of a VFIO device.
 
+use super::raw_pins::RawPins;
 use crate::{abstractions::page::PageMemory, bindings};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{
@@ -226,6 +227,7 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
 pub(super) struct PinTable {
     batches: RBTree<u64, PinnedPages>,
     held: u64,
+    pub(super) raw: RawPins,
 }
 
 impl PinTable {
@@ -233,11 +235,12 @@ impl PinTable {
         Self {
             batches: RBTree::new(),
             held: 0,
+            raw: RawPins::new(),
         }
     }
 
     pub(super) fn held(&self) -> u64 {
-        self.held
+        self.held + self.raw.held()
     }
 
     /// Adds one pin to each page of `range`, or to none. Fails with `EINTR` if `interrupted`
@@ -310,6 +313,7 @@ impl PinTable {
 
     /// Removes all pins of the pages of `range`. Can't fail, as `dma_unmap` can't.
     pub(super) fn revoke(&mut self, range: Range<u64>) {
+        self.raw.revoke(&range);
         let first = range.start & !(BATCH_SIZE - 1);
         let mut cursor = self.batches.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
@@ -337,6 +341,7 @@ impl PinTable {
     pub(super) fn unpin_all(&mut self) {
         self.batches = RBTree::new();
         self.held = 0;
+        self.raw = RawPins::new();
     }
 
     /// Fails with `ENXIO` unless every page that `range` touches is pinned.

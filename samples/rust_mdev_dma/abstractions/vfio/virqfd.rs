@@ -44,6 +44,7 @@ impl<T: Operations> Unmasker<T> {
     /// `CONFIG_VFIO_VIRQFD`.
     #[cfg(CONFIG_VFIO_VIRQFD)]
     pub(super) fn enable(&self, fd: i32) -> Result {
+        // CAST: The device's `vdev` is at offset 0.
         // SAFETY: `fd` may be any number. By the type invariants `virqfd` isn't moved. The device
         // is valid until `disable()`, which is called before `self` is dropped, see `Self::new`.
         kernel::error::to_result(unsafe {
