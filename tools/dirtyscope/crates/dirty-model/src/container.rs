@@ -2,12 +2,13 @@
 
 use crate::{
     BITMAP_PAGES_MAX, Bitmap, BitmapBuffer, Errno, Errnos, Mapping, Protection,
-    device::{Device, Limits},
+    device::{Device, Limits, RawPin},
     mapping::Mapped,
 };
 use std::{collections::BTreeMap, ops::Range};
 
 mod commands;
+mod raw;
 #[cfg(test)]
 mod tests;
 
@@ -101,7 +102,7 @@ impl Container {
     /// Pages that count as locked memory of the process: each pinned page once, however many devices
     /// have pinned it how often.
     pub fn locked_pages(&self) -> u64 {
-        let mut pages: Vec<_> = self.devices.values().flat_map(|d| d.pinned(0..u64::MAX)).collect();
+        let mut pages: Vec<_> = self.devices.values().flat_map(|d| d.all_in(0..u64::MAX)).collect();
         pages.sort_unstable();
         pages.dedup();
         pages.len() as u64
@@ -242,7 +243,7 @@ impl Container {
     pub fn open(&mut self, limits: Limits) -> DeviceId {
         let id = DeviceId(self.next_device);
         self.next_device += 1;
-        self.devices.insert(id, Device::new(limits));
+        self.devices.insert(id, Device::new(limits, self.page_size));
         id
     }
 
@@ -256,9 +257,19 @@ impl Container {
         self.device(id).revoke_all();
     }
 
-    /// The pages that a device has pinned, by IOVA.
+    /// The pages that PIN has pinned of a device, by IOVA.
     pub fn pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
         self.devices[&id].pinned(0..u64::MAX)
+    }
+
+    /// The raw pins of a device.
+    pub fn raw_pins(&self, id: DeviceId) -> &[RawPin] {
+        self.devices[&id].raw()
+    }
+
+    /// The pages that a device has pinned in any way, some of them more than once.
+    pub fn all_pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
+        self.devices[&id].all_in(0..u64::MAX)
     }
 
     /// The pins a device holds.
@@ -365,7 +376,7 @@ fn no_range_errnos(iova: u64, size: u64) -> Errnos {
 fn only_pinned(mapped: &Mapped, devices: &BTreeMap<DeviceId, Device>, page_size: u64) -> Bitmap {
     let mut dirty = Bitmap::new(mapped.size / page_size);
     for device in devices.values() {
-        for page in device.pinned(mapped.iova..mapped.end()) {
+        for page in device.all_in(mapped.iova..mapped.end()) {
             let page = (page - mapped.iova) / page_size;
             dirty.set(page..page + 1);
         }

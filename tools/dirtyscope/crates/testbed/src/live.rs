@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Answer, Buffer, BufferMemory, Op, PAGE};
+use crate::{Answer, Buffer, BufferMemory, Op, PAGE, regions::BORDER};
 use anyhow::{Result, bail};
 use dirty_model::{Bitmap, Errno};
 use harness::Failure;
@@ -106,9 +106,9 @@ impl LiveContainer {
         }
     }
 
-    /// Maps `memory`, which is at least as large.
+    /// Maps `memory` behind its border; it is at least as large.
     pub fn map(&self, memory: &Arc<Memory>, iova: u64, size: u64, flags: u32) -> Result<Answer> {
-        let args = MapArgs { memory, offset: 0, iova, size, flags, argsz: None };
+        let args = MapArgs { memory, offset: BORDER, iova, size, flags, argsz: None };
         status(self.container.map(&args)).map(Answer::of)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     Answer, Contract, Op, PAGE,
-    contract::{SPAN_MAX, limits_of},
+    contract::{RAW_PAGES, SPAN_MAX, limits_of},
     expected::Expected,
     live::LiveContainer,
     regions::new_memory,
@@ -10,7 +10,7 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Errnos, Limits};
 use events::{Difference, Runs};
-use harness::{Context, Failure, locked_memory};
+use harness::{Context, Failure, Skip, locked_memory};
 use mdev_dma::MdevDma;
 use std::{fs, ops::Range, sync::Arc};
 use vfio_client::Container;
@@ -58,6 +58,12 @@ impl<'a> Testbed<'a> {
     /// Puts the context's second device into the container. Returns its slot, 1.
     pub fn attach_device(&mut self) -> Result<usize> {
         self.kernel.attach(self.context.device(1)?)
+    }
+
+    /// Skips the scenario unless devices have raw pins.
+    pub fn needs_raw_pins(&self) -> Result<()> {
+        ensure!(self.contract().has_raw_pins(), Skip("load rust_mdev_dma with raw_pins=1".into()));
+        Ok(())
     }
 
     /// What the kernel owes at the moment.
@@ -125,6 +131,7 @@ impl<'a> Testbed<'a> {
             kernel: answer.to_reply(&op),
         });
         compare(&op, &expected, &answer)?;
+        self.expected.regions.check_borders()?;
         if op == Op::Check {
             self.check_memory()?;
             self.check_counters()?;
@@ -208,8 +215,9 @@ fn dma_entry_limit() -> Result<u32> {
 
 /// Those that a device has.
 fn limits(device: &MdevDma) -> Result<Limits> {
-    let mdev_dma::DeviceLimits { max_pins, max_length } = device.limits()?;
-    Ok(limits_of(max_pins, max_length))
+    let mdev_dma::DeviceLimits { max_pins, max_length, raw_pins } = device.limits()?;
+    let raw_pages = raw_pins.then_some(RAW_PAGES);
+    Ok(Limits { raw_pages, ..limits_of(max_pins, max_length) })
 }
 
 /// Fails unless `op` succeeded.
