@@ -14,7 +14,7 @@ use std::{
     ops::Range,
     sync::{Arc, atomic::AtomicUsize},
 };
-use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, program::DEVICES};
+use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, RAW_PAGES, program::DEVICES};
 use vfio_client::uapi::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
     VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
@@ -51,7 +51,7 @@ fn operation(contract: &Contract) -> BoxedStrategy<Op> {
     let mappings = Mappings::of(contract);
     let start = start_weight(contract, &mappings);
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
-    let any = Union::new_weighted(vec![
+    let mut all = vec![
         (map, map_op().boxed()),
         (4, unmap_op(&mappings)),
         (4, bitmap_op(&mappings, |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer })),
@@ -65,7 +65,12 @@ fn operation(contract: &Contract) -> BoxedStrategy<Op> {
         (1, invalid_command(&mappings)),
         (3, process_op(&mappings)),
         (1, Just(Op::Check).boxed()),
-    ]);
+    ];
+    if contract.has_raw_pins() {
+        all.push((14, raw_pin_op(&mappings)));
+        all.push((12, raw_pinned_op(contract, &mappings)));
+    }
+    let any = Union::new_weighted(all);
     // Some commands are run by a kernel thread.
     (any, 0..8u32)
         .prop_map(|(mut next, eighth)| {
@@ -268,6 +273,50 @@ fn pinned_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
     prop_oneof![unpin, transfer].boxed()
 }
 
+/// A raw pin at any offset of pages of mappings, or just outside of them.
+fn raw_pin_op(mappings: &Mappings) -> BoxedStrategy<Op> {
+    let offset =
+        prop_oneof![4 => Just(0), 2 => Just(0x800), 1 => select(vec![1, 0xfff]), 2 => 0..PAGE];
+    let count = prop_oneof![4 => Just(None), 1 => select(vec![0, 2, 3, 65, RAW_PAGES, RAW_PAGES + 1]).prop_map(Some)];
+    let protection =
+        prop_oneof![6 => Just(3), 2 => Just(1), 2 => select(vec![0, 2, 4, 8, 1 << 31, 1 << 32])];
+    let place = prop_oneof![8 => Just(0), 1 => Just(PAGE.wrapping_neg())];
+    (0..DEVICES, mappings.pages(), place, offset, count, protection)
+        .prop_map(|(device, (iova, length), before, offset, count, seed)| {
+            let length = count.map_or(length, |count| count * PAGE);
+            let iova = iova.wrapping_add(before) | offset;
+            Op::Command { device, op: Opcode::RawPin as u32, iova, length, seed }
+        })
+        .boxed()
+}
+
+/// An operation on a raw pin, seldom on one that there isn't.
+fn raw_pinned_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
+    let pins = (0..DEVICES).flat_map(|slot| {
+        contract
+            .raw_pins(slot)
+            .iter()
+            .map(move |pin| (slot, (pin.iova, pin.length, pin.protection)))
+    });
+    let pins: Vec<_> = pins.collect();
+    if pins.is_empty() {
+        return raw_pin_op(mappings);
+    }
+    let op = select(vec![Opcode::RawUnpin, Opcode::RawWrite, Opcode::RawRead]);
+    let other = prop_oneof![12 => Just(0), 1 => Just(1), 1 => Just(PAGE)];
+    (select(pins), op, other, any::<u16>())
+        .prop_map(|((device, (iova, length, protection)), op, other, seed)| {
+            let seed = match op {
+                Opcode::RawUnpin => protection,
+                Opcode::RawWrite => seed.into(),
+                _ => 0,
+            };
+            let iova = iova.wrapping_add(other);
+            Op::Command { device, op: op as u32, iova, length, seed }
+        })
+        .boxed()
+}
+
 /// `vfio_dma_rw()` of bytes at any alignment.
 fn bytes_op(mappings: &Mappings) -> BoxedStrategy<Op> {
     let end = prop_oneof![4 => Just(0), 2 => 0..PAGE];
@@ -308,13 +357,13 @@ fn process_op(mappings: &Mappings) -> BoxedStrategy<Op> {
 mod tests {
     use super::*;
     use crate::{search::runner, triggers::TRIGGERS};
-    use dirty_model::{Errno, Errnos};
+    use dirty_model::{Errno, Errnos, Limits};
     use proptest::strategy::ValueTree;
     use std::collections::BTreeMap;
     use testbed::limits_of;
 
     fn contract() -> Contract {
-        let limits = limits_of(65536, 1 << 28);
+        let limits = Limits { raw_pages: Some(RAW_PAGES), ..limits_of(65536, 1 << 28) };
         let mut contract = Contract::new(65535, limits);
         contract.apply(&Op::Open { device: 0 });
         contract
@@ -368,6 +417,10 @@ mod tests {
             ("WRITE", pinned),
             ("DMA_WRITE", dma.clone()),
             ("DMA_READ", dma),
+            ("RAW_PIN", vec![ok, einval, one(Errno::EPERM), efault, e2big, overflow]),
+            ("RAW_UNPIN", vec![ok, enxio]),
+            ("RAW_WRITE", vec![ok, enxio, one(Errno::EACCES)]),
+            ("RAW_READ", vec![ok, enxio, one(Errno::EACCES)]),
             ("OPEN", vec![ok]),
             ("CLOSE", vec![ok]),
             ("RESET", vec![ok]),
@@ -393,7 +446,7 @@ mod tests {
             let shown = |avoided: Vec<&'static Trigger>| {
                 let strategy = sequences(contract(), 1..121, avoided);
                 let mut runner = runner(1);
-                let trees = (0..200).map(|_| strategy.new_tree(&mut runner).unwrap());
+                let trees = (0..400).map(|_| strategy.new_tree(&mut runner).unwrap());
                 let programs = trees.map(|tree| tree.current().1);
                 let shows = |program: Vec<Op>| {
                     let mut contract = contract();
