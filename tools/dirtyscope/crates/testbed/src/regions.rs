@@ -127,8 +127,9 @@ impl Regions {
         self.0[region].shadow[at.start] ^= 1;
     }
 
-    /// Compares all memory that isn't hidden with what must be in it.
+    /// Compares all memory that isn't hidden, and its borders, with what must be in it.
     pub fn check(&self) -> Result<()> {
+        self.check_borders(usize::MAX)?;
         for region in &self.0 {
             for part in visible(&region.hidden, 0..region.shadow.len()) {
                 let expected = &region.shadow[part.clone()];
@@ -140,10 +141,10 @@ impl Regions {
         Ok(())
     }
 
-    /// Compares the borders of all memory that is or was mapped.
-    pub fn check_borders(&self) -> Result<()> {
+    /// Compares the borders of the memory that was mapped in the last so many mappings.
+    pub fn check_borders(&self, count: usize) -> Result<()> {
         let expected = border();
-        for region in &self.0 {
+        for region in self.0.iter().rev().take(count) {
             let behind = BORDER + region.shadow.len();
             let both = [(0, "before"), (behind, "behind")];
             for (at, place) in both.into_iter().filter(|&(at, _)| at < region.memory.len()) {
@@ -240,6 +241,24 @@ mod tests {
         regions.unmap(0x2000, 0x2000).unwrap();
         assert_eq!(regions.read(0x1000..0x9000).len(), 0x1000);
         assert!(regions.read(0x7000..0x9000).is_empty());
+    }
+
+    #[test]
+    fn borders_are_watched() {
+        for (backed, borders) in [(2, 2), (1, 1), (0, 1)] {
+            let memory = new_memory(2 * PAGE, backed * PAGE).unwrap();
+            let mut regions = Regions::default();
+            regions.map(0x1000, memory.clone());
+            regions.check().unwrap();
+            let end = BORDER + (backed * PAGE) as usize;
+            for (at, place) in [(BORDER - 8, "before"), (end, "behind")].into_iter().take(borders) {
+                memory.write(at, &[1; 8]);
+                let error = regions.check_borders(1).unwrap_err().to_string();
+                assert!(error.contains(place), "{error}");
+                regions.check_borders(0).unwrap();
+                memory.write(0, &border());
+            }
+        }
     }
 
     #[test]

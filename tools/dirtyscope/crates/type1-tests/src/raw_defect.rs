@@ -3,10 +3,13 @@
 //! Defects of type1 that pins as real drivers make them show: see `Documentation/findings/`, and
 //! [`crate::defect`] for those that our own pins show.
 
-use crate::raw_pin::bed;
+use crate::{
+    process::Rights,
+    raw_pin::{RW, bed, pin},
+};
 use anyhow::Result;
-use harness::{Context, Scenario, Shows, Signature, defect};
-use testbed::program;
+use harness::{Context, Scenario, Shows, Signature, defect, locked_memory};
+use testbed::{PAGE, at, program};
 
 macro_rules! program {
     ($file:literal) => {
@@ -55,6 +58,12 @@ pub const SCENARIOS: &[Scenario] = &[
         shows("D12", "VmLck is *"),
     ),
     defect(
+        "type1/defect/D12-limit",
+        "a page that is locked can be pinned at another offset, however little more may be locked",
+        limit,
+        shows("D12", "device 0 RAW_PIN 0x40001800+0x1000 prot 0x3: ENOMEM, but must be: ok*"),
+    ),
+    defect(
         "type1/defect/D12-last-page",
         "the last page of the address space can be pinned at any offset",
         program!("D12-last-page"),
@@ -64,6 +73,15 @@ pub const SCENARIOS: &[Scenario] = &[
         ),
     ),
 ];
+
+fn limit(context: &Context<'_>) -> Result<()> {
+    let mut bed = bed(context)?;
+    let _rights = Rights::limit(locked_memory()? + PAGE)?;
+    bed.limit_locked_pages(Some(1));
+    bed.map(0..4)?;
+    bed.pin(1..2)?;
+    bed.must(pin(at(1, 0x800), 1, RW))
+}
 
 fn replay(context: &Context<'_>, text: &str) -> Result<()> {
     drop(bed(context)?);

@@ -4,6 +4,7 @@
 //! `vfio_pin_pages()` takes. The page is pinned that contains the IOVA, or there is an error; never
 //! another page, never memory outside of a mapping.
 
+use crate::process::Rights;
 use anyhow::Result;
 use dirty_model::{Errno, Errnos, Protection};
 use harness::{Context, Scenario, locked_memory as locked_bytes, scenario};
@@ -13,7 +14,7 @@ use testbed::{Op, PAGE, RAW_PAGES, Testbed, at, command, map, pages, same};
 /// `IOMMU_READ` and `IOMMU_WRITE`
 const READ: u64 = 1;
 const WRITE: u64 = 2;
-const RW: u64 = READ | WRITE;
+pub const RW: u64 = READ | WRITE;
 
 /// Offsets in a page: its ends, the halves that vfio_ccw's 2 KiB blocks have, and bytes around.
 const OFFSETS: [u64; 7] = [0, 1, 8, 0x7ff, 0x800, 0xff8, 0xfff];
@@ -80,6 +81,11 @@ pub const SCENARIOS: &[Scenario] = &[
         locked_memory,
     ),
     scenario(
+        "type1/raw-pin/memlock-limit",
+        "RLIMIT_MEMLOCK: a pin of more pages than the user may lock fails, and leaves none",
+        memlock_limit,
+    ),
+    scenario(
         "type1/raw-pin/hidden",
         "memory that is taken away can't be pinned; what is pinned stays, and can be pinned again",
         hidden,
@@ -111,7 +117,7 @@ fn raw(op: Opcode, iova: u64, count: u64, seed: u64) -> Op {
     Op::Command { device: 0, op: op as u32, iova, length: count * PAGE, seed }
 }
 
-fn pin(iova: u64, count: u64, protection: u64) -> Op {
+pub fn pin(iova: u64, count: u64, protection: u64) -> Op {
     raw(Opcode::RawPin, iova, count, protection)
 }
 
@@ -430,6 +436,27 @@ fn locked_memory(context: &Context<'_>) -> Result<()> {
     bed.must(pin(at(5, 0x800), 7, RW))?;
     drop(bed);
     holds("VmLck after everything was closed", 0)
+}
+
+fn memlock_limit(context: &Context<'_>) -> Result<()> {
+    let mut bed = bed(context)?;
+    bed.count_locked_memory()?;
+    let rights = Rights::limit(locked_bytes()? + 10 * PAGE)?;
+    bed.limit_locked_pages(Some(10));
+    bed.map(0..64)?;
+    bed.must(pin(at(3, 0x800), 8, RW))?;
+    bed.refused(Errno::ENOMEM, pin(at(20, 0x800), 3, READ))?;
+    bed.check()?;
+    // What is pinned counts once.
+    bed.must(pin(at(3, 0x800), 10, READ))?;
+    bed.refused(Errno::ENOMEM, pin(at(20, 0), 1, 0))?;
+    bed.must(unpin(at(3, 0x800), 10, READ))?;
+    bed.must(pin(at(20, 0xfff), 2, RW))?;
+    bed.check()?;
+    drop(rights);
+    bed.limit_locked_pages(None);
+    bed.must(Op::unmap_all())?;
+    bed.check()
 }
 
 fn hidden(context: &Context<'_>) -> Result<()> {
