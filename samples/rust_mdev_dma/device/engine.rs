@@ -83,7 +83,7 @@ impl Engine {
         if !self.limits.offers(op) {
             return Err(EOPNOTSUPP);
         }
-        if matches!(op, RAW_PIN | RAW_UNPIN | RAW_WRITE | RAW_READ) {
+        if op >= RAW_PIN {
             return self.raw(dev, command, outcome);
         }
         let range = self.limits.range(command)?;
@@ -113,7 +113,8 @@ impl Engine {
         pins.pin(range)
     }
 
-    /// An operation on raw pins.
+    /// An operation on raw pins. Not inline, so that others don't pay for it.
+    #[inline(never)]
     fn raw(&self, dev: &OpenDevice<MdevDma>, command: &Command, outcome: &mut Outcome) -> Result {
         let &Command {
             op,

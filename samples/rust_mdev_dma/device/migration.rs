@@ -229,17 +229,17 @@ impl<'a> Saved<'a> {
         section.end()?;
 
         let mut section = stream.section(DEVICE)?;
-        let raw = match stream.0 {
-            [] => Reader(&[]),
-            _ => stream.section(RAW_PINS)?,
-        };
+        let mut raw = Reader(&[]);
+        if !stream.0.is_empty() {
+            raw = stream.section(RAW_PINS)?;
+            if raw.0.is_empty() || raw.0.len() % RUN != 0 {
+                return Err(EINVAL);
+            }
+            if !limits.offers(RAW_PIN) {
+                return Err(EOPNOTSUPP);
+            }
+        }
         stream.end()?;
-        if raw.0.len() % RUN != 0 {
-            return Err(EINVAL);
-        }
-        if !raw.0.is_empty() && !limits.offers(RAW_PIN) {
-            return Err(EOPNOTSUPP);
-        }
         let config_space = ConfigSpace::from_bytes(&section.array()?);
         let registers = section.array()?;
         let queued = section.flag()?;

@@ -125,22 +125,37 @@ impl Drop for RawPin {
 }
 
 /// All raw pins of a device, in no order.
-pub(super) struct RawPins(KVVec<RawPin>);
+///
+/// # Invariants
+///
+/// `held` is the number of their pages, each as often as it is pinned.
+pub(super) struct RawPins {
+    pins: KVVec<RawPin>,
+    held: u64,
+}
 
 impl RawPins {
     pub(super) fn new() -> Self {
-        Self(KVVec::new())
+        Self {
+            pins: KVVec::new(),
+            held: 0,
+        }
     }
 
-    /// Number of pages, each as often as it is pinned.
     pub(super) fn held(&self) -> u64 {
-        let pages = |pin: &RawPin| u64::from(pin.range.pages);
-        self.0.iter().map(pages).sum()
+        self.held
     }
 
     /// Unpins those that have pages of `range`, as a whole.
     pub(super) fn revoke(&mut self, range: &Range<u64>) {
-        self.0.retain(|pin| !pin.range.overlaps(range));
+        let held = &mut self.held;
+        self.pins.retain(|pin| {
+            let kept = !pin.range.overlaps(range);
+            if !kept {
+                *held -= u64::from(pin.range.pages);
+            }
+            kept
+        });
     }
 }
 
@@ -151,32 +166,34 @@ impl<T: Operations> Pins<'_, T> {
     /// It stays so until it is unpinned as a whole, the user unmaps any page of it, or the device
     /// is closed.
     pub(crate) fn raw_pin(&mut self, range: RawRange) -> Result {
-        self.table.raw.0.reserve(1, GFP_KERNEL)?;
+        self.table.raw.pins.reserve(1, GFP_KERNEL)?;
         // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so while `self` exists.
         // `close_callback` calls `unpin_all()`, which drops all raw pins.
         let pin = unsafe { RawPin::new(self.dev.as_raw(), range)? };
-        Ok(self.table.raw.0.push(pin, GFP_KERNEL)?)
+        self.table.raw.pins.push(pin, GFP_KERNEL)?;
+        self.table.raw.held += u64::from(range.pages);
+        Ok(())
     }
 
     /// Returns what one [`Self::raw_pin`] of this very range took, or fails with `ENXIO`.
     pub(crate) fn raw_unpin(&mut self, range: RawRange) -> Result {
-        let pins = &mut self.table.raw.0;
-        let found = pins.iter().position(|pin| pin.range == range);
-        pins.remove(found.ok_or(ENXIO)?)
-            .map(drop)
-            .map_err(|_| ENXIO)
+        let raw = &mut self.table.raw;
+        let found = raw.pins.iter().position(|pin| pin.range == range);
+        drop(raw.pins.remove(found.ok_or(ENXIO)?).map_err(|_| ENXIO)?);
+        raw.held -= u64::from(range.pages);
+        Ok(())
     }
 
     /// The raw pins.
     pub(crate) fn raw(&self) -> impl Iterator<Item = RawRange> + '_ {
-        self.table.raw.0.iter().map(|pin| pin.range)
+        self.table.raw.pins.iter().map(|pin| pin.range)
     }
 
     /// A raw pin of the IOVA and number of pages of `range`, with at least its protection. Fails
     /// with `ENXIO` if there is none of these pages, with `EACCES` if only without the protection.
     fn raw_with(&self, range: RawRange) -> Result<&RawPin> {
         let mut error = ENXIO;
-        for pin in &self.table.raw.0 {
+        for pin in &self.table.raw.pins {
             if (pin.range.iova, pin.range.pages) == (range.iova, range.pages) {
                 if pin.range.has(range.protection) {
                     return Ok(pin);

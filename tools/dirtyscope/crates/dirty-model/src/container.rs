@@ -2,13 +2,14 @@
 
 use crate::{
     BITMAP_PAGES_MAX, Bitmap, BitmapBuffer, Errno, Errnos, Mapping, Protection,
-    device::{Device, Limits},
+    device::{Device, Limits, RawPin},
     mapping::Mapped,
 };
 use std::{collections::BTreeMap, ops::Range};
 
 mod commands;
 mod groups;
+mod raw;
 #[cfg(test)]
 mod tests;
 
@@ -114,7 +115,7 @@ impl Container {
 
     /// How many pages of a range devices have pinned.
     fn pinned_pages(&self, range: Range<u64>) -> u64 {
-        let pinned = self.devices.values().flat_map(|device| device.pinned(range.clone()));
+        let pinned = self.devices.values().flat_map(|device| device.all_in(range.clone()));
         let mut pages: Vec<_> = pinned.collect();
         pages.sort_unstable();
         pages.dedup();
@@ -277,7 +278,7 @@ impl Container {
     pub fn open(&mut self, group: u32, limits: Limits) -> DeviceId {
         let id = DeviceId(self.next_device);
         self.next_device += 1;
-        self.devices.insert(id, Device::new(group, limits));
+        self.devices.insert(id, Device::new(group, limits, self.page_size));
         id
     }
 
@@ -291,9 +292,19 @@ impl Container {
         self.device(id).revoke_all();
     }
 
-    /// The pages that a device has pinned, by IOVA.
+    /// The pages that PIN has pinned of a device, by IOVA.
     pub fn pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
         self.devices[&id].pinned(0..u64::MAX)
+    }
+
+    /// The raw pins of a device.
+    pub fn raw_pins(&self, id: DeviceId) -> &[RawPin] {
+        self.devices[&id].raw()
+    }
+
+    /// The pages that a device has pinned in any way, some of them more than once.
+    pub fn all_pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
+        self.devices[&id].all_in(0..u64::MAX)
     }
 
     /// The pins a device holds.
@@ -413,7 +424,7 @@ fn no_range_errnos(iova: u64, size: u64) -> Errnos {
 fn only_pinned(mapped: &Mapped, devices: &BTreeMap<DeviceId, Device>, page_size: u64) -> Bitmap {
     let mut dirty = Bitmap::new(mapped.size / page_size);
     for device in devices.values() {
-        for page in device.pinned(mapped.iova..mapped.end()) {
+        for page in device.all_in(mapped.iova..mapped.end()) {
             let page = (page - mapped.iova) / page_size;
             dirty.set(page..page + 1);
         }

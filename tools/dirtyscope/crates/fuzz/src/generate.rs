@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
 };
 use testbed::{
-    Buffer, BufferMemory, Contract, Op, PAGE,
+    Buffer, BufferMemory, Contract, Op, PAGE, RAW_PAGES,
     slots::{self, EMULATED, SlotKind},
 };
 use vfio_client::{
@@ -67,7 +67,7 @@ fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
     }
     let start = start_weight(contract, &mappings);
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
-    let any = Union::new_weighted(vec![
+    let mut all = vec![
         (map, map_op().boxed()),
         (4, unmap_op(&mappings)),
         (4, bitmap_op(&mappings, |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer })),
@@ -82,7 +82,12 @@ fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
         (1, invalid_command(&mappings)),
         (3, process_op(&mappings)),
         (1, Just(Op::Check).boxed()),
-    ]);
+    ];
+    if contract.has_raw_pins() {
+        all.push((14, raw_pin_op(&mappings)));
+        all.push((12, raw_pinned_op(contract, &mappings)));
+    }
+    let any = Union::new_weighted(all);
     let any = match contract.joined().any(|slot| EMULATED.contains(&slot)) {
         true => any.boxed(),
         // Addresses may change then.
@@ -333,6 +338,50 @@ fn pinned_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
     prop_oneof![unpin, transfer].boxed()
 }
 
+/// A raw pin at any offset of pages of mappings, or just outside of them.
+fn raw_pin_op(mappings: &Mappings) -> BoxedStrategy<Op> {
+    let offset =
+        prop_oneof![4 => Just(0), 2 => Just(0x800), 1 => select(vec![1, 0xfff]), 2 => 0..PAGE];
+    let count = prop_oneof![4 => Just(None), 1 => select(vec![0, 2, 3, 65, RAW_PAGES, RAW_PAGES + 1]).prop_map(Some)];
+    let protection =
+        prop_oneof![6 => Just(3), 2 => Just(1), 2 => select(vec![0, 2, 4, 8, 1 << 31, 1 << 32])];
+    let place = prop_oneof![8 => Just(0), 1 => Just(PAGE.wrapping_neg())];
+    (0..DEVICES, mappings.pages(), place, offset, count, protection)
+        .prop_map(|(device, (iova, length), before, offset, count, seed)| {
+            let length = count.map_or(length, |count| count * PAGE);
+            let iova = iova.wrapping_add(before) | offset;
+            Op::Command { device, op: Opcode::RawPin as u32, iova, length, seed }
+        })
+        .boxed()
+}
+
+/// An operation on a raw pin, seldom on one that there isn't.
+fn raw_pinned_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
+    let pins = (0..DEVICES).flat_map(|slot| {
+        contract
+            .raw_pins(slot)
+            .iter()
+            .map(move |pin| (slot, (pin.iova, pin.length, pin.protection)))
+    });
+    let pins: Vec<_> = pins.collect();
+    if pins.is_empty() {
+        return raw_pin_op(mappings);
+    }
+    let op = select(vec![Opcode::RawUnpin, Opcode::RawWrite, Opcode::RawRead]);
+    let other = prop_oneof![12 => Just(0), 1 => Just(1), 1 => Just(PAGE)];
+    (select(pins), op, other, any::<u16>())
+        .prop_map(|((device, (iova, length, protection)), op, other, seed)| {
+            let seed = match op {
+                Opcode::RawUnpin => protection,
+                Opcode::RawWrite => seed.into(),
+                _ => 0,
+            };
+            let iova = iova.wrapping_add(other);
+            Op::Command { device, op: op as u32, iova, length, seed }
+        })
+        .boxed()
+}
+
 /// `vfio_dma_rw()` of bytes at any alignment.
 fn bytes_op(mappings: &Mappings) -> BoxedStrategy<Op> {
     let end = prop_oneof![4 => Just(0), 2 => 0..PAGE];
@@ -373,7 +422,7 @@ fn process_op(mappings: &Mappings) -> BoxedStrategy<Op> {
 mod tests {
     use super::*;
     use crate::{search::runner, triggers::TRIGGERS};
-    use dirty_model::{Errno, Errnos};
+    use dirty_model::{Errno, Errnos, Limits};
     use proptest::strategy::ValueTree;
     use std::collections::BTreeMap;
     use testbed::{limits_of, program};
@@ -381,7 +430,7 @@ mod tests {
     const SLOTS: [usize; 5] = [0, 1, 6, 7, 4];
 
     fn contract() -> Contract {
-        let limits = limits_of(65536, 1 << 28);
+        let limits = Limits { raw_pages: Some(RAW_PAGES), ..limits_of(65536, 1 << 28) };
         program::contract(65535, limits)
     }
 
@@ -435,6 +484,10 @@ mod tests {
             ("DMA_READ", dma),
             ("JOIN", vec![ok, efault, einval]),
             ("LEAVE", vec![ok]),
+            ("RAW_PIN", vec![ok, einval, one(Errno::EPERM), efault, e2big, overflow]),
+            ("RAW_UNPIN", vec![ok, enxio]),
+            ("RAW_WRITE", vec![ok, enxio, one(Errno::EACCES)]),
+            ("RAW_READ", vec![ok, enxio, one(Errno::EACCES)]),
             ("OPEN", vec![ok]),
             ("CLOSE", vec![ok]),
             ("RESET", vec![ok]),

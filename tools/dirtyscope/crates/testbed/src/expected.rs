@@ -53,8 +53,10 @@ impl Expected {
             }
             Op::UserWrite { iova, length, seed } => self.regions.user_write(iova, length, seed),
             Op::Command { op, iova, seed, .. } => match operation(op) {
-                Some(Opcode::Write | Opcode::DmaWrite) => self.regions.write(transferred, seed),
-                Some(Opcode::Read | Opcode::DmaRead) if answer.status.is_ok() => {
+                Some(Opcode::Write | Opcode::DmaWrite | Opcode::RawWrite) => {
+                    self.regions.write(transferred, seed);
+                }
+                Some(Opcode::Read | Opcode::DmaRead | Opcode::RawRead) if answer.status.is_ok() => {
                     answer.digest = pattern::digest(&self.regions.read(transferred), iova);
                 }
                 _ => {}
