@@ -409,13 +409,15 @@ fn invalid_command(mappings: &Mappings) -> BoxedStrategy<Op> {
 
 /// What the process does to its memory.
 fn process_op(mappings: &Mappings) -> BoxedStrategy<Op> {
-    (0..3, mappings.pages(), any::<u16>())
-        .prop_map(|(kind, (iova, size), seed)| match kind {
-            0 => Op::Hide { iova, size },
-            1 => Op::Show { iova, size },
-            _ => Op::UserWrite { iova, length: size - 1, seed: seed.into() },
-        })
-        .boxed()
+    let memory = (0..3, mappings.pages(), any::<u16>());
+    let memory = memory.prop_map(|(kind, (iova, size), seed)| match kind {
+        0 => Op::Hide { iova, size },
+        1 => Op::Show { iova, size },
+        _ => Op::UserWrite { iova, length: size - 1, seed: seed.into() },
+    });
+    let limit = prop_oneof![2 => (0..120u64).prop_map(Some), 3 => Just(None)];
+    let limit = limit.prop_map(|pages| Op::Limit { pages });
+    prop_oneof![8 => memory, 1 => limit].boxed()
 }
 
 #[cfg(test)]
@@ -482,7 +484,7 @@ mod tests {
             ("WRITE", pinned),
             ("DMA_WRITE", dma.clone()),
             ("DMA_READ", dma),
-            ("JOIN", vec![ok, efault, einval]),
+            ("JOIN", vec![ok, efault, einval, one(Errno::ENOMEM)]),
             ("LEAVE", vec![ok]),
             ("RAW_PIN", vec![ok, einval, one(Errno::EPERM), efault, e2big, overflow]),
             ("RAW_UNPIN", vec![ok, enxio]),
@@ -493,6 +495,7 @@ mod tests {
             ("RESET", vec![ok]),
             ("HIDE", vec![ok]),
             ("SHOW", vec![ok]),
+            ("LIMIT", vec![ok]),
             ("CHECK", vec![ok]),
         ] {
             for end in ends {
@@ -509,25 +512,35 @@ mod tests {
 
     #[test]
     fn every_known_defect_can_be_reached_and_avoided() {
-        let programs = |avoided: Vec<&'static Trigger>, count| {
-            let strategy = sequences(contract(), 1..121, avoided, SLOTS.to_vec());
+        // Where mediated devices come late.
+        let mut alone = contract();
+        let [emulated, other] = EMULATED;
+        let leave = |device| Op::Leave { device, by: Leave::Unset };
+        let close = Op::Close { device: emulated };
+        for op in [close, leave(emulated), Op::Join { device: SLOTS[2] }, leave(other)] {
+            alone.apply(&op);
+        }
+        let programs = |contract: &Contract, avoided: Vec<&'static Trigger>, count| {
+            let strategy = sequences(contract.clone(), 1..121, avoided, SLOTS.to_vec());
             let mut runner = runner(1);
             let trees = (0..count).map(|_| strategy.new_tree(&mut runner).unwrap());
-            trees.map(|tree| tree.current().1).collect::<Vec<_>>()
+            let programs = trees.map(|tree| (contract.clone(), tree.current().1));
+            programs.collect::<Vec<_>>()
         };
-        let shows = |trigger, program: &Vec<Op>| {
-            let mut contract = contract();
+        let shows = |trigger, (contract, program): &(Contract, Vec<Op>)| {
+            let mut contract = contract.clone();
             program.iter().any(|op| {
                 let shows = triggers_any(&[trigger], &contract, op);
                 contract.apply(op);
                 shows
             })
         };
-        let all = programs(Vec::new(), 1000);
+        let all = [programs(&contract(), Vec::new(), 1500), programs(&alone, Vec::new(), 200)];
+        let all = all.concat();
         for trigger in TRIGGERS {
             let shown = all.iter().filter(|program| shows(trigger, program)).count();
             assert!(shown >= 3, "{} isn't reached: {shown}", trigger.defect);
-            let avoided = programs(vec![trigger], 100);
+            let avoided = programs(&alone, vec![trigger], 100);
             let shown = avoided.iter().any(|program| shows(trigger, program));
             assert!(!shown, "{} isn't avoided", trigger.defect);
         }

@@ -227,6 +227,10 @@ impl Contract {
                 self.model.set_hidden(iova..iova.saturating_add(size), hidden);
                 Answer::of(Ok(()))
             }
+            Op::Limit { pages } => {
+                self.model.limit_locked_pages(pages);
+                Answer::of(Ok(()))
+            }
             Op::UserWrite { .. } | Op::Check | Op::Command { .. } => Answer::of(Ok(())),
         }
     }

@@ -15,6 +15,7 @@ mod op;
 pub mod program;
 mod regions;
 mod rehearsal;
+mod rights;
 pub mod slots;
 mod steps;
 mod testbed;

@@ -117,9 +117,11 @@ impl LiveContainer {
             Op::DirtyPages { flags } => status(self.container.dirty(flags, None)).map(Answer::of),
             Op::GetBitmap { iova, size, buffer } => self.get_bitmap(iova, size, &buffer),
             // The process's own business.
-            Op::Hide { .. } | Op::Show { .. } | Op::UserWrite { .. } | Op::Check => {
-                Ok(Answer::of(Ok(())))
-            }
+            Op::Hide { .. }
+            | Op::Show { .. }
+            | Op::UserWrite { .. }
+            | Op::Limit { .. }
+            | Op::Check => Ok(Answer::of(Ok(()))),
             Op::Open { device } => self.open(device),
             Op::Close { device } => {
                 self.open.remove(&device);

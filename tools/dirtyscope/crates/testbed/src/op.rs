@@ -53,6 +53,9 @@ pub enum Op {
     Show { iova: u64, size: u64 },
     /// It writes the pattern of `seed` to as much of the range as is mapped and isn't hidden.
     UserWrite { iova: u64, length: u64, seed: u64 },
+    /// It may lock so many pages from now on, beside what it has locked for itself, and has no
+    /// CAP_IPC_LOCK; or it may lock all it wants.
+    Limit { pages: Option<u64> },
     /// Compares memory and counters.
     Check,
 }

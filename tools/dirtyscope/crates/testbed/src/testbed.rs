@@ -6,6 +6,7 @@ use crate::{
     expected::Expected,
     live::LiveContainer,
     regions::new_memory,
+    rights::Rights,
     slots::{self, SlotKind},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -31,6 +32,8 @@ pub struct Testbed<'a> {
     expected: Expected,
     /// Bytes that this process has locked besides, if that is to be compared.
     locked: Option<u64>,
+    /// What it could lock before it was limited.
+    rights: Option<Rights>,
 }
 
 impl<'a> Testbed<'a> {
@@ -68,7 +71,7 @@ impl<'a> Testbed<'a> {
         let owed = contract.apply(&join).answer;
         let reply = owed.to_reply(&join);
         context.answer(|| events::Answer { n, model: reply.clone(), kernel: reply });
-        Ok(Self { context, kernel, expected: Expected::new(contract), locked: None })
+        Ok(Self { context, kernel, expected: Expected::new(contract), locked: None, rights: None })
     }
 
     /// Puts the context's second device into the container, and opens it as device 1.
@@ -94,10 +97,17 @@ impl<'a> Testbed<'a> {
         Ok(())
     }
 
-    /// From now on the user has no CAP_IPC_LOCK and a limit of so many pages, or has it again.
-    pub fn limit_locked_pages(&mut self, pages: Option<u64>) {
-        self.context.note(format_args!("the user may lock {pages:?} pages"));
-        self.expected.contract.model.limit_locked_pages(pages);
+    /// Lets this process lock so many pages, beside what it has locked for itself, or all it wants.
+    fn limit_locked_pages(&mut self, pages: Option<u64>) -> Result<()> {
+        let ours = || Ok(locked_memory()? - self.contract().model.locked_pages() * PAGE);
+        let besides = self.locked.map_or_else(ours, Ok::<_, anyhow::Error>)?;
+        let rights = match self.rights.take() {
+            Some(rights) => rights,
+            None => Rights::now()?,
+        };
+        let limited = rights.limit(pages.map(|pages| besides + pages * PAGE));
+        self.rights = Some(rights);
+        limited
     }
 
     /// The container, for calls that are no [`Op`].
@@ -158,6 +168,10 @@ impl<'a> Testbed<'a> {
                     self.expected.regions.map(iova, memory);
                 }
                 answer
+            }
+            Op::Limit { pages } => {
+                self.limit_locked_pages(pages)?;
+                self.kernel.apply(&op)?
             }
             Op::Join { device } => {
                 let devices = slots::bind(self.context, device)?;

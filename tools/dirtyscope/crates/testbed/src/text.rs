@@ -15,6 +15,7 @@
 //! device 2 COPY 0x40000000+0x1000 to 0x40008000  edu's DMA
 //! device 0 [background] RAW_PIN | RAW_UNPIN 0x40000800+0x1000 [prot N]
 //! process HIDE | SHOW | WRITE 0x40000000+0x1000 [seed N]
+//! process LIMIT 10 | none                        pages that it may lock
 //! CHECK
 //! ```
 
@@ -84,6 +85,8 @@ impl Display for Op {
                 write!(f, "process WRITE {iova:#x}+{length:#x}")?;
                 option(f, "seed", seed, 0)
             }
+            Self::Limit { pages: Some(pages) } => write!(f, "process LIMIT {pages}"),
+            Self::Limit { pages: None } => f.write_str("process LIMIT none"),
             Self::Check => f.write_str("CHECK"),
         }
     }
@@ -224,6 +227,10 @@ impl<'a> Words<'a> {
 
     fn process(&mut self) -> Result<Op> {
         let name = self.word()?;
+        if name == "LIMIT" {
+            let pages = if self.keyword("none") { None } else { Some(self.number()?) };
+            return Ok(Op::Limit { pages });
+        }
         let (iova, size) = self.range()?;
         match name {
             "HIDE" => Ok(Op::Hide { iova, size }),
@@ -320,6 +327,8 @@ mod tests {
             "device 0 77 0x0+0xffffffffffffffff",
             "process HIDE 0x1000+0x1000",
             "process WRITE 0x1000+0x7 seed 0x2",
+            "process LIMIT 7",
+            "process LIMIT none",
             "CHECK",
         ] {
             assert_eq!(line.parse::<Op>().unwrap().to_string(), line);

@@ -2,14 +2,10 @@
 
 //! What the process that owns the memory does meanwhile, and what it may not.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use dirty_model::Errno;
-use harness::{Context, Scenario, locked_memory, scenario};
+use harness::{Context, Scenario, scenario};
 use mdev_dma::Opcode;
-use rustix::{
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
-};
 use testbed::{Op, PAGE, Testbed, at, command, pages};
 use vfio_client::Fork;
 
@@ -54,50 +50,25 @@ fn hidden_memory(context: &Context<'_>) -> Result<()> {
     bed.check()
 }
 
-/// The rights of this thread and the limit of this process, restored when dropped.
-pub(crate) struct Rights(CapabilitySets, Rlimit);
-
-impl Rights {
-    /// Takes away CAP_IPC_LOCK and lets the process lock so many bytes.
-    pub(crate) fn limit(bytes: u64) -> Result<Self> {
-        let old = Self(capabilities(None)?, getrlimit(Resource::Memlock));
-        let effective = old.0.effective - CapabilitySet::IPC_LOCK;
-        set_capabilities(None, CapabilitySets { effective, ..old.0 }).context("capset")?;
-        setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), ..old.1 })
-            .context("setrlimit")?;
-        Ok(old)
-    }
-}
-
-impl Drop for Rights {
-    fn drop(&mut self) {
-        let given_back = setrlimit(Resource::Memlock, self.1).and(set_capabilities(None, self.0));
-        debug_assert!(given_back.is_ok());
-    }
-}
-
 fn memlock_limit(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 64)?;
     bed.add_device()?;
     bed.count_locked_memory()?;
-    {
-        let _rights = Rights::limit(locked_memory()? + 10 * PAGE)?;
-        bed.limit_locked_pages(Some(10));
-        bed.map(64..128)?;
-        bed.pin(64..72)?;
-        bed.refused(Errno::ENOMEM, command(0, Opcode::Pin, pages(72..75)))?;
-        bed.check()?;
-        // What is pinned counts once.
-        bed.must(command(1, Opcode::Pin, pages(66..74)))?;
-        bed.refused(Errno::ENOMEM, command(1, Opcode::Pin, pages(74..75)))?;
-        bed.unpin(64..65)?;
-        bed.pin(74..75)?;
-        bed.check()?;
-        // Who mapped this could lock what they wanted.
-        bed.pin(0..20)?;
-        bed.check()?;
-    }
-    bed.limit_locked_pages(None);
+    bed.must(Op::Limit { pages: Some(10) })?;
+    bed.map(64..128)?;
+    bed.pin(64..72)?;
+    bed.refused(Errno::ENOMEM, command(0, Opcode::Pin, pages(72..75)))?;
+    bed.check()?;
+    // What is pinned counts once.
+    bed.must(command(1, Opcode::Pin, pages(66..74)))?;
+    bed.refused(Errno::ENOMEM, command(1, Opcode::Pin, pages(74..75)))?;
+    bed.unpin(64..65)?;
+    bed.pin(74..75)?;
+    bed.check()?;
+    // Who mapped this could lock what they wanted.
+    bed.pin(0..20)?;
+    bed.check()?;
+    bed.must(Op::Limit { pages: None })?;
     bed.must(Op::unmap_all())?;
     bed.check()
 }

@@ -3,13 +3,10 @@
 //! Defects of type1 that pins as real drivers make them show: see `Documentation/findings/`, and
 //! [`crate::defect`] for those that our own pins show.
 
-use crate::{
-    process::Rights,
-    raw_pin::{RW, bed, pin},
-};
+use crate::raw_pin::{RW, bed, pin};
 use anyhow::Result;
-use harness::{Context, Scenario, Shows, Signature, defect, locked_memory};
-use testbed::{PAGE, at, program};
+use harness::{Context, Scenario, Shows, Signature, defect};
+use testbed::{Op, at, program};
 
 macro_rules! program {
     ($file:literal) => {
@@ -76,8 +73,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 fn limit(context: &Context<'_>) -> Result<()> {
     let mut bed = bed(context)?;
-    let _rights = Rights::limit(locked_memory()? + PAGE)?;
-    bed.limit_locked_pages(Some(1));
+    bed.must(Op::Limit { pages: Some(1) })?;
     bed.map(0..4)?;
     bed.pin(1..2)?;
     bed.must(pin(at(1, 0x800), 1, RW))

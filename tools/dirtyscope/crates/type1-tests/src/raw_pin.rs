@@ -4,7 +4,6 @@
 //! `vfio_pin_pages()` takes. The page is pinned that contains the IOVA, or there is an error; never
 //! another page, never memory outside of a mapping.
 
-use crate::process::Rights;
 use anyhow::Result;
 use dirty_model::{Errno, Errnos, Protection};
 use harness::{Context, Scenario, locked_memory as locked_bytes, scenario};
@@ -441,8 +440,7 @@ fn locked_memory(context: &Context<'_>) -> Result<()> {
 fn memlock_limit(context: &Context<'_>) -> Result<()> {
     let mut bed = bed(context)?;
     bed.count_locked_memory()?;
-    let rights = Rights::limit(locked_bytes()? + 10 * PAGE)?;
-    bed.limit_locked_pages(Some(10));
+    bed.must(Op::Limit { pages: Some(10) })?;
     bed.map(0..64)?;
     bed.must(pin(at(3, 0x800), 8, RW))?;
     bed.refused(Errno::ENOMEM, pin(at(20, 0x800), 3, READ))?;
@@ -453,8 +451,7 @@ fn memlock_limit(context: &Context<'_>) -> Result<()> {
     bed.must(unpin(at(3, 0x800), 10, READ))?;
     bed.must(pin(at(20, 0xfff), 2, RW))?;
     bed.check()?;
-    drop(rights);
-    bed.limit_locked_pages(None);
+    bed.must(Op::Limit { pages: None })?;
     bed.must(Op::unmap_all())?;
     bed.check()
 }
