@@ -5,7 +5,7 @@
 //! What makes a defect show is told from the model's state before the operation, as exactly as its
 //! cause is known (see `Documentation/findings/`): what is steered around is not tested.
 
-use dirty_model::{BitmapBuffer, Errno, MappingView, RawPin};
+use dirty_model::{BitmapBuffer, Command, CommandKind, Errno, MappingView, RawPin};
 use mdev_dma::Opcode;
 use std::ops::Range;
 use testbed::{
@@ -77,13 +77,17 @@ fn pin_unwind(next: &Next<'_>) -> bool {
     }
     let Some(end) = iova.checked_add(length) else { return false };
     let batch_size = u64::from(mdev_dma::uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE;
+    let mut model = contract.model.clone();
     let mut next = iova;
     while next < end {
         let batch = next..end.min((next - next % batch_size).saturating_add(batch_size));
         next = batch.end;
-        if let Some(failure) = contract.model.pin_failure(id, batch.clone()) {
+        if let Some(failure) = model.pin_failure(id, batch.clone()) {
             return !all_dirty(contract, batch.start..failure.page);
         }
+        // What a batch locks counts for the next.
+        let (kind, length) = (Some(CommandKind::Pin), batch.end - batch.start);
+        model.command(id, &Command { kind, iova: batch.start, length });
     }
     false
 }
