@@ -24,7 +24,7 @@ pub fn pages(pages: Range<u64>) -> Range<u64> {
 }
 
 /// The IOVA of byte `offset` of `page`.
-pub fn at(page: u64, offset: u64) -> u64 {
+pub const fn at(page: u64, offset: u64) -> u64 {
     BASE + page * PAGE + offset
 }
 

@@ -5,11 +5,13 @@
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use dirty_model::Errno;
-use harness::{Context, Failure, Scenario, Shows, Signature, Stuck, count_blocked, defect, stacks};
+use harness::{
+    Context, Failure, Scenario, Setting, Shows, Signature, Stuck, count_blocked, defect, stacks,
+};
 use mdev_dma::MdevDma;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::{
-    fs, process,
+    process,
     sync::{
         Arc, Barrier,
         mpsc::{RecvTimeoutError, channel},
@@ -120,27 +122,6 @@ fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A panic of the kernel for an oops, switched off until this is dropped.
-struct NoPanic(String);
-
-impl NoPanic {
-    const PATH: &str = "/proc/sys/kernel/panic_on_oops";
-
-    fn new() -> Result<Self> {
-        let old = fs::read_to_string(Self::PATH).context(Self::PATH)?;
-        fs::write(Self::PATH, "0").context(Self::PATH)?;
-        Ok(Self(old))
-    }
-}
-
-impl Drop for NoPanic {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(Self::PATH, &self.0) {
-            eprintln!("dirtyscope: {}: {error}", Self::PATH);
-        }
-    }
-}
-
 fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     const ROUNDS: u64 = 4;
     // So many that STOP gets a turn while they are unpinned.
@@ -153,7 +134,7 @@ fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
     let map = MapArgs { memory: &memory, offset: 0, iova, size, flags, argsz: None };
     let unmap = UnmapArgs { iova, size, ..Default::default() };
-    let _no_panic = NoPanic::new()?;
+    let _no_panic = Setting::new("/proc/sys/kernel/panic_on_oops", "0")?;
     let _one_cpu = OneCpu::new()?;
     for round in 0..ROUNDS {
         container.map(&map)?;
