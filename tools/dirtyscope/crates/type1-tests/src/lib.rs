@@ -7,15 +7,20 @@
 
 #![forbid(unsafe_code)]
 
+mod buffer;
 mod container;
 mod defect;
 mod dirty;
 mod killer;
+mod limit;
 mod many;
 mod map;
+mod mapper;
+mod memory;
 mod pin;
 mod process;
 mod selftest;
+mod v1;
 
 use harness::Scenario;
 
@@ -29,6 +34,11 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         pin::SCENARIOS,
         container::SCENARIOS,
         process::SCENARIOS,
+        limit::SCENARIOS,
+        buffer::SCENARIOS,
+        v1::SCENARIOS,
+        memory::SCENARIOS,
+        mapper::SCENARIOS,
         defect::SCENARIOS,
     ]
     .into_iter()
