@@ -39,9 +39,9 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
-/// Pages of memory, which are mapped from page 0 on, and where the BAR is.
+/// Pages of memory, which are mapped from page 0 on, and behind them the BAR.
 const RAM: u64 = 16;
-const BAR: u64 = 1024;
+const BAR: u64 = RAM;
 
 /// A register of edu of 8 bytes that keeps what is written: where DMA is to begin.
 const SOURCE: u64 = 0x80;
@@ -112,14 +112,17 @@ impl Scene {
         same(&format!("pages pinned {what}"), self.pinned + pinned, pages_pinned()?)
     }
 
-    /// The BAR can't be pinned, nor together with memory.
+    /// The BAR can't be pinned, nor together with memory, of which nothing stays pinned then.
     fn bar_is_refused(&self) -> Result<()> {
         let device = self.fixture.device();
-        let pins = device.pins()?;
+        let (pins, pinned) = (device.pins()?, pages_pinned()?);
         for page in [BAR, BAR + 1, BAR + self.bar_pages() - 1] {
             refused("PIN of a BAR", Errno::EINVAL, device.pin(at(page, 0), PAGE)?)?;
         }
-        same("PINS", pins, device.pins()?)
+        let both = device.pin(at(BAR - 4, 0), 6 * PAGE)?;
+        refused("PIN of memory and a BAR", Errno::EINVAL, both)?;
+        same("PINS", pins, device.pins()?)?;
+        same("pages pinned", pinned, pages_pinned()?)
     }
 
     /// Reads the dirty bitmap of the BAR, which must say that these pages of it are dirty.

@@ -11,7 +11,7 @@ use testbed::{
     same, status,
 };
 use vfio_client::{
-    Access, BitmapArgs, Memory, UnmapArgs,
+    Access, BitmapArgs, Container, Group, Memory, UnmapArgs,
     uapi::{
         VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
         VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
@@ -39,6 +39,7 @@ pub const SCENARIOS: &[Scenario] = &[
         "what GET_INFO gives back is what it says, zero, or what was there before",
         info,
     ),
+    scenario("type1/buffer/info-iommu", "so it is with what an IOMMU can map", info_iommu),
     defect(
         "type1/defect/D6-shift-dirty-buffer",
         "what was in a buffer that wasn't zeroed isn't in the next bitmap",
@@ -215,12 +216,25 @@ fn kernel_space(context: &Context<'_>) -> Result<()> {
 const HEAD: usize = 20;
 
 fn info(context: &Context<'_>) -> Result<()> {
+    info_of(&Fixture::new(context, 16)?.container)
+}
+
+fn info_iommu(context: &Context<'_>) -> Result<()> {
+    let edu = &context.edus()?.singles[0];
+    edu.bind("vfio-pci")?;
     let fixture = Fixture::new(context, 16)?;
-    let needed = number(&fixture.container.info_bytes(24, 0)?, 0)? as usize;
+    fixture.container.attach(Group::open(&edu.node()?)?)?;
+    let ranges = fixture.container.info()?.iova_ranges;
+    ensure!(ranges.is_some(), "GET_INFO doesn't say what the IOMMU can map");
+    info_of(&fixture.container)
+}
+
+fn info_of(container: &Container) -> Result<()> {
+    let needed = number(&container.info_bytes(24, 0)?, 0)? as usize;
     ensure!((24..4096).contains(&needed), "GET_INFO needs {needed} bytes");
     for argsz in [16, 20, 23, 24, 25, needed - 1, needed, needed + 1, 4096] {
         for fill in [0x5a, 0xa5, 0xff] {
-            let bytes = fixture.container.info_bytes(argsz as u32, fill)?;
+            let bytes = container.info_bytes(argsz as u32, fill)?;
             let meant = meant(&bytes, argsz, needed)
                 .with_context(|| format!("GET_INFO with argsz {argsz}"))?;
             let strange = (0..bytes.len()).find(|&at| {

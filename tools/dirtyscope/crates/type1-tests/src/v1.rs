@@ -5,7 +5,7 @@
 
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, scenario};
+use harness::{Context, Failure, Scenario, scenario};
 use mdev_dma::MdevDma;
 use std::{ops::Range, sync::Arc};
 use testbed::{
@@ -133,20 +133,30 @@ fn unmap(context: &Context<'_>) -> Result<()> {
 }
 
 fn unmap_dirty(context: &Context<'_>) -> Result<()> {
+    // The bitmap of the range may have a word less than that of the mapping, all of which is unmapped.
+    const OFFSET: usize = 64;
     let v1 = V1::new(context)?;
-    // The bitmap of the range has a word, that of the mapping two.
+    let start = status(v1.container.dirty_start())?;
+    let untouched = [0xa5; PAGE as usize];
     let memory = Memory::new(PAGE as usize)?;
-    memory.write(0, &[0xa5; PAGE as usize]);
+    memory.write(0, &untouched);
     for pages in [1, 64, 100] {
         let unmap = UnmapArgs { iova: at(0, 0), size: pages * PAGE, ..Default::default() };
         let bitmap = BitmapArgs { pgsize: PAGE, size: pages.div_ceil(64) * 8 };
-        let at = memory.len() - bitmap.size as usize;
-        let answer = status(v1.container.unmap_dirty_into(&unmap, &bitmap, &memory, at))?;
-        ensure!(answer == Err(Errno::EINVAL), "UNMAP of {pages} pages with bitmap: {answer:?}");
-        let written = memory.first_difference(0, &[0xa5; PAGE as usize]);
+        let answer = status(v1.container.unmap_dirty_into(&unmap, &bitmap, &memory, OFFSET))?;
+        let end = OFFSET + bitmap.size as usize;
+        let beyond = memory.first_difference(end, &untouched[end..]);
+        Failure::unless_none(beyond.map(|at| {
+            format!(
+                "UNMAP of {pages} pages writes {at} bytes beyond the bitmap that has room for them"
+            )
+        }))?;
+        let written = memory.first_difference(0, &untouched);
         ensure!(written.is_none(), "UNMAP with bitmap wrote at {written:x?} of a page");
+        ensure!(answer == Err(Errno::EINVAL), "UNMAP of {pages} pages with bitmap: {answer:?}");
         v1.has(&MAPPINGS)?;
     }
+    ensure!(start == Err(Errno::EACCES), "START: {start:?}");
     Ok(())
 }
 

@@ -99,8 +99,9 @@ impl Memory {
         Self::shared(file, 0, len, BTreeMap::new())
     }
 
-    /// A device's memory, at `offset` of its file, whole pages. Rust may not access it: loads and stores
-    /// might not be what the device takes, and fault when it doesn't want to be accessed at all.
+    /// A device's memory, at `offset` of its file, whole pages. Rust may not access it, as long as nobody
+    /// gives it access: loads and stores might not be what the device takes, and they end the process
+    /// when the device's memory can't be accessed.
     pub(crate) fn of_region(file: &File, offset: u64, len: usize) -> Result<Self> {
         let pages = (0..len).step_by(rustix::param::page_size());
         Self::shared(file, offset, len, pages.map(|page| (page, Access::None)).collect())
