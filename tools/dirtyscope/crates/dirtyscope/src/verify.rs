@@ -83,6 +83,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
 fn all() -> impl Iterator<Item = &'static Scenario> {
     type1_tests::scenarios()
         .chain(scope_tests::scenarios())
+        .chain(memory_tests::scenarios())
         .chain(device_tests::scenarios())
         .chain(device_feature_tests::scenarios())
 }

@@ -10,20 +10,10 @@
 mod defect;
 mod demotion;
 mod mapping;
-mod process;
-mod region;
 
 use harness::Scenario;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [
-        demotion::SCENARIOS,
-        mapping::SCENARIOS,
-        process::SCENARIOS,
-        region::SCENARIOS,
-        defect::SCENARIOS,
-    ]
-    .into_iter()
-    .flatten()
+    [demotion::SCENARIOS, mapping::SCENARIOS, defect::SCENARIOS].into_iter().flatten()
 }

@@ -15,8 +15,6 @@ mod killer;
 mod limit;
 mod many;
 mod map;
-mod mapper;
-mod memory;
 mod pin;
 mod process;
 mod selftest;
@@ -37,8 +35,6 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         limit::SCENARIOS,
         buffer::SCENARIOS,
         v1::SCENARIOS,
-        memory::SCENARIOS,
-        mapper::SCENARIOS,
         defect::SCENARIOS,
     ]
     .into_iter()

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Scenarios about type1: what memory is mapped, of files, of huge pages, of devices; whose it is; and what
+//! becomes of it while devices have it.
+//!
+//! A family has a file, whose `SCENARIOS` lists what is in it.
+
+#![forbid(unsafe_code)]
+
+mod mapper;
+mod memory;
+mod process;
+mod region;
+
+use harness::Scenario;
+
+/// All of them.
+pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
+    [memory::SCENARIOS, mapper::SCENARIOS, region::SCENARIOS, process::SCENARIOS]
+        .into_iter()
+        .flatten()
+}
