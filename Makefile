@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers fuzz scope migrate control bench test module tool shell boot-soak clean \
+.PHONY: help run killers pins pins-fuzz fuzz scope migrate control bench test module tool shell boot-soak clean \
 	clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -21,14 +21,16 @@ help:
 	@echo
 	@echo '  make run          build all, boot the VM, run the scenarios'
 	@echo '  make killers      show the defects after which a kernel has to be booted again'
+	@echo '  make pins         pins as real drivers make them, in a VM of their own'
 	@echo '  make fuzz         random sequences for a minute'
+	@echo '  make pins-fuzz    the same with such pins'
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
 	@echo '  make control      see that all these find what a broken type1 loses'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
-	@echo '  make module       build rust_mdev_dma.ko for the VM, or for KDIR'
+	@echo '  make module       build both drivers for the VM, or for KDIR'
 	@echo '  make tool         build dirtyscope'
 	@echo '  make boot-soak    boot N times and count'
 	@echo '  make clean        remove build/'
@@ -63,11 +65,17 @@ run:
 killers:
 	$(vm)/run killers
 
+pins:
+	$(vm)/run pins
+
 fuzz:
 	$(vm)/run fuzz
 
 scope:
 	$(vm)/run scope
+
+pins-fuzz:
+	$(vm)/run pins-fuzz
 
 ROUNDS ?= 50
 migrate:

@@ -6,18 +6,11 @@
 //! dirty page tracking can be tested. Its programming interface is in
 //! `include/uapi/linux/rust_mdev_dma.h`.
 
-use abstractions::{class::VirtualDevice, mdev};
-use device::MdevDma;
-use kernel::prelude::*;
+use abstractions::{class::VirtualDevice, mdev, vfio};
+use device::{Kind, MdevDma};
+use kernel::{device::Core, prelude::*};
 
-mod abstractions {
-    //! Safe abstractions that the `kernel` crate lacks. They are independent of this driver.
-
-    pub(crate) mod class;
-    pub(crate) mod eventfd;
-    pub(crate) mod mdev;
-    pub(crate) mod vfio;
-}
+mod abstractions;
 mod bindings;
 mod device;
 
@@ -42,47 +35,71 @@ module! {
             default: 268435456,
             description: "Maximum size of a command's range in bytes",
         },
+        raw_pins: bool {
+            default: false,
+            description: "Offer pins of any IOVA: in today's kernels these can corrupt memory",
+        },
     },
 }
 
 /// Name of the module, the mdev driver and the parent device.
 const NAME: &CStr = c"rust_mdev_dma";
 
+/// The types of device, which differ in the log only.
+const TYPES: &[mdev::Type<Kind>] = &[
+    mdev::Type {
+        sysfs_name: c"dma",
+        pretty_name: c"DMA on command",
+        info: Kind { logging: false },
+    },
+    mdev::Type {
+        sysfs_name: c"dma-log",
+        pretty_name: c"DMA on command, with a log of it",
+        info: Kind { logging: true },
+    },
+];
+
 /// The mdev driver.
 struct MdevDriver;
 
+#[vtable]
 impl mdev::Driver for MdevDriver {
-    const NAME: &'static CStr = NAME;
-    const DEVICE_API: &'static CStr = c"vfio-pci";
-    const TYPES: &'static [mdev::Type] = &[
-        mdev::Type {
-            sysfs_name: c"dma",
-            pretty_name: c"DMA on command",
-            dma_logging: false,
-        },
-        mdev::Type {
-            sysfs_name: c"dma-log",
-            pretty_name: c"DMA on command, with a log of it",
-            dma_logging: true,
-        },
-    ];
+    type OwnerModule = LocalModule;
+    type TypeInfo = Kind;
+    type Data<'bound> = ();
 
-    type Operations = MdevDma;
+    const DEVICE_API: &'static CStr = c"vfio-pci";
+    const TYPES: &'static [mdev::Type<Kind>] = if vfio::logging::AVAILABLE {
+        TYPES
+    } else {
+        TYPES.split_at(1).0
+    };
+
+    fn max_instances() -> u32 {
+        module_parameters::max_instances.value()
+    }
+
+    fn probe<'bound>(
+        mdev: &'bound mdev::Device<Core<'_>>,
+        &kind: &'static Kind,
+    ) -> impl PinInit<(), Error> + 'bound {
+        vfio::Registration::<MdevDma>::new_foreign_owned(mdev.as_ref(), kind)
+    }
 }
 
+#[pin_data]
 struct RustMdevDma {
     // Dropped in this order: the devices before their parent.
+    #[pin]
     _registration: mdev::Registration<MdevDriver>,
     _parent: VirtualDevice,
 }
 
-impl kernel::Module for RustMdevDma {
-    fn init(module: &'static ThisModule) -> Result<Self> {
-        let parent = VirtualDevice::new(NAME)?;
-        let max_instances = module_parameters::max_instances.value();
-        Ok(Self {
-            _registration: mdev::Registration::new(parent.as_ref(), module, max_instances)?,
-            _parent: parent,
+impl kernel::InPlaceModule for RustMdevDma {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _parent: VirtualDevice::new(NAME)?,
+            _registration <- mdev::Registration::new(_parent.as_ref()),
         })
     }
 }

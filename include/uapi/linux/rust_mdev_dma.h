@@ -78,6 +78,16 @@
  * WRITE and READ access pinned pages: this device must have pinned every page
  * that the range touches. DMA_WRITE and DMA_READ call vfio_dma_rw() and need no
  * pins. These four take any alignment.
+ *
+ * Raw pins exist if the driver was loaded with raw_pins=1. RAW_PIN is one call of
+ * vfio_pin_pages() with this IOVA, aligned to nothing, LENGTH / PAGE_SIZE pages,
+ * and the protection in SEED (IOMMU_READ, IOMMU_WRITE, or what isn't one), all as
+ * they are. The first page is the one that contains IOVA. The pins that it takes
+ * are one raw pin: the other three name it by the same IOVA and LENGTH. RAW_UNPIN,
+ * which takes the protection in SEED, too, returns them by one vfio_unpin_pages().
+ * RAW_WRITE and RAW_READ access the pages from IOVA to the end of the last one, if
+ * a raw pin of this IOVA and LENGTH has the protection for that. When any page of
+ * a raw pin is unmapped, all of it is unpinned.
  */
 enum rust_mdev_dma_op {
 	RUST_MDEV_DMA_OP_PIN		= 1,
@@ -86,6 +96,10 @@ enum rust_mdev_dma_op {
 	RUST_MDEV_DMA_OP_READ		= 4,
 	RUST_MDEV_DMA_OP_DMA_WRITE	= 5,
 	RUST_MDEV_DMA_OP_DMA_READ	= 6,
+	RUST_MDEV_DMA_OP_RAW_PIN	= 7,
+	RUST_MDEV_DMA_OP_RAW_UNPIN	= 8,
+	RUST_MDEV_DMA_OP_RAW_WRITE	= 9,
+	RUST_MDEV_DMA_OP_RAW_READ	= 10,
 };
 
 /*
@@ -113,6 +127,16 @@ enum rust_mdev_dma_op {
  *	EINTR		a signal, or a reset or close of the device, ended PIN between
  *			two batches or DMA_WRITE or DMA_READ between two chunks
  *
+ * And those of raw pins, in place of these but EOPNOTSUPP:
+ *
+ *	EINVAL		LENGTH isn't whole pages, or RAW_PIN's or RAW_UNPIN's SEED has
+ *			more than 32 bits
+ *	E2BIG		LENGTH is more than MAX_LENGTH
+ *	ENOSPC		RAW_PIN would exceed MAX_PINS
+ *	EOVERFLOW	RAW_WRITE or RAW_READ of pages that end at 2^64 or behind
+ *	ENXIO		there is no such raw pin
+ *	EACCES		RAW_WRITE or RAW_READ of one without the protection for it
+ *
  * While a command is in progress:
  *
  *	EINPROGRESS	it hasn't completed
@@ -125,7 +149,15 @@ enum rust_mdev_dma_op {
  *	EFAULT		the process has no memory there
  *	ENOMEM		RLIMIT_MEMLOCK exceeded, or out of memory
  *
- * COUNT is LENGTH after success. After a failure it is 0, except for DMA_WRITE and
+ * and for RAW_PIN:
+ *
+ *	EINVAL		LENGTH is 0, or not mapped
+ *	E2BIG		more than VFIO_PIN_PAGES_MAX_ENTRIES pages
+ *	EOVERFLOW	pages beyond the end of the address space
+ *	EPERM		mapped without the protection, or the protection has other bits
+ *	EFAULT, ENOMEM	as above
+ *
+ * COUNT is LENGTH after success, less IOVA % PAGE_SIZE for RAW_WRITE and RAW_READ. After a failure it is 0, except for DMA_WRITE and
  * DMA_READ: these stop at the first vfio_dma_rw() that fails, and COUNT is the
  * number of bytes before it.
  */
@@ -237,7 +269,7 @@ enum rust_mdev_dma_gen_control {
 
 /*
  * Migration data, for tools that parse it: an IDENTITY section followed by a
- * DEVICE section. The size of a section is a multiple of 8 bytes; all fields are
+ * DEVICE section and perhaps a RAW_PINS section. The size of a section is a multiple of 8 bytes; all fields are
  * little endian. A section begins with this header:
  *
  *	u64 magic	MIG_MAGIC
@@ -256,6 +288,9 @@ enum rust_mdev_dma_gen_control {
  * LENGTH, SEED, LIMIT, RATE (u32), MODE (u32), GEN_COUNTER, GEN_STATUS; the number
  * of runs of pages with the same number of pins, and for each run its IOVA, number
  * of pages (u32), and number of pins of each page (u32).
+ *
+ * If the device has raw pins, a RAW_PINS section follows, with each one's IOVA,
+ * number of pages (u32), and protection (u32).
  */
 #define RUST_MDEV_DMA_MIG_MAGIC		0x45544154534d444dULL	/* "MDMSTATE" */
 #define RUST_MDEV_DMA_MIG_VERSION	1
@@ -263,6 +298,7 @@ enum rust_mdev_dma_gen_control {
 enum rust_mdev_dma_mig_section {
 	RUST_MDEV_DMA_MIG_IDENTITY	= 1,
 	RUST_MDEV_DMA_MIG_DEVICE	= 2,
+	RUST_MDEV_DMA_MIG_RAW_PINS	= 3,
 };
 
 #endif /* _UAPI_LINUX_RUST_MDEV_DMA_H */

@@ -27,7 +27,8 @@ impl Class {
 
 impl Drop for Class {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. The class has no devices left, see `VirtualDevice`.
+        // SAFETY: By the type invariant the class is valid. It has no devices left: `VirtualDevice`
+        // unregisters its device before it drops the class.
         unsafe { bindings::class_destroy(self.0.as_ptr()) };
     }
 }
@@ -36,6 +37,13 @@ impl Drop for Class {
 ///
 /// `dev_driver_string()` of a device that has neither driver nor bus is the name of its class, so a
 /// class of its own gives a virtual device a `dev_driver_string()` of its own.
+///
+/// # Examples
+///
+/// ```
+/// let parent = VirtualDevice::new(c"my_driver")?;
+/// dev_info!(parent.as_ref(), "created\n");
+/// ```
 ///
 /// # Invariants
 ///

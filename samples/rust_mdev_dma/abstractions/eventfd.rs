@@ -9,6 +9,15 @@ use kernel::{bindings, error::from_err_ptr, prelude::*};
 
 /// A reference to a user's eventfd.
 ///
+/// # Examples
+///
+/// ```
+/// fn notify_once(fd: i32) -> Result {
+///     EventFd::from_fd(fd)?.signal();
+///     Ok(())
+/// }
+/// ```
+///
 /// # Invariants
 ///
 /// `self.0` is valid, and this owns a reference to it.
@@ -17,7 +26,7 @@ pub(crate) struct EventFd(NonNull<bindings::eventfd_ctx>);
 // SAFETY: An eventfd context is reference counted and does its own locking.
 unsafe impl Send for EventFd {}
 
-// SAFETY: As above.
+// SAFETY: A shared reference gives access to `signal()` only, which any thread may call.
 unsafe impl Sync for EventFd {}
 
 impl EventFd {
@@ -33,7 +42,7 @@ impl EventFd {
 
     /// Adds 1 to the counter, which wakes its waiters.
     pub(crate) fn signal(&self) {
-        // SAFETY: By the type invariant.
+        // SAFETY: By the type invariant the context is valid.
         unsafe { bindings::eventfd_signal_mask(self.0.as_ptr(), 0) };
     }
 }

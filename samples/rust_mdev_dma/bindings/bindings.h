@@ -8,3 +8,4 @@
 #include <linux/mdev.h>
 #include <linux/vfio.h>
 #include <linux/rust_mdev_dma.h>
+#include <linux/rust_vfio_edu.h>

@@ -3,15 +3,23 @@
 //! Runs commands: see the uapi header for operations, errors, and how commands are split.
 
 use super::{
+    command::{whole_pages, Command, Limits, Outcome},
     pattern::{words_of, Block, Digest, STRIDE, WORD},
     MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PageMemory, Pins, BATCH_PAGES, PAGE_PINS},
+    abstractions::{
+        page::PageMemory,
+        vfio::{OpenDevice, Pins, RawRange, BATCH_PAGES, PAGE_PINS},
+    },
     bindings::{
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_READ as DMA_READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_DMA_WRITE as DMA_WRITE,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_PIN as PIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_PIN as RAW_PIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_READ as RAW_READ,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_UNPIN as RAW_UNPIN,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_WRITE as RAW_WRITE,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_READ as READ,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_UNPIN as UNPIN,
         rust_mdev_dma_op_RUST_MDEV_DMA_OP_WRITE as WRITE, RUST_MDEV_DMA_DMA_CHUNK,
@@ -28,35 +36,6 @@ const _: () = assert!(BATCH_PAGES == RUST_MDEV_DMA_PIN_BATCH as usize);
 // The code below takes a page for a block of the pattern.
 const _: () = assert!(PAGE_SIZE == RUST_MDEV_DMA_PATTERN_BLOCK as usize);
 
-/// Limits of a device.
-#[derive(Clone, Copy)]
-pub(super) struct Limits {
-    /// Maximum number of pins.
-    pub(super) pins: u64,
-    /// Maximum size of a range.
-    pub(super) length: u64,
-}
-
-/// A command.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Command {
-    pub(super) op: u32,
-    pub(super) iova: u64,
-    pub(super) length: u64,
-    pub(super) seed: u64,
-}
-
-/// The result of a command.
-#[derive(Default)]
-pub(super) struct Outcome {
-    /// 0 or an errno.
-    pub(super) status: u32,
-    /// Bytes processed.
-    pub(super) count: u64,
-    /// Digest of what was read.
-    pub(super) digest: u64,
-}
-
 /// Runs commands.
 pub(super) struct Engine {
     limits: Limits,
@@ -66,8 +45,17 @@ pub(super) struct Engine {
 
 impl Engine {
     /// OPS: bit n is set if operation n exists.
-    pub(super) const OPS: u32 =
-        1 << PIN | 1 << UNPIN | 1 << WRITE | 1 << READ | 1 << DMA_WRITE | 1 << DMA_READ;
+    pub(super) fn ops(raw_pins: bool) -> u32 {
+        const OPS: u32 =
+            1 << PIN | 1 << UNPIN | 1 << WRITE | 1 << READ | 1 << DMA_WRITE | 1 << DMA_READ;
+        const RAW: u32 = 1 << RAW_PIN | 1 << RAW_UNPIN | 1 << RAW_WRITE | 1 << RAW_READ;
+
+        if raw_pins {
+            OPS | RAW
+        } else {
+            OPS
+        }
+    }
 
     pub(super) fn new(limits: Limits) -> Result<Self> {
         Ok(Self {
@@ -92,10 +80,13 @@ impl Engine {
         outcome: &mut Outcome,
     ) -> Result {
         let &Command { op, length, .. } = command;
-        if op >= u32::BITS || Self::OPS & 1 << op == 0 {
+        if !self.limits.offers(op) {
             return Err(EOPNOTSUPP);
         }
-        let range = self.range(command)?;
+        if op >= RAW_PIN {
+            return self.raw(dev, command, outcome);
+        }
+        let range = self.limits.range(command)?;
 
         match op {
             PIN => self.pin(dev, range)?,
@@ -112,19 +103,6 @@ impl Engine {
         Ok(())
     }
 
-    /// The range of a command. Fails with `EINVAL`, `EOVERFLOW` or `E2BIG` as the header says.
-    fn range(&self, command: &Command) -> Result<Range<u64>> {
-        let &Command { iova, length, .. } = command;
-        if length == 0 {
-            return Err(EINVAL);
-        }
-        let end = iova.checked_add(length).ok_or(EOVERFLOW)?;
-        if length > self.limits.length {
-            return Err(E2BIG);
-        }
-        Ok(iova..end)
-    }
-
     fn pin(&self, dev: &OpenDevice<MdevDma>, range: Range<u64>) -> Result {
         let range = whole_pages(range)?;
         let pages = (range.end - range.start) / PAGE_SIZE as u64;
@@ -133,6 +111,61 @@ impl Engine {
             return Err(ENOSPC);
         }
         pins.pin(range)
+    }
+
+    /// An operation on raw pins. Not inline, so that others don't pay for it.
+    #[inline(never)]
+    fn raw(&self, dev: &OpenDevice<MdevDma>, command: &Command, outcome: &mut Outcome) -> Result {
+        let &Command {
+            op,
+            iova,
+            length,
+            seed,
+        } = command;
+        if length % PAGE_SIZE as u64 != 0 {
+            return Err(EINVAL);
+        }
+        // What RAW_WRITE and RAW_READ need is up to them.
+        let protection = match op {
+            RAW_PIN | RAW_UNPIN => seed.try_into()?,
+            _ => 0,
+        };
+        if length > self.limits.length {
+            return Err(E2BIG);
+        }
+        let range = RawRange {
+            iova,
+            pages: (length / PAGE_SIZE as u64).try_into()?,
+            protection,
+        };
+        let mut pins = dev.pins();
+        match op {
+            RAW_PIN if u64::from(range.pages) > self.limits.pins.saturating_sub(pins.held()) => {
+                return Err(ENOSPC);
+            }
+            RAW_PIN => pins.raw_pin(range)?,
+            RAW_UNPIN => pins.raw_unpin(range)?,
+            _ => {
+                let offset = iova % PAGE_SIZE as u64;
+                (iova - offset).checked_add(length).ok_or(EOVERFLOW)?;
+                if op == RAW_WRITE {
+                    pins.raw_write(range, |page, bytes, memory| {
+                        write_page(memory, bytes, Block::of(seed, page));
+                    })?;
+                } else {
+                    let mut digest = Digest::new();
+                    pins.raw_read(range, |_page, bytes, memory| {
+                        memory.read_words(words_of(&bytes), |i, word| digest.add(&bytes, i, word));
+                    })?;
+                    outcome.digest = digest.value();
+                }
+                // A raw pin has at least one page.
+                outcome.count = length - offset;
+                return Ok(());
+            }
+        }
+        outcome.count = length;
+        Ok(())
     }
 
     fn dma_write(
@@ -176,14 +209,6 @@ impl Engine {
         }
         Ok(digest.value())
     }
-}
-
-/// Fails with `EINVAL` unless `range` is whole pages.
-fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
-    if (range.start | range.end) % PAGE_SIZE as u64 != 0 {
-        return Err(EINVAL);
-    }
-    Ok(range)
 }
 
 /// Fails with `EINTR` after a signal, or while the device is reset or closed.

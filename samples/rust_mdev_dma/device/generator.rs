@@ -2,8 +2,10 @@
 
 //! The generator, which writes pages by itself: see the uapi header for their order and contents.
 
+pub(super) use super::registers::GeneratorParams as Params;
 use super::{
-    engine::{write_pinned, Limits},
+    command::Limits,
+    engine::write_pinned,
     pattern::{mix, Block, STEP, WORD},
     MdevDma,
 };
@@ -30,17 +32,6 @@ const MAX_PAGES: u64 = 1 << 31;
 
 /// Maximum number of pages to write while holding `MdevDma::inner`.
 const SLICE: u64 = 64;
-
-/// Parameters of the generator: its registers from GEN_IOVA to GEN_MODE.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Params {
-    pub(super) iova: u64,
-    pub(super) length: u64,
-    pub(super) seed: u64,
-    pub(super) limit: u64,
-    pub(super) rate: u32,
-    pub(super) mode: u32,
-}
 
 impl Params {
     /// Checks the parameters. Fails as START does, see the uapi header.

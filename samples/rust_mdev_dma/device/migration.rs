@@ -3,19 +3,20 @@
 //! Migration data: see the uapi header for its format.
 
 use super::{
+    command::{Command, Limits},
     config_space::{self, ConfigSpace},
-    engine::{Command, Limits},
     generator, pattern,
     registers::{self, Registers},
     Inner, MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, PAGE_PINS},
+    abstractions::vfio::{OpenDevice, Pins, RawRange, PAGE_PINS},
     bindings::{
         rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_DEVICE as DEVICE,
         rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_IDENTITY as IDENTITY,
-        RUST_MDEV_DMA_MIG_MAGIC as MAGIC, RUST_MDEV_DMA_MIG_VERSION, RUST_MDEV_DMA_PCI_DEVICE_ID,
-        RUST_MDEV_DMA_PCI_VENDOR_ID,
+        rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_RAW_PINS as RAW_PINS,
+        rust_mdev_dma_op_RUST_MDEV_DMA_OP_RAW_PIN as RAW_PIN, RUST_MDEV_DMA_MIG_MAGIC as MAGIC,
+        RUST_MDEV_DMA_MIG_VERSION, RUST_MDEV_DMA_PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_VENDOR_ID,
     },
 };
 use core::ops::Range;
@@ -25,7 +26,7 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 const HEADER: usize = 32;
 const CHECKSUM: usize = HEADER - size_of::<u64>();
 
-/// Size of a run of pinned pages.
+/// Size of a run of pinned pages, and of a raw pin.
 const RUN: usize = 16;
 
 /// Size of the DEVICE section without header and runs.
@@ -34,9 +35,10 @@ const FIXED: usize = config_space::SIZE + registers::FILE_SIZE + 14 * size_of::<
 /// Size of the IDENTITY section.
 const IDENTITY_SIZE: usize = HEADER + 2 * size_of::<u64>();
 
-/// Size of the data of a device with `runs` runs of pinned pages.
-pub(super) fn size(runs: usize) -> usize {
-    (IDENTITY_SIZE + HEADER + FIXED).saturating_add(runs.saturating_mul(RUN))
+/// Size of the data of a device with `runs` runs of pinned pages, and `raw` raw pins.
+pub(super) fn size(runs: usize, raw: usize) -> usize {
+    let sections = IDENTITY_SIZE + HEADER + FIXED + if raw > 0 { HEADER } else { 0 };
+    sections.saturating_add(runs.saturating_add(raw).saturating_mul(RUN))
 }
 
 /// Reads the data, or a section's contents, from the front. All methods fail with `EINVAL` at its
@@ -145,7 +147,7 @@ pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
     Ok(())
 }
 
-/// Appends the DEVICE section of a quiesced device.
+/// Appends the DEVICE section of a quiesced device, and the RAW_PINS section if it has raw pins.
 pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
     let mut section = Section::begin(stream, DEVICE)?;
     section.bytes(inner.config_space.as_bytes())?;
@@ -187,6 +189,15 @@ pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<
         section.u64(pages | u64::from(count) << 32)?;
     }
     section.end();
+
+    if pins.raw().next().is_some() {
+        let mut section = Section::begin(stream, RAW_PINS)?;
+        for raw in pins.raw() {
+            section.u64(raw.iova)?;
+            section.u64(u64::from(raw.pages) | u64::from(raw.protection) << 32)?;
+        }
+        section.end();
+    }
     Ok(())
 }
 
@@ -200,10 +211,13 @@ pub(super) struct Saved<'a> {
     counter: u64,
     status: u32,
     runs: Reader<'a>,
+    /// Raw pins.
+    raw: Reader<'a>,
 }
 
 impl<'a> Saved<'a> {
-    /// Parses complete migration data. Fails with `EINVAL`, or as START does.
+    /// Parses complete migration data. Fails with `EINVAL`, as START does, or with `EOPNOTSUPP` if
+    /// there are raw pins in it and not in this device.
     pub(super) fn new(stream: &'a [u8], limits: Limits) -> Result<Self> {
         let mut stream = Reader(stream);
         let mut section = stream.section(IDENTITY)?;
@@ -215,6 +229,16 @@ impl<'a> Saved<'a> {
         section.end()?;
 
         let mut section = stream.section(DEVICE)?;
+        let mut raw = Reader(&[]);
+        if !stream.0.is_empty() {
+            raw = stream.section(RAW_PINS)?;
+            if raw.0.is_empty() || raw.0.len() % RUN != 0 {
+                return Err(EINVAL);
+            }
+            if !limits.offers(RAW_PIN) {
+                return Err(EOPNOTSUPP);
+            }
+        }
         stream.end()?;
         let config_space = ConfigSpace::from_bytes(&section.array()?);
         let registers = section.array()?;
@@ -254,6 +278,7 @@ impl<'a> Saved<'a> {
             counter,
             status,
             runs: section,
+            raw,
         };
         for run in saved.runs() {
             run?;
@@ -275,24 +300,25 @@ impl<'a> Saved<'a> {
         })
     }
 
+    /// The raw pins.
+    fn raw(&self) -> impl Iterator<Item = Result<RawRange>> + '_ {
+        self.raw.0.chunks(RUN).map(|raw| {
+            let mut raw = Reader(raw);
+            Ok(RawRange {
+                iova: raw.u64()?,
+                pages: raw.u32()?,
+                protection: raw.u32()?,
+            })
+        })
+    }
+
     /// Pins the pages and replaces `inner`. The device is quiesced and has no pins. If this fails,
     /// `inner` is unchanged and there are no pins.
     pub(super) fn restore(self, inner: &mut Inner, dev: &OpenDevice<MdevDma>) -> Result {
         let mut pins = dev.pins();
-        for run in self.runs() {
-            let (range, count) = run?;
-            for _ in 0..count {
-                let pages = (range.end - range.start) / PAGE_SIZE as u64;
-                let taken = if pages > inner.limits.pins.saturating_sub(pins.held()) {
-                    Err(ENOSPC)
-                } else {
-                    pins.pin(range.clone())
-                };
-                if let Err(e) = taken {
-                    pins.unpin_all();
-                    return Err(e);
-                }
-            }
+        if let Err(e) = self.pin(&mut pins, inner.limits) {
+            pins.unpin_all();
+            return Err(e);
         }
         drop(pins);
 
@@ -303,6 +329,27 @@ impl<'a> Saved<'a> {
             .generator
             .restore(self.params, self.counter, self.status);
         inner.show_generator();
+        Ok(())
+    }
+
+    /// Pins the pages. Some of them may be pinned if this fails.
+    fn pin(&self, pins: &mut Pins<'_, MdevDma>, limits: Limits) -> Result {
+        let room = |pins: &Pins<'_, MdevDma>, pages: u64| {
+            let left = limits.pins.saturating_sub(pins.held());
+            (pages <= left).then_some(()).ok_or(ENOSPC)
+        };
+        for run in self.runs() {
+            let (range, count) = run?;
+            for _ in 0..count {
+                room(pins, (range.end - range.start) / PAGE_SIZE as u64)?;
+                pins.pin(range.clone())?;
+            }
+        }
+        for raw in self.raw() {
+            let raw = raw?;
+            room(pins, raw.pages.into())?;
+            pins.raw_pin(raw)?;
+        }
         Ok(())
     }
 }

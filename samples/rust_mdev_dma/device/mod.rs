@@ -2,6 +2,7 @@
 
 //! The device: its regions and VFIO operations.
 
+mod command;
 mod config_space;
 mod engine;
 mod generator;
@@ -10,17 +11,20 @@ mod pattern;
 mod registers;
 
 use crate::{
-    abstractions::vfio::{DeviceInfo, OpenDevice, Operations, RegionInfo},
+    abstractions::vfio::{
+        DeviceInfo, Emulated, MigrationOperations, OpenDevice, Operations, Parts, RegionInfo,
+    },
     bindings::{
         RUST_MDEV_DMA_IRQ_COMMAND as IRQ_COMMAND, RUST_MDEV_DMA_IRQ_GENERATOR as IRQ_GENERATOR,
-        RUST_MDEV_DMA_REGION_SHIFT as REGION_SHIFT, VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET,
-        VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_IRQS,
-        VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+        RUST_MDEV_DMA_REGION_SHIFT as REGION_SHIFT, VFIO_DEVICE_FLAGS_PCI,
+        VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_REGIONS,
+        VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
     },
     module_parameters,
 };
+use command::{Command, Limits, Outcome};
 use config_space::ConfigSpace;
-use engine::{Command, Engine, Limits, Outcome};
+use engine::Engine;
 use generator::Generator;
 use kernel::{
     new_mutex,
@@ -29,7 +33,7 @@ use kernel::{
     uaccess::{UserSliceReader, UserSliceWriter},
 };
 use migration::Saved;
-use registers::{Registers, BAR_SIZE};
+use registers::{check_bar_access, read_value, write_value, Registers, BAR_SIZE};
 
 /// An open device.
 #[pin_data]
@@ -81,35 +85,6 @@ impl Region {
     }
 }
 
-/// Fails with `EINVAL` if an access to the BAR isn't valid.
-fn check_bar_access(offset: usize, len: usize) -> Result {
-    let legal = matches!(len, 1 | 2 | 4 | 8) && offset % len == 0 && offset < BAR_SIZE;
-    legal.then_some(()).ok_or(EINVAL)
-}
-
-/// Copies a value of `buf.len()` bytes from the user: 1, 2, 4 or 8, else `EINVAL`. With a size that
-/// the compiler knows, this takes fewer instructions than `read_slice()`.
-fn read_value(buf: &mut UserSliceReader) -> Result<u64> {
-    Ok(match buf.len() {
-        1 => buf.read::<u8>()?.into(),
-        2 => u16::from_le(buf.read()?).into(),
-        4 => u32::from_le(buf.read()?).into(),
-        8 => u64::from_le(buf.read()?),
-        _ => return Err(EINVAL),
-    })
-}
-
-/// Copies the lowest `buf.len()` bytes of a value to the user: 1, 2, 4 or 8, else `EINVAL`.
-fn write_value(buf: &mut UserSliceWriter, value: u64) -> Result {
-    match buf.len() {
-        1 => buf.write(&(value as u8)),
-        2 => buf.write(&(value as u16).to_le()),
-        4 => buf.write(&(value as u32).to_le()),
-        8 => buf.write(&value.to_le()),
-        _ => Err(EINVAL),
-    }
-}
-
 /// The number of bytes of an access that lie in configuration space. Fails with `EINVAL` if none.
 fn config_space_access(offset: usize, len: usize) -> Result<usize> {
     match config_space::SIZE.checked_sub(offset) {
@@ -121,6 +96,7 @@ fn config_space_access(offset: usize, len: usize) -> Result<usize> {
 impl Inner {
     fn new() -> Result<Self> {
         let limits = Limits {
+            ops: Engine::ops(*module_parameters::raw_pins.value_ref()),
             pins: *module_parameters::max_pins.value_ref(),
             length: *module_parameters::max_length.value_ref(),
         };
@@ -247,22 +223,59 @@ impl Inner {
     }
 }
 
+/// What a device has that others may not have.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    /// DMA logging.
+    pub(crate) logging: bool,
+}
+
+#[vtable]
 impl Operations for MdevDma {
-    type OwnerModule = crate::RustMdevDma;
+    type OwnerModule = crate::LocalModule;
+    type Iommu = Emulated;
+    type Data = Kind;
 
     const NAME: &'static CStr = crate::NAME;
 
-    const INFO: DeviceInfo = DeviceInfo {
-        flags: VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET,
-        num_regions: VFIO_PCI_NUM_REGIONS,
-        num_irqs: VFIO_PCI_NUM_IRQS,
-    };
-
-    const MSI_VECTORS: usize = config_space::MSI_VECTORS;
+    fn parts(kind: &Kind) -> Parts<Self> {
+        let parts = Parts::none()
+            .with_migration()
+            .with_pci_interrupts(config_space::MSI_VECTORS);
+        if kind.logging {
+            parts.with_logging()
+        } else {
+            parts
+        }
+    }
 
     fn open(_dev: &OpenDevice<Self>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             inner <- new_mutex!(Inner::new()?, "MdevDma::inner"),
+        })
+    }
+
+    fn info(self: Pin<&Self>, _dev: &OpenDevice<Self>) -> DeviceInfo {
+        DeviceInfo {
+            flags: VFIO_DEVICE_FLAGS_PCI,
+            num_regions: VFIO_PCI_NUM_REGIONS,
+        }
+    }
+
+    fn region_info(self: Pin<&Self>, _dev: &OpenDevice<Self>, index: u32) -> Result<RegionInfo> {
+        let size = match index {
+            VFIO_PCI_BAR0_REGION_INDEX => BAR_SIZE,
+            VFIO_PCI_CONFIG_REGION_INDEX => config_space::SIZE,
+            _ => 0,
+        };
+        let flags = match size {
+            0 => 0,
+            _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
+        };
+        Ok(RegionInfo {
+            flags,
+            size: size as u64,
+            offset: u64::from(index) << REGION_SHIFT,
         })
     }
 
@@ -319,23 +332,6 @@ impl Operations for MdevDma {
         }
     }
 
-    fn region_info(index: u32) -> Result<RegionInfo> {
-        let size = match index {
-            VFIO_PCI_BAR0_REGION_INDEX => BAR_SIZE,
-            VFIO_PCI_CONFIG_REGION_INDEX => config_space::SIZE,
-            _ => 0,
-        };
-        let flags = match size {
-            0 => 0,
-            _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
-        };
-        Ok(RegionInfo {
-            flags,
-            size: size as u64,
-            offset: u64::from(index) << REGION_SHIFT,
-        })
-    }
-
     fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) {
         // From here on no work starts, and work in progress is aborted.
         self.inner.lock().running = false;
@@ -347,6 +343,20 @@ impl Operations for MdevDma {
         inner.resume(dev);
     }
 
+    fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {
+        let mut inner = self.inner.lock();
+        if let Some((mut engine, command)) = inner.begin() {
+            drop(inner);
+            let outcome = engine.run(dev, &command);
+            inner = self.inner.lock();
+            inner.engine = Some(engine);
+            inner.complete(dev, &outcome);
+        }
+        inner.generate(dev);
+    }
+}
+
+impl MigrationOperations for MdevDma {
     fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>) {
         self.inner.lock().running = false;
         dev.stop_work();
@@ -376,23 +386,13 @@ impl Operations for MdevDma {
     }
 
     fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize {
-        migration::size(dev.pins().runs().count())
+        let pins = dev.pins();
+        migration::size(pins.runs().count(), pins.raw().count())
     }
 
-    fn max_saved_size() -> usize {
+    fn max_saved_size(self: Pin<&Self>, _dev: &OpenDevice<Self>) -> usize {
         let pins = *module_parameters::max_pins.value_ref();
-        migration::size(usize::try_from(pins).unwrap_or(usize::MAX))
-    }
-
-    fn work(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        let mut inner = self.inner.lock();
-        if let Some((mut engine, command)) = inner.begin() {
-            drop(inner);
-            let outcome = engine.run(dev, &command);
-            inner = self.inner.lock();
-            inner.engine = Some(engine);
-            inner.complete(dev, &outcome);
-        }
-        inner.generate(dev);
+        // A run takes as much as a raw pin, and each has at least one pin.
+        migration::size(1, usize::try_from(pins).unwrap_or(usize::MAX))
     }
 }

@@ -6,7 +6,11 @@
 //! [`drivers/vfio/pci/vfio_pci_intrs.c`](srctree/drivers/vfio/pci/vfio_pci_intrs.c), but a call
 //! that fails has no effect.
 
-use super::{read_words, virqfd::Unmasker, write_words, OpenDevice, Operations};
+use super::{
+    ioctl::{read_words, write_words},
+    virqfd::Unmasker,
+    OpenDevice, Operations,
+};
 use crate::{abstractions::eventfd::EventFd, bindings};
 use core::ops::Range;
 use kernel::{
@@ -69,6 +73,7 @@ pub(super) fn get_irq_info(arg: usize, msi_vectors: usize) -> Result {
     read_words(arg, &mut words)?;
     let [argsz, _, number, _] = words;
     let index = Index::new(number)?;
+    // CAST: A PCI function has at most 32 vectors of MSI.
     let count = index.count(msi_vectors) as u32;
     write_words(arg, &[argsz, index.flags(), number, count])
 }
@@ -109,7 +114,8 @@ impl SetIrqs {
             ..Default::default()
         };
         let mut size = 0;
-        // SAFETY: Both pointers are valid.
+        // CAST: Both are small numbers of interrupts.
+        // SAFETY: Both pointers are valid, and `header` was read from the user.
         to_result(unsafe {
             bindings::vfio_set_irqs_validate_and_prepare(
                 &mut header,
@@ -125,6 +131,8 @@ impl SetIrqs {
         Ok(Self {
             index,
             action: flags & bindings::VFIO_IRQ_SET_ACTION_TYPE_MASK,
+            // CAST: From 32 bits to at least as many. They don't overflow: their sum is at most the
+            // number of interrupts.
             range: start as usize..(start + count) as usize,
             data: match flags & bindings::VFIO_IRQ_SET_DATA_TYPE_MASK {
                 bindings::VFIO_IRQ_SET_DATA_BOOL => Data::Bool(read_bools(data, size)?),

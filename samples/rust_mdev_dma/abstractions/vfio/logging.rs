@@ -140,36 +140,37 @@ impl<T: Operations> VTable<T> {
     ///
     /// `vdev` is embedded in a `Device<T>` that is open for `'a`.
     unsafe fn dev<'a>(vdev: *mut bindings::vfio_device) -> &'a OpenDevice<T> {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller promises that the device is open.
         unsafe { Device::<T>::open_from_raw(vdev) }
     }
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device, a tree of `nnodes` ranges, and a valid pointer to
-    /// the page size.
+    /// `vdev` is embedded in a `Device<T>` that is open until this returns. `tree` is a valid
+    /// interval tree of `nnodes` nodes, which nothing changes meanwhile. `page_size` is valid for
+    /// writes.
     unsafe extern "C" fn start_callback(
         vdev: *mut bindings::vfio_device,
         tree: *mut bindings::rb_root_cached,
         nnodes: u32,
         page_size: *mut u64,
     ) -> c_int {
-        // SAFETY: The device is open, as long as this callback runs.
+        // SAFETY: The caller promises that the device is open.
         let dev = unsafe { Self::dev(vdev) };
 
         from_result(|| {
             let mut ranges = KVec::with_capacity(nnodes as usize, GFP_KERNEL)?;
-            // SAFETY: VFIO passes a valid tree, which nothing changes meanwhile.
+            // SAFETY: The caller promises that the tree is valid and nothing changes it.
             let mut node = unsafe { bindings::interval_tree_iter_first(tree, 0, usize::MAX) };
             while !node.is_null() {
-                // SAFETY: The node is one of the tree.
+                // SAFETY: The node is one of the tree, which the caller promises to be valid.
                 let (start, last) = unsafe { ((*node).start as u64, (*node).last as u64) };
                 ranges.push(start..last.saturating_add(1), GFP_KERNEL)?;
-                // SAFETY: As above.
+                // SAFETY: The node is in the tree, and the caller promises that it stays so.
                 node = unsafe { bindings::interval_tree_iter_next(node, 0, usize::MAX) };
             }
             dev.logging().start(ranges)?;
-            // SAFETY: VFIO passes a valid pointer.
+            // SAFETY: The caller promises that `page_size` is valid for writes.
             unsafe { *page_size = PAGE };
             Ok(0)
         })
@@ -177,23 +178,24 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device.
+    /// `vdev` is embedded in a `Device<T>` that is open until this returns.
     unsafe extern "C" fn stop_callback(vdev: *mut bindings::vfio_device) -> c_int {
-        // SAFETY: The device is open, as long as this callback runs.
+        // SAFETY: The caller promises that the device is open.
         *unsafe { Self::dev(vdev) }.logging() = Logging::new();
         0
     }
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device and a bitmap that covers the range.
+    /// `vdev` is embedded in a `Device<T>` that is open until this returns. `dirty` is a valid
+    /// bitmap that covers `length` bytes at `iova`.
     unsafe extern "C" fn read_and_clear_callback(
         vdev: *mut bindings::vfio_device,
         iova: c_ulong,
         length: c_ulong,
         dirty: *mut bindings::iova_bitmap,
     ) -> c_int {
-        // SAFETY: The device is open, as long as this callback runs.
+        // SAFETY: The caller promises that the device is open.
         let dev = unsafe { Self::dev(vdev) };
         let range = iova as u64..(iova as u64).saturating_add(length as u64);
 
@@ -203,8 +205,10 @@ impl<T: Operations> VTable<T> {
             log.read_and_clear(&range, |pages| {
                 let start = pages.start.max(range.start);
                 let length = pages.end.min(range.end) - start;
-                // SAFETY: VFIO passes a valid bitmap that covers the range. This takes page faults
-                // with `logging` held, see `Base::logging`.
+                // SAFETY: The caller promises that the bitmap is valid and covers the range, which
+                // this part is clamped to. This takes page faults with `logging` held, see
+                // `Base::logging`.
+                // CAST: Both are in the range, whose bounds are of this size.
                 unsafe { set_dirty(dirty, start as usize, length as usize) };
             });
             Ok(0)
@@ -217,7 +221,7 @@ impl<T: Operations> VTable<T> {
 /// `dirty` is a valid bitmap that covers `length` bytes at `iova`.
 #[cfg(CONFIG_IOMMUFD_DRIVER)]
 unsafe fn set_dirty(dirty: *mut bindings::iova_bitmap, iova: usize, length: usize) {
-    // SAFETY: As the caller promises.
+    // SAFETY: The caller promises that the bitmap is valid and covers the range.
     unsafe { bindings::iova_bitmap_set(dirty, iova, length) };
 }
 

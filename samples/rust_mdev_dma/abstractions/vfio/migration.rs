@@ -7,22 +7,23 @@
 //! This has the parts that don't depend on the device: the arcs between states, and the data
 //! transfer sessions with their files.
 
-use super::{Device, OpenDevice, Operations};
-use crate::bindings;
-use core::{marker::PhantomData, ptr::NonNull};
+use super::{ioctl::vfio_ioctl, Device, OpenDevice, Operations};
+use crate::{
+    abstractions::anon_inode::{StreamFile, StreamOperations},
+    bindings,
+};
+use core::marker::PhantomData;
 use kernel::{
-    error::{from_err_ptr, from_result, to_result},
+    error::to_result,
     fs::File,
     new_mutex,
     prelude::*,
     static_lock_class,
     sync::{
         poll::{PollCondVarBox, PollTable},
-        Arc, ArcBorrow, Mutex,
+        Arc, Mutex,
     },
-    types::ForeignOwnable,
     uaccess::{UserPtr, UserSlice, UserSliceReader, UserSliceWriter},
-    ModuleMetadata,
 };
 
 use bindings::{
@@ -41,15 +42,62 @@ pub(super) const FLAGS: u32 = bindings::VFIO_MIGRATION_STOP_COPY
     | bindings::VFIO_MIGRATION_PRE_COPY
     | bindings::VFIO_MIGRATION_P2P;
 
+/// Operations of the driver of a device that can be migrated.
+///
+/// These methods and [`Operations::reset`] don't run concurrently. A device can be migrated if
+/// [`Parts::with_migration`](super::Parts::with_migration) says so.
+///
+/// # Examples
+///
+/// ```
+/// impl MigrationOperations for MyDevice {
+///     fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>) {
+///         self.running.store(false, Relaxed);
+///         dev.stop_work();
+///     }
+///
+///     fn save(self: Pin<&Self>, _dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result {
+///         Ok(stream.extend_from_slice(&self.counter.lock().to_le_bytes(), GFP_KERNEL_ACCOUNT)?)
+///     }
+///     // ...
+/// }
+/// ```
+pub(crate) trait MigrationOperations: Operations {
+    /// Quiesces the device: when this returns, it does no DMA and doesn't interrupt until
+    /// [`Self::resume`]. Operations in progress have completed, or continue then.
+    fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>);
+
+    /// Sets the device running, after [`Self::quiesce`].
+    fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>);
+
+    /// Appends the part of the migration data that can be read in pre-copy, while the device still
+    /// runs, to `stream`.
+    fn save_identity(self: Pin<&Self>, stream: &mut KVVec<u8>) -> Result;
+
+    /// Appends the rest of the migration data to `stream`. The device is quiesced.
+    fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result;
+
+    /// Loads the migration data that [`Self::save_identity`] and [`Self::save`] wrote. The device
+    /// is quiesced and stays so. Fails with `EINVAL` if `stream` isn't valid, or with the error of
+    /// an operation that this device can't repeat; then the device is reset, but still quiesced.
+    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result;
+
+    /// Size of what [`Self::save_identity`] and [`Self::save`] would write now.
+    fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize;
+
+    /// Maximum size of what [`Self::load`] accepts.
+    fn max_saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize;
+}
+
 /// The migration state of a device.
-pub(super) struct Migration {
+pub(super) struct Migration<T: Operations> {
     /// `VFIO_DEVICE_STATE_*`
     state: u32,
     /// The data transfer session, in the states that have one.
-    session: Option<Arc<Session>>,
+    session: Option<Arc<Session<T>>>,
 }
 
-impl Migration {
+impl<T: Operations> Migration<T> {
     /// The initial state, RUNNING.
     pub(super) fn new() -> Self {
         Self {
@@ -69,9 +117,11 @@ impl Migration {
             session.set_phase(Phase::Ended);
         }
     }
+}
 
+impl<T: MigrationOperations> Migration<T> {
     /// Takes a device to `state`, along the arcs that VFIO selects.
-    fn set_state<T: Operations>(&mut self, at: At<'_, T>, state: u32) -> Result<Option<DataFile>> {
+    fn set_state(&mut self, at: At<'_, T>, state: u32) -> Result<Option<StreamFile>> {
         // `vfio_mig_get_next_state()` has a `WARN_ON` for devices in ERROR.
         if self.state == ERROR {
             return Err(EINVAL);
@@ -96,7 +146,7 @@ impl Migration {
     }
 
     /// Takes a device along one of the arcs of `vfio_mig_get_next_state()`.
-    fn take_arc<T: Operations>(&mut self, at: At<'_, T>, next: u32) -> Result<Option<DataFile>> {
+    fn take_arc(&mut self, at: At<'_, T>, next: u32) -> Result<Option<StreamFile>> {
         let At { dev, driver } = at;
         match (self.state, next) {
             (RUNNING, RUNNING_P2P) | (PRE_COPY, PRE_COPY_P2P) => driver.quiesce(dev),
@@ -105,7 +155,7 @@ impl Migration {
             (RUNNING, PRE_COPY) | (RUNNING_P2P, PRE_COPY_P2P) => {
                 let mut data = KVVec::new();
                 driver.save_identity(&mut data)?;
-                return self.begin_session::<T>(Phase::PreCopy, data).map(Some);
+                return self.begin_session(at, Phase::PreCopy, data).map(Some);
             }
             (PRE_COPY_P2P, STOP_COPY) => {
                 let session = self.session.as_ref().ok_or(EINVAL)?;
@@ -115,11 +165,11 @@ impl Migration {
                 let mut data = KVVec::new();
                 driver.save_identity(&mut data)?;
                 driver.save(dev, &mut data)?;
-                return self.begin_session::<T>(Phase::StopCopy, data).map(Some);
+                return self.begin_session(at, Phase::StopCopy, data).map(Some);
             }
             (STOP, RESUMING) => {
                 return self
-                    .begin_session::<T>(Phase::Resuming, KVVec::new())
+                    .begin_session(at, Phase::Resuming, KVVec::new())
                     .map(Some)
             }
             (RESUMING, STOP) => {
@@ -138,27 +188,37 @@ impl Migration {
         Ok(None)
     }
 
-    fn begin_session<T: Operations>(&mut self, phase: Phase, data: KVVec<u8>) -> Result<DataFile> {
-        let session = Arc::pin_init(Session::new(phase, data), GFP_KERNEL_ACCOUNT)?;
-        let file = DataFile::new::<T>(session.clone(), phase)?;
+    fn begin_session(
+        &mut self,
+        at: At<'_, T>,
+        phase: Phase,
+        data: KVVec<u8>,
+    ) -> Result<StreamFile> {
+        let flags = match phase {
+            Phase::Resuming => bindings::O_WRONLY,
+            _ => bindings::O_RDONLY,
+        };
+        let max_size = at.driver.max_saved_size(at.dev);
+        let session = Arc::pin_init(Session::new(phase, data, max_size), GFP_KERNEL_ACCOUNT)?;
+        let file = StreamFile::new(c"vfio-migration", session.clone(), flags)?;
         self.session = Some(session);
         Ok(file)
     }
 }
 
 /// A device, and its driver's side.
-struct At<'a, T: Operations> {
+struct At<'a, T: MigrationOperations> {
     dev: &'a OpenDevice<T>,
     driver: Pin<&'a T>,
 }
 
-impl<T: Operations> Clone for At<'_, T> {
+impl<T: MigrationOperations> Clone for At<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T: Operations> Copy for At<'_, T> {}
+impl<T: MigrationOperations> Copy for At<'_, T> {}
 
 /// The phase of a data transfer session.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -175,15 +235,18 @@ enum Phase {
 
 /// A data transfer session: migration data that the user reads from, or writes to, a file.
 #[pin_data]
-struct Session {
+struct Session<T> {
     /// # Locking
     ///
     /// Held across copies from and to the user, so taken before `mmap_lock`, and across
-    /// [`Operations::save`], so taken before the locks of the driver; after `migration`.
+    /// [`MigrationOperations::save`], so taken before the locks of the driver; after `migration`.
     #[pin]
     stream: Mutex<Stream>,
     /// Waiters for a change of the phase, which includes more to read.
     changed: PollCondVarBox,
+    /// Maximum size of the data.
+    max_size: usize,
+    _driver: PhantomData<fn(T)>,
 }
 
 struct Stream {
@@ -193,11 +256,13 @@ struct Stream {
     read: usize,
 }
 
-impl Session {
-    fn new(phase: Phase, data: KVVec<u8>) -> impl PinInit<Self, Error> {
+impl<T: Operations> Session<T> {
+    fn new(phase: Phase, data: KVVec<u8>, max_size: usize) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             stream <- new_mutex!(Stream { phase, data, read: 0 }, "vfio::Session::stream"),
             changed: PollCondVarBox::new(c"vfio::Session::changed", static_lock_class!())?,
+            max_size,
+            _driver: PhantomData,
         })
     }
 
@@ -223,48 +288,6 @@ impl Session {
         stream.phase = phase;
         self.changed.notify_all();
         Ok(())
-    }
-
-    fn read(&self, mut buf: UserSliceWriter) -> Result<usize> {
-        let mut stream = self.stream.lock();
-        let rest = stream.data.get(stream.read..).unwrap_or_default();
-        let part = &rest[..rest.len().min(buf.len())];
-        match stream.phase {
-            Phase::PreCopy if rest.is_empty() => return Err(ENOMSG),
-            Phase::PreCopy | Phase::StopCopy => buf.write_slice(part)?,
-            Phase::Resuming | Phase::Ended => return Err(ENODEV),
-        }
-        let len = part.len();
-        stream.read += len;
-        Ok(len)
-    }
-
-    fn write(&self, buf: UserSliceReader, max: usize) -> Result<usize> {
-        let mut stream = self.stream.lock();
-        if stream.phase != Phase::Resuming {
-            return Err(ENODEV);
-        }
-        let len = buf.len();
-        if len > max.saturating_sub(stream.data.len()) {
-            return Err(EFBIG);
-        }
-        let before = stream.data.len();
-        if let Err(e) = buf.read_all(&mut stream.data, GFP_KERNEL_ACCOUNT) {
-            stream.data.truncate(before);
-            return Err(e);
-        }
-        Ok(len)
-    }
-
-    fn poll(&self, file: &File, table: PollTable<'_>) -> u32 {
-        table.register_wait(file, &self.changed);
-        let stream = self.stream.lock();
-        match stream.phase {
-            Phase::PreCopy if stream.read == stream.data.len() => 0,
-            Phase::PreCopy | Phase::StopCopy => bindings::POLLIN | bindings::POLLRDNORM,
-            Phase::Resuming => bindings::POLLOUT | bindings::POLLWRNORM,
-            Phase::Ended => bindings::POLLERR | bindings::POLLHUP,
-        }
     }
 
     /// `VFIO_MIG_GET_PRECOPY_INFO`: `struct vfio_precopy_info`. Pre-copy has initial bytes only, no
@@ -293,159 +316,66 @@ impl Session {
     }
 }
 
-/// The file of a data transfer session, not yet installed as a file descriptor of the user.
-///
-/// # Invariants
-///
-/// `self.0` is a valid file, and this owns a reference to it.
-struct DataFile(NonNull<bindings::file>);
+#[vtable]
+impl<T: Operations> StreamOperations for Session<T> {
+    type OwnerModule = T::OwnerModule;
 
-impl DataFile {
-    fn new<T: Operations>(session: Arc<Session>, phase: Phase) -> Result<Self> {
-        let flags = match phase {
-            Phase::Resuming => bindings::O_WRONLY,
-            _ => bindings::O_RDONLY,
-        };
-        let session = session.into_foreign();
-        // SAFETY: The file holds a reference to the module that has the operations. They expect a
-        // session as private data.
-        let file = from_err_ptr(unsafe {
-            bindings::anon_inode_getfile(
-                c"vfio-migration".as_char_ptr(),
-                &FileVTable::<T>::VTABLE,
-                session,
-                flags as c_int,
-            )
-        });
-        let file = match file {
-            Ok(file) => file,
-            Err(e) => {
-                // SAFETY: There is no file that owns it.
-                drop(unsafe { Arc::<Session>::from_foreign(session) });
-                return Err(e);
-            }
-        };
-        // SAFETY: The file was just created, nothing else refers to it.
-        unsafe { bindings::stream_open((*file).f_inode, file) };
-
-        // INVARIANT: As above.
-        Ok(Self(NonNull::new(file).ok_or(ENOMEM)?))
+    fn read(&self, mut buf: UserSliceWriter) -> Result<usize> {
+        let mut stream = self.stream.lock();
+        let rest = stream.data.get(stream.read..).unwrap_or_default();
+        let part = &rest[..rest.len().min(buf.len())];
+        match stream.phase {
+            Phase::PreCopy if rest.is_empty() => return Err(ENOMSG),
+            Phase::PreCopy | Phase::StopCopy => buf.write_slice(part)?,
+            Phase::Resuming | Phase::Ended => return Err(ENODEV),
+        }
+        let len = part.len();
+        stream.read += len;
+        Ok(len)
     }
 
-    fn into_raw(self) -> *mut bindings::file {
-        core::mem::ManuallyDrop::new(self).0.as_ptr()
-    }
-}
-
-impl Drop for DataFile {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant this owns a reference.
-        unsafe { bindings::fput(self.0.as_ptr()) };
-    }
-}
-
-/// The file operations of a [`DataFile`].
-struct FileVTable<T: Operations>(PhantomData<T>);
-
-impl<T: Operations> FileVTable<T> {
-    const VTABLE: bindings::file_operations = {
-        let mut ops: bindings::file_operations = pin_init::zeroed();
-        ops.owner = T::OwnerModule::THIS_MODULE.as_ptr();
-        ops.read = Some(Self::read_callback);
-        ops.write = Some(Self::write_callback);
-        ops.poll = Some(Self::poll_callback);
-        ops.unlocked_ioctl = Some(Self::ioctl_callback);
-        ops.compat_ioctl = bindings::compat_ptr_ioctl;
-        ops.release = Some(Self::release_callback);
-        ops
-    };
-
-    /// # Safety
-    ///
-    /// `file` was created by [`DataFile::new`], and isn't released for `'a`.
-    unsafe fn session<'a>(file: *mut bindings::file) -> ArcBorrow<'a, Session> {
-        // SAFETY: The private data is a session that the file owns a reference to.
-        unsafe { Arc::borrow((*file).private_data) }
+    fn write(&self, buf: UserSliceReader) -> Result<usize> {
+        let mut stream = self.stream.lock();
+        if stream.phase != Phase::Resuming {
+            return Err(ENODEV);
+        }
+        let len = buf.len();
+        if len > self.max_size.saturating_sub(stream.data.len()) {
+            return Err(EFBIG);
+        }
+        let before = stream.data.len();
+        if let Err(e) = buf.read_all(&mut stream.data, GFP_KERNEL_ACCOUNT) {
+            stream.data.truncate(before);
+            return Err(e);
+        }
+        Ok(len)
     }
 
-    /// # Safety
-    ///
-    /// Called by the VFS only, with a data file.
-    unsafe extern "C" fn read_callback(
-        file: *mut bindings::file,
-        buf: *mut c_char,
-        count: usize,
-        _ppos: *mut bindings::loff_t,
-    ) -> isize {
-        // SAFETY: The file isn't released while it is read.
-        let session = unsafe { Self::session(file) };
-        let buf = UserSlice::new(UserPtr::from_ptr(buf.cast()), count).writer();
-        from_result(|| Ok(session.read(buf)? as isize))
+    fn poll(&self, file: &File, table: PollTable<'_>) -> u32 {
+        table.register_wait(file, &self.changed);
+        let stream = self.stream.lock();
+        match stream.phase {
+            Phase::PreCopy if stream.read == stream.data.len() => 0,
+            Phase::PreCopy | Phase::StopCopy => bindings::POLLIN | bindings::POLLRDNORM,
+            Phase::Resuming => bindings::POLLOUT | bindings::POLLWRNORM,
+            Phase::Ended => bindings::POLLERR | bindings::POLLHUP,
+        }
     }
 
-    /// # Safety
-    ///
-    /// Called by the VFS only, with a data file.
-    unsafe extern "C" fn write_callback(
-        file: *mut bindings::file,
-        buf: *const c_char,
-        count: usize,
-        _ppos: *mut bindings::loff_t,
-    ) -> isize {
-        // SAFETY: The file isn't released while it is written.
-        let session = unsafe { Self::session(file) };
-        let buf = UserSlice::new(UserPtr::from_ptr(buf.cast_mut().cast()), count).reader();
-        from_result(|| Ok(session.write(buf, T::max_saved_size())? as isize))
-    }
+    fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
+        const GET_PRECOPY_INFO: u32 = vfio_ioctl(21);
 
-    /// # Safety
-    ///
-    /// Called by the VFS only, with a data file and its poll table, which may be null.
-    unsafe extern "C" fn poll_callback(
-        file: *mut bindings::file,
-        table: *mut bindings::poll_table_struct,
-    ) -> bindings::__poll_t {
-        // SAFETY: The file isn't released while it is polled.
-        let session = unsafe { Self::session(file) };
-        // SAFETY: The file is valid, and stream files have no position. `table` is null or valid.
-        unsafe { session.poll(File::from_raw_file(file), PollTable::from_raw(table)) }
-    }
-
-    /// # Safety
-    ///
-    /// Called by the VFS only, with a data file.
-    unsafe extern "C" fn ioctl_callback(
-        file: *mut bindings::file,
-        cmd: c_uint,
-        arg: c_ulong,
-    ) -> c_long {
-        const GET_PRECOPY_INFO: u32 = super::vfio_ioctl(21);
-
-        // SAFETY: The file isn't released while it is used.
-        let session = unsafe { Self::session(file) };
-        from_result(|| match cmd {
-            GET_PRECOPY_INFO => session.precopy_info(arg).map(|()| 0),
+        match cmd {
+            GET_PRECOPY_INFO => self.precopy_info(arg).map(|()| 0),
             _ => Err(ENOTTY),
-        })
-    }
-
-    /// # Safety
-    ///
-    /// Called by the VFS only, when the last reference to a data file is dropped.
-    unsafe extern "C" fn release_callback(
-        _inode: *mut bindings::inode,
-        file: *mut bindings::file,
-    ) -> c_int {
-        // SAFETY: This is the reference that `DataFile::new` gave to the file.
-        drop(unsafe { Arc::<Session>::from_foreign((*file).private_data) });
-        0
+        }
     }
 }
 
 /// The C callbacks of a driver.
-pub(super) struct VTable<T: Operations>(PhantomData<T>);
+pub(super) struct VTable<T: MigrationOperations>(PhantomData<T>);
 
-impl<T: Operations> VTable<T> {
+impl<T: MigrationOperations> VTable<T> {
     pub(super) const VTABLE: bindings::vfio_migration_ops = bindings::vfio_migration_ops {
         migration_set_state: Some(Self::set_state_callback),
         migration_get_state: Some(Self::get_state_callback),
@@ -456,21 +386,22 @@ impl<T: Operations> VTable<T> {
     ///
     /// `vdev` is embedded in a `Device<T>` that is open, with `driver` initialised, for `'a`.
     unsafe fn at<'a>(vdev: *mut bindings::vfio_device) -> At<'a, T> {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller promises that the device is open.
         let dev = unsafe { Device::<T>::open_from_raw(vdev) };
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller promises that `driver` is initialised.
         let driver = unsafe { dev.0.driver() };
         At { dev, driver }
     }
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device.
+    /// `vdev` is embedded in a `Device<T>` that is open, with `driver` initialised, until this
+    /// returns.
     unsafe extern "C" fn set_state_callback(
         vdev: *mut bindings::vfio_device,
         state: bindings::vfio_device_mig_state,
     ) -> *mut bindings::file {
-        // SAFETY: The device is open, as long as this callback runs.
+        // SAFETY: The caller promises that the device is open and `driver` initialised.
         let at = unsafe { Self::at(vdev) };
         let result = at.dev.migration().set_state(at, state);
         match result {
@@ -482,28 +413,30 @@ impl<T: Operations> VTable<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device and a valid pointer `state`.
+    /// `vdev` is embedded in a `Device<T>` that is open, with `driver` initialised, until this
+    /// returns. `state` is valid for writes.
     unsafe extern "C" fn get_state_callback(
         vdev: *mut bindings::vfio_device,
         state: *mut bindings::vfio_device_mig_state,
     ) -> c_int {
-        // SAFETY: The device is open, as long as this callback runs.
+        // SAFETY: The caller promises that the device is open and `driver` initialised.
         let at = unsafe { Self::at(vdev) };
-        // SAFETY: VFIO passes a valid pointer.
+        // SAFETY: The caller promises that `state` is valid for writes.
         unsafe { *state = at.dev.migration().state };
         0
     }
 
     /// # Safety
     ///
-    /// Called by VFIO only, with an open device and a valid pointer `length`.
+    /// `vdev` is embedded in a `Device<T>` that is open, with `driver` initialised, until this
+    /// returns. `length` is valid for writes.
     unsafe extern "C" fn get_data_size_callback(
         vdev: *mut bindings::vfio_device,
         length: *mut c_ulong,
     ) -> c_int {
-        // SAFETY: The device is open, as long as this callback runs.
+        // SAFETY: The caller promises that the device is open and `driver` initialised.
         let At { dev, driver } = unsafe { Self::at(vdev) };
-        // SAFETY: VFIO passes a valid pointer.
+        // SAFETY: The caller promises that `length` is valid for writes.
         unsafe { *length = driver.saved_size(dev) };
         0
     }

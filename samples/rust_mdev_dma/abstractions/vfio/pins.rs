@@ -2,8 +2,9 @@
 
 //! Pinned pages of a VFIO device.
 
-use crate::bindings;
-use core::{marker::PhantomData, ops::Range, ptr::NonNull};
+use super::raw_pins::RawPins;
+use crate::{abstractions::page::PageMemory, bindings};
+use core::{ops::Range, ptr::NonNull};
 use kernel::{
     error::to_result,
     page::{PAGE_SHIFT, PAGE_SIZE},
@@ -22,67 +23,6 @@ pub(crate) const BATCH_PAGES: usize = 64;
 pub(crate) const PAGE_PINS: u16 = u16::MAX;
 
 const BATCH_SIZE: u64 = (BATCH_PAGES * PAGE_SIZE) as u64;
-
-/// The memory of a pinned page.
-///
-/// The user and other devices may read and write it at any time, so there are no Rust references to
-/// it: words and bytes are copied in and out one at a time, each by one volatile access.
-///
-/// # Invariants
-///
-/// `self.0` is valid for reads and writes of a page for the lifetime `'a`, and page aligned.
-pub(crate) struct PageMemory<'a>(NonNull<u8>, PhantomData<&'a ()>);
-
-impl PageMemory<'_> {
-    /// Number of 64-bit words of a page.
-    pub(crate) const WORDS: usize = PAGE_SIZE / size_of::<u64>();
-
-    /// Writes `words`, as far as they are in the page, little endian: `f(i)` returns the `N` words
-    /// from word `i` on.
-    ///
-    /// Each iteration writes `N` words, more than the compiler would unroll.
-    #[inline]
-    pub(crate) fn write_words<const N: usize>(
-        &self,
-        words: Range<usize>,
-        f: impl Fn(usize) -> [u64; N],
-    ) {
-        const { assert!(N > 0) };
-        let end = words.end.min(Self::WORDS);
-        let whole = words.start..end - end.saturating_sub(words.start) % N;
-        for i in whole.clone().step_by(N) {
-            // SAFETY: The length of `whole` is a multiple of `N`: `i + N` is at most `WORDS`.
-            let at = unsafe { self.0.cast::<u64>().add(i) };
-            for (j, word) in f(i).into_iter().enumerate() {
-                // SAFETY: As above, and `j` is less than `N`; the type invariant does the rest.
-                unsafe { at.add(j).write_volatile(word.to_le()) };
-            }
-        }
-        for (i, word) in (whole.end..end).zip(f(whole.end)) {
-            // SAFETY: `i` is less than `WORDS`; the type invariant does the rest.
-            unsafe { self.0.cast::<u64>().add(i).write_volatile(word.to_le()) };
-        }
-    }
-
-    /// Writes `byte(i)` to every byte `i` of `bytes` that is in the page.
-    #[inline]
-    pub(crate) fn write_bytes(&self, bytes: Range<usize>, mut byte: impl FnMut(usize) -> u8) {
-        for i in bytes.start..bytes.end.min(PAGE_SIZE) {
-            // SAFETY: `i` is less than `PAGE_SIZE`; the type invariant does the rest.
-            unsafe { self.0.add(i).write_volatile(byte(i)) };
-        }
-    }
-
-    /// Calls `f(i, word)` for every word `i` of `words` that is in the page, read as little endian.
-    #[inline]
-    pub(crate) fn read_words(&self, words: Range<usize>, mut f: impl FnMut(usize, u64)) {
-        for i in words.start..words.end.min(Self::WORDS) {
-            // SAFETY: `i` is less than `WORDS`; the type invariant does the rest.
-            let word = unsafe { self.0.cast::<u64>().add(i).read_volatile() };
-            f(i, u64::from_le(word));
-        }
-    }
-}
 
 /// The pinned pages of one batch.
 ///
@@ -239,15 +179,7 @@ impl PinnedPages {
             }
             // SAFETY: By the type invariant the page is valid while it is pinned, which it is while
             // `self` is borrowed.
-            let addr = unsafe { bindings::kmap_local_page(self.pages[i]) };
-            if let Some(ptr) = NonNull::new(addr.cast()) {
-                // INVARIANT: The page is mapped at `ptr` until `kunmap_local()`, and isn't freed
-                // while it is pinned.
-                f(i, &PageMemory(ptr, PhantomData));
-            }
-            // SAFETY: `addr` is the latest local mapping: those that `f` made it has removed, as
-            // all safe functions that map a page take a closure, as this one does.
-            unsafe { bindings::kunmap_local(addr) };
+            unsafe { PageMemory::with(self.pages[i], |memory| f(i, memory)) };
         }
     }
 }
@@ -295,6 +227,7 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
 pub(super) struct PinTable {
     batches: RBTree<u64, PinnedPages>,
     held: u64,
+    pub(super) raw: RawPins,
 }
 
 impl PinTable {
@@ -302,11 +235,12 @@ impl PinTable {
         Self {
             batches: RBTree::new(),
             held: 0,
+            raw: RawPins::new(),
         }
     }
 
     pub(super) fn held(&self) -> u64 {
-        self.held
+        self.held + self.raw.held()
     }
 
     /// Adds one pin to each page of `range`, or to none. Fails with `EINTR` if `interrupted`
@@ -326,7 +260,7 @@ impl PinTable {
             let pinned = if interrupted() {
                 Err(EINTR)
             } else {
-                // SAFETY: As the caller promises.
+                // SAFETY: The caller promises the same of `vdev`.
                 unsafe { self.pin_part(vdev, &part) }
             };
             if let Err(e) = pinned {
@@ -345,11 +279,11 @@ impl PinTable {
     /// As for [`Self::pin`].
     unsafe fn pin_part(&mut self, vdev: NonNull<bindings::vfio_device>, part: &Part) -> Result {
         if let Some(batch) = self.batches.get_mut(&part.batch) {
-            // SAFETY: As the caller promises.
+            // SAFETY: The caller promises that `vdev` is open until all pages are unpinned.
             unsafe { batch.pin(part.pages.clone())? };
         } else {
             let mut batch = PinnedPages::new(vdev, part.batch)?;
-            // SAFETY: As the caller promises. If the allocation below fails, `batch` is dropped.
+            // SAFETY: As above. If the allocation below fails, `batch` is dropped, which unpins.
             unsafe { batch.pin(part.pages.clone())? };
             let node = RBTreeNode::new(part.batch, batch, GFP_KERNEL)?;
             self.batches.insert(node);
@@ -379,6 +313,7 @@ impl PinTable {
 
     /// Removes all pins of the pages of `range`. Can't fail, as `dma_unmap` can't.
     pub(super) fn revoke(&mut self, range: Range<u64>) {
+        self.raw.revoke(&range);
         let first = range.start & !(BATCH_SIZE - 1);
         let mut cursor = self.batches.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
@@ -406,6 +341,7 @@ impl PinTable {
     pub(super) fn unpin_all(&mut self) {
         self.batches = RBTree::new();
         self.held = 0;
+        self.raw = RawPins::new();
     }
 
     /// Fails with `ENXIO` unless every page that `range` touches is pinned.

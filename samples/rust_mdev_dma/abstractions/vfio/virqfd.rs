@@ -32,7 +32,7 @@ impl<T: Operations> Unmasker<T> {
     ///
     /// The caller makes it a field of `dev`, and calls [`Self::disable`] before it is dropped.
     pub(super) unsafe fn new(dev: NonNull<Device<T>>) -> Self {
-        // INVARIANT: As the caller promises.
+        // INVARIANT: The caller makes this a field of `dev`. `virqfd` is null.
         Self {
             virqfd: UnsafeCell::new(null_mut()),
             dev,
@@ -44,6 +44,7 @@ impl<T: Operations> Unmasker<T> {
     /// `CONFIG_VFIO_VIRQFD`.
     #[cfg(CONFIG_VFIO_VIRQFD)]
     pub(super) fn enable(&self, fd: i32) -> Result {
+        // CAST: The device's `vdev` is at offset 0.
         // SAFETY: `fd` may be any number. By the type invariants `virqfd` isn't moved. The device
         // is valid until `disable()`, which is called before `self` is dropped, see `Self::new`.
         kernel::error::to_result(unsafe {
@@ -76,10 +77,11 @@ impl<T: Operations> Unmasker<T> {
 
     /// # Safety
     ///
-    /// Called by VFIO only, in a workqueue, with the device that [`Self::enable`] passed.
+    /// `opaque` is the device that [`Self::enable`] passed, which isn't released before this
+    /// returns.
     #[cfg(CONFIG_VFIO_VIRQFD)]
     unsafe extern "C" fn unmask_callback(opaque: *mut c_void, _data: *mut c_void) {
-        // SAFETY: The device is valid until `disable()`, which waits for this.
+        // SAFETY: The caller promises that this is the device, and that it is valid.
         let dev = unsafe { Device::<T>::from_raw(opaque.cast()) };
         dev.base.interrupts.lock().unmask_intx();
     }

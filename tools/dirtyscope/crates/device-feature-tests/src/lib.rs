@@ -12,12 +12,24 @@ mod iommufd;
 mod irq;
 mod logging;
 mod migration_state;
+mod raw_pin;
 
 use harness::Scenario;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [irq::SCENARIOS, migration_state::SCENARIOS, logging::SCENARIOS, iommufd::SCENARIOS]
-        .into_iter()
-        .flatten()
+    [
+        irq::SCENARIOS,
+        migration_state::SCENARIOS,
+        raw_pin::SCENARIOS,
+        logging::SCENARIOS,
+        iommufd::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// What drivers with raw pins owe.
+pub fn raw_pins() -> impl Iterator<Item = &'static Scenario> {
+    raw_pin::RAW.iter()
 }

@@ -94,14 +94,14 @@ fn config(mode: u32) -> GeneratorConfig {
 }
 
 /// Brings a device to a state without a data file.
-fn set(fixture: &Fixture, state: MigState) -> Result<()> {
+pub(crate) fn set(fixture: &Fixture, state: MigState) -> Result<()> {
     let file = fixture.device().device().set_migration_state(state)?;
     ensure!(file.is_none(), "{state} came with a data file");
     is_in(fixture, state)
 }
 
 /// Brings a device to a state with a data file.
-fn begin(fixture: &Fixture, state: MigState) -> Result<DataFile> {
+pub(crate) fn begin(fixture: &Fixture, state: MigState) -> Result<DataFile> {
     let file = fixture.device().device().set_migration_state(state)?;
     is_in(fixture, state)?;
     file.with_context(|| format!("{state} came without a data file"))
@@ -114,7 +114,7 @@ fn is_in(fixture: &Fixture, state: MigState) -> Result<()> {
 }
 
 /// Stops a device, and reads its state.
-fn save(fixture: &Fixture) -> Result<Vec<u8>> {
+pub(crate) fn save(fixture: &Fixture) -> Result<Vec<u8>> {
     let size = fixture.device().device().migration_data_size()?;
     let stream = begin(fixture, StopCopy)?.read_to_end(1 << 16)?;
     same("bytes of the stream", size, stream.len() as u64)?;
@@ -127,13 +127,13 @@ fn write(file: &DataFile, stream: &[u8]) -> Result<()> {
 }
 
 /// Has a device take over a state, up to STOP.
-fn load(fixture: &Fixture, stream: &[u8]) -> Result<()> {
+pub(crate) fn load(fixture: &Fixture, stream: &[u8]) -> Result<()> {
     write(&begin(fixture, Resuming)?, stream)?;
     set(fixture, Stop)
 }
 
 /// Has a device take over a stream, which must fail with `errno` and leave nothing behind.
-fn fails(fixture: &Fixture, what: &str, errno: Errno, stream: &[u8]) -> Result<()> {
+pub(crate) fn fails(fixture: &Fixture, what: &str, errno: Errno, stream: &[u8]) -> Result<()> {
     write(&begin(fixture, Resuming)?, stream)?;
     let found = status(fixture.device().device().set_migration_state(Running))?.map(drop);
     ensure!(found == Err(errno), "{what}: {found:?}, not {errno}");

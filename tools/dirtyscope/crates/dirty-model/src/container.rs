@@ -2,13 +2,14 @@
 
 use crate::{
     BITMAP_PAGES_MAX, Bitmap, BitmapBuffer, Errno, Errnos, Mapping, Protection,
-    device::{Device, Limits},
+    device::{Device, Limits, RawPin},
     mapping::Mapped,
 };
 use std::{collections::BTreeMap, ops::Range};
 
 mod commands;
 mod groups;
+mod raw;
 #[cfg(test)]
 mod tests;
 
@@ -114,7 +115,7 @@ impl Container {
 
     /// How many pages of a range devices have pinned.
     fn pinned_pages(&self, range: Range<u64>) -> u64 {
-        let pinned = self.devices.values().flat_map(|device| device.pinned(range.clone()));
+        let pinned = self.devices.values().flat_map(|device| device.all_in(range.clone()));
         let mut pages: Vec<_> = pinned.collect();
         pages.sort_unstable();
         pages.dedup();
@@ -143,15 +144,20 @@ impl Container {
         self.map_errnos(new, new.size) | Errno::EINVAL
     }
 
-    /// `VFIO_IOMMU_MAP_DMA` with `VFIO_DMA_MAP_FLAG_VADDR`, which gives an address to a mapping whose
-    /// address is invalid. None is, see [`Self::invalidate_vaddr`], so it always fails.
-    pub fn update_vaddr(&self, new: &Mapping) -> Errnos {
-        let no_such_mapping = match last_of(new.iova, new.size) {
-            Ok(last) if self.overlapping(new.iova, last).next().is_none() => Errno::ENOENT.into(),
-            Ok(_) => Errno::EINVAL.into(),
-            Err(_) => Errnos::NONE,
-        };
-        self.mapping_errnos(new, new.protection == Protection::NONE) | no_such_mapping
+    /// `VFIO_IOMMU_MAP_DMA` with `VFIO_DMA_MAP_FLAG_VADDR`, which gives an address to a mapping that has
+    /// none, see [`Self::invalidate_vaddr`].
+    pub fn update_vaddr(&mut self, new: &Mapping) -> Result<(), Errnos> {
+        let errnos = self.mapping_errnos(new, new.protection == Protection::NONE);
+        let Ok(last) = last_of(new.iova, new.size) else { return errnos.check() };
+        let none = self.overlapping(new.iova, last).next().is_none();
+        let mapped = self.mappings.get_mut(&new.iova);
+        let mapped = mapped.filter(|mapped| mapped.size == new.size && !mapped.has_vaddr);
+        let errno = if none { Errno::ENOENT } else { Errno::EINVAL };
+        (errnos | Errnos::when(mapped.is_none(), errno)).check()?;
+        if let Some(mapped) = mapped {
+            mapped.has_vaddr = true;
+        }
+        Ok(())
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA` without flags. Returns how many bytes were unmapped.
@@ -171,11 +177,26 @@ impl Container {
         self.range_errnos(iova, size) | Errno::EINVAL
     }
 
-    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_VADDR`, of a range or of `all`, which containers
-    /// refuse that have groups without an IOMMU: their devices use addresses all the time.
-    pub fn invalidate_vaddr(&self, iova: u64, size: u64, all: bool) -> Errnos {
+    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_VADDR`, of a range or of `all`: the process's
+    /// addresses of these mappings are invalid from now on. Returns how many bytes. Containers refuse
+    /// that have groups without an IOMMU: their devices use addresses all the time.
+    pub fn invalidate_vaddr(&mut self, iova: u64, size: u64, all: bool) -> Result<u64, Errnos> {
         let range = if all { no_range_errnos(iova, size) } else { self.range_errnos(iova, size) };
-        range | Errno::EBUSY
+        (range | Errnos::when(self.has_emulated(), Errno::EBUSY)).check()?;
+        let last = if all { u64::MAX } else { iova + (size - 1) };
+        let again = self.mappings.range(iova..=last).any(|(_, mapped)| !mapped.has_vaddr);
+        Errnos::when(again, Errno::EINVAL).check()?;
+        let mut bytes = 0;
+        for (_, mapped) in self.mappings.range_mut(iova..=last) {
+            mapped.has_vaddr = false;
+            bytes += mapped.size;
+        }
+        Ok(bytes)
+    }
+
+    /// Whether a mapping has no valid address: devices can't pin then, and no group can join.
+    pub fn lacks_vaddr(&self) -> bool {
+        self.mappings.values().any(|mapped| !mapped.has_vaddr)
     }
 
     /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`. Returns how many bytes
@@ -257,7 +278,7 @@ impl Container {
     pub fn open(&mut self, group: u32, limits: Limits) -> DeviceId {
         let id = DeviceId(self.next_device);
         self.next_device += 1;
-        self.devices.insert(id, Device::new(group, limits));
+        self.devices.insert(id, Device::new(group, limits, self.page_size));
         id
     }
 
@@ -271,9 +292,19 @@ impl Container {
         self.device(id).revoke_all();
     }
 
-    /// The pages that a device has pinned, by IOVA.
+    /// The pages that PIN has pinned of a device, by IOVA.
     pub fn pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
         self.devices[&id].pinned(0..u64::MAX)
+    }
+
+    /// The raw pins of a device.
+    pub fn raw_pins(&self, id: DeviceId) -> &[RawPin] {
+        self.devices[&id].raw()
+    }
+
+    /// The pages that a device has pinned in any way, some of them more than once.
+    pub fn all_pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
+        self.devices[&id].all_in(0..u64::MAX)
     }
 
     /// The pins a device holds.
@@ -393,7 +424,7 @@ fn no_range_errnos(iova: u64, size: u64) -> Errnos {
 fn only_pinned(mapped: &Mapped, devices: &BTreeMap<DeviceId, Device>, page_size: u64) -> Bitmap {
     let mut dirty = Bitmap::new(mapped.size / page_size);
     for device in devices.values() {
-        for page in device.pinned(mapped.iova..mapped.end()) {
+        for page in device.all_in(mapped.iova..mapped.end()) {
             let page = (page - mapped.iova) / page_size;
             dirty.set(page..page + 1);
         }

@@ -17,6 +17,8 @@ pub struct Limits {
     pub pin_batch: u64,
     /// One `vfio_dma_rw()` stays inside an aligned block of so many bytes.
     pub dma_chunk: u64,
+    /// Pages of one raw pin, if it has these.
+    pub raw_pages: Option<u64>,
 }
 
 /// What a command does.
@@ -34,6 +36,14 @@ pub enum CommandKind {
     DmaWrite,
     /// Reads by `vfio_dma_rw()`.
     DmaRead,
+    /// Pins `length` bytes of pages, from that which contains `iova` on, with this protection.
+    RawPin(u64),
+    /// Unpins what one such pin took.
+    RawUnpin(u64),
+    /// Writes the pattern through its pages, from `iova` on.
+    RawWrite,
+    /// Reads through them.
+    RawRead,
 }
 
 /// A command, over the bytes `[iova, iova + length)`.
@@ -59,18 +69,39 @@ pub struct CommandOutcome {
     pub transferred: u64,
 }
 
-/// A device's pins: how many of which page, by IOVA.
+/// What one `vfio_pin_pages()` with any IOVA and protection has pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawPin {
+    /// Where the device wanted it, anywhere in the first page.
+    pub iova: u64,
+    /// Bytes of its pages.
+    pub length: u64,
+    /// What the device asked for.
+    pub protection: u64,
+}
+
+impl RawPin {
+    /// Its first and its last byte.
+    pub(crate) fn span(&self, page_size: u64) -> (u64, u64) {
+        let first = self.iova - self.iova % page_size;
+        (first, first + (self.length - 1))
+    }
+}
+
+/// A device's pins: how many of which page, by IOVA, and those that are taken and returned as a whole.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
     pub(crate) group: u32,
     pub(crate) limits: Limits,
+    page_size: u64,
     pins: BTreeMap<u64, u32>,
+    raw: Vec<RawPin>,
     held: u64,
 }
 
 impl Device {
-    pub(crate) fn new(group: u32, limits: Limits) -> Self {
-        Self { group, limits, pins: BTreeMap::new(), held: 0 }
+    pub(crate) fn new(group: u32, limits: Limits, page_size: u64) -> Self {
+        Self { group, limits, page_size, pins: BTreeMap::new(), raw: Vec::new(), held: 0 }
     }
 
     /// The range of a command, if it is one.
@@ -89,9 +120,45 @@ impl Device {
         self.held
     }
 
-    /// The pinned pages in `range`.
+    /// The pages in `range` that PIN has pinned.
     pub(crate) fn pinned(&self, range: Range<u64>) -> impl Iterator<Item = u64> {
         self.pins.range(range).map(|(&page, _)| page)
+    }
+
+    pub(crate) fn raw(&self) -> &[RawPin] {
+        &self.raw
+    }
+
+    /// The pages in `range` that are pinned in any way, some of them more than once.
+    pub(crate) fn all_in(&self, range: Range<u64>) -> impl Iterator<Item = u64> {
+        let (page_size, within) = (self.page_size, range.clone());
+        let raw = self.raw.iter().flat_map(move |pin| {
+            let first = pin.span(page_size).0;
+            (0..pin.length / page_size).map(move |i| first + i * page_size)
+        });
+        self.pinned(range).chain(raw.filter(move |page| within.contains(page)))
+    }
+
+    /// Whether `page` is pinned in any way.
+    pub(crate) fn has(&self, page: u64) -> bool {
+        let raw = |pin: &RawPin| {
+            let (first, last) = pin.span(self.page_size);
+            (first..=last).contains(&page)
+        };
+        self.pins.contains_key(&page) || self.raw.iter().any(raw)
+    }
+
+    pub(crate) fn raw_pin(&mut self, pin: RawPin) {
+        self.held += pin.length / self.page_size;
+        self.raw.push(pin);
+    }
+
+    /// Drops a raw pin, if there is such a one.
+    pub(crate) fn raw_unpin(&mut self, pin: RawPin) -> Result<(), Errno> {
+        let found = self.raw.iter().position(|&one| one == pin).ok_or(Errno::ENXIO)?;
+        self.raw.remove(found);
+        self.held -= pin.length / self.page_size;
+        Ok(())
     }
 
     pub(crate) fn all_pinned(&self, mut pages: impl Iterator<Item = u64>) -> bool {
@@ -119,9 +186,17 @@ impl Device {
         }
     }
 
-    /// Drops all pins of the pages in `range`.
+    /// Drops all pins of the pages in `range`, and raw pins that have one of them.
     pub(crate) fn revoke(&mut self, range: Range<u64>) {
-        let held = &mut self.held;
+        let (held, page_size) = (&mut self.held, self.page_size);
+        self.raw.retain(|pin| {
+            let (first, last) = pin.span(page_size);
+            let kept = first >= range.end || last < range.start;
+            if !kept {
+                *held -= pin.length / page_size;
+            }
+            kept
+        });
         self.pins.retain(|page, count| {
             let kept = !range.contains(page);
             if !kept {
@@ -133,6 +208,7 @@ impl Device {
 
     pub(crate) fn revoke_all(&mut self) {
         self.pins.clear();
+        self.raw.clear();
         self.held = 0;
     }
 }

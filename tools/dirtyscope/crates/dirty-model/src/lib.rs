@@ -30,6 +30,6 @@ mod mapping;
 pub use bitmap::{Bitmap, BitmapDifference};
 pub use buffer::{BITMAP_PAGES_MAX, BitmapBuffer};
 pub use container::{Container, DeviceId, GroupKind, MappingView, PinFailure};
-pub use device::{Command, CommandKind, CommandOutcome, Limits};
+pub use device::{Command, CommandKind, CommandOutcome, Limits, RawPin};
 pub use errno::{Errno, Errnos};
 pub use mapping::{Mapping, Protection};

@@ -52,6 +52,8 @@ pub(crate) struct Mapped {
     hidden: BTreeSet<u64>,
     /// Whether its pins count against the limit on locked pages.
     pub(crate) limited: bool,
+    /// Whether the process's address of it is valid.
+    pub(crate) has_vaddr: bool,
     /// One bit a page, while tracking is on.
     pub(crate) dirty: Option<Bitmap>,
 }
@@ -59,7 +61,16 @@ pub(crate) struct Mapped {
 impl Mapped {
     pub(crate) fn new(mapping: &Mapping, backed: u64, limited: bool) -> Self {
         let &Mapping { iova, size, protection, .. } = mapping;
-        Self { iova, size, protection, backed, hidden: BTreeSet::new(), limited, dirty: None }
+        Self {
+            iova,
+            size,
+            protection,
+            backed,
+            hidden: BTreeSet::new(),
+            limited,
+            has_vaddr: true,
+            dirty: None,
+        }
     }
 
     /// Its last byte.

@@ -51,6 +51,12 @@ pub struct Arguments {
     #[arg(long)]
     killers: bool,
 
+    /// Run the scenarios of pins as real drivers make them, for which the driver has to be loaded with
+    /// raw_pins=1. On a kernel with defects these can corrupt memory: run them in a VM of 512 MiB at
+    /// most, as "make pins" does, where what goes far astray faults
+    #[arg(long, conflicts_with = "killers")]
+    raw_pins: bool,
+
     #[command(flatten)]
     output: Output,
 }
@@ -60,7 +66,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     let selected = arguments.selection.of(scenarios(arguments), |one| (one.name, one.about))?;
     let Some(selected) = selected else { return Ok(ExitCode::SUCCESS) };
     let known = KnownDefects::load(arguments.known_defects.as_deref())?;
-    known.check(&all().chain(type1_tests::killers()).collect::<Vec<_>>())?;
+    known.check(&all().chain(raw_pins()).chain(type1_tests::killers()).collect::<Vec<_>>())?;
     let suite = Suite {
         scenarios: &selected,
         device: arguments.selection.device,
@@ -79,7 +85,12 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     suite.watch(arguments.output.begin("verify", suite.planned(), None, print)?)
 }
 
-/// All scenarios but killers.
+/// Scenarios of raw pins.
+fn raw_pins() -> impl Iterator<Item = &'static Scenario> {
+    type1_tests::raw_pins().chain(device_feature_tests::raw_pins())
+}
+
+/// All scenarios but killers, and those of raw pins.
 fn all() -> impl Iterator<Item = &'static Scenario> {
     type1_tests::scenarios()
         .chain(scope_tests::scenarios())
@@ -92,6 +103,9 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
 fn scenarios(arguments: &Arguments) -> Vec<&'static Scenario> {
     if arguments.killers {
         return type1_tests::killers().collect();
+    }
+    if arguments.raw_pins {
+        return raw_pins().collect();
     }
     let with_module = arguments.module.is_some() || arguments.selection.list;
     all().filter(|scenario| with_module || !scenario.name.starts_with("device/module/")).collect()

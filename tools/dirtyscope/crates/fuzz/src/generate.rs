@@ -14,7 +14,10 @@ use std::{
     ops::Range,
     sync::{Arc, atomic::AtomicUsize},
 };
-use testbed::{Buffer, BufferMemory, Contract, Op, PAGE, slots::EMULATED};
+use testbed::{
+    Buffer, BufferMemory, Contract, Op, PAGE, RAW_PAGES,
+    slots::{self, EMULATED, SlotKind},
+};
 use vfio_client::{
     Leave,
     uapi::{
@@ -58,13 +61,13 @@ pub fn sequences(
 
 /// The next operation.
 fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
-    if contract.model.groups().len() == 0 {
-        return group_op(contract, slots);
-    }
     let mappings = Mappings::of(contract);
+    if contract.model.groups().len() == 0 {
+        return group_op(contract, slots, &mappings);
+    }
     let start = start_weight(contract, &mappings);
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
-    let any = Union::new_weighted(vec![
+    let mut all = vec![
         (map, map_op().boxed()),
         (4, unmap_op(&mappings)),
         (4, bitmap_op(&mappings, |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer })),
@@ -72,19 +75,30 @@ fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
         (start, Just(Op::Start).boxed()),
         (1, prop_oneof![4 => Just(Op::Stop), 1 => dirty_pages_op()].boxed()),
         (2, device_op(contract)),
-        (2, group_op(contract, slots)),
+        (3, group_op(contract, slots, &mappings)),
         (14, pages_op(&mappings, Opcode::Pin)),
         (10, pinned_op(contract, &mappings)),
         (16, bytes_op(&mappings)),
         (1, invalid_command(&mappings)),
         (3, process_op(&mappings)),
         (1, Just(Op::Check).boxed()),
-    ]);
+    ];
+    if contract.has_raw_pins() {
+        all.push((14, raw_pin_op(&mappings)));
+        all.push((12, raw_pinned_op(contract, &mappings)));
+    }
+    let any = Union::new_weighted(all);
+    let any = match contract.joined().any(|slot| EMULATED.contains(&slot)) {
+        true => any.boxed(),
+        // Addresses may change then.
+        false => prop_oneof![4 => any, 2 => vaddr_op(contract, &mappings)].boxed(),
+    };
     // Some commands are run by a kernel thread.
     (any, 0..8u32)
         .prop_map(|(mut next, eighth)| {
-            if let Op::Command { op, .. } = &mut next {
-                *op |= if eighth == 7 { BACKGROUND } else { 0 };
+            if let Op::Command { op, device, .. } = &mut next {
+                let can = EMULATED.contains(device);
+                *op |= if can && eighth == 7 { BACKGROUND } else { 0 };
             }
             next
         })
@@ -182,6 +196,18 @@ fn map_op() -> impl Strategy<Value = Op> {
     })
 }
 
+/// A mapping loses its address, or gets one again.
+fn vaddr_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
+    let flags = VFIO_DMA_MAP_FLAG_VADDR;
+    let update = move |(iova, size)| Op::Map { iova, size, backed: size, flags };
+    let flags = VFIO_DMA_UNMAP_FLAG_VADDR;
+    let invalidate = move |(iova, size)| Op::Unmap { iova, size, flags };
+    match contract.model.lacks_vaddr() {
+        true => mappings.one().prop_map(update).boxed(),
+        false => mappings.one().prop_map(invalidate).boxed(),
+    }
+}
+
 fn unmap_op(mappings: &Mappings) -> BoxedStrategy<Op> {
     let flags = select(vec![
         VFIO_DMA_UNMAP_FLAG_ALL,
@@ -239,17 +265,34 @@ fn device_op(contract: &Contract) -> BoxedStrategy<Op> {
     select(ops.collect::<Vec<_>>()).boxed()
 }
 
-/// A group joins or leaves.
-fn group_op(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
-    let ops = slots.iter().flat_map(|&device| {
+/// A group joins or leaves; or a device with an IOMMU, by which its group is promoted, is opened or
+/// closed, pins or unpins.
+fn group_op(contract: &Contract, slots: &[usize], mappings: &Mappings) -> BoxedStrategy<Op> {
+    let pinning = || slots.iter().filter(|&&slot| slots::kind(slot) == Some(SlotKind::Pinning));
+    let of_groups = slots.iter().flat_map(|&device| {
         let leave = |by| Op::Leave { device, by };
         [Op::Join { device }, leave(Leave::Unset), leave(Leave::Close)]
     });
-    let ops: Vec<_> = ops.filter(|op| contract.allows(op)).collect();
-    match ops.is_empty() {
-        true => device_op(contract),
-        false => select(ops).boxed(),
+    // Without a mediated device open, their groups can leave.
+    let close = EMULATED.into_iter().map(|device| Op::Close { device });
+    let of_devices = pinning().flat_map(|&device| [Op::Open { device }, Op::Close { device }]);
+    let of_devices = of_devices.chain(close);
+    let ops: Vec<_> = of_groups.chain(of_devices).filter(|op| contract.allows(op)).collect();
+    let op = if ops.is_empty() { Just(Op::Check).boxed() } else { select(ops).boxed() };
+    let open: Vec<_> = pinning().copied().filter(|&slot| contract.device(slot).is_some()).collect();
+    if open.is_empty() {
+        return op;
     }
+    let opcode = prop_oneof![3 => Just(Opcode::Pin), 1 => Just(Opcode::Unpin)];
+    let command = (select(open), opcode, mappings.pages());
+    let command = command.prop_map(|(device, op, (iova, length))| Op::Command {
+        device,
+        op: op as u32,
+        iova,
+        length,
+        seed: 0,
+    });
+    prop_oneof![op, command].boxed()
 }
 
 /// A command for whole pages of mappings.
@@ -295,6 +338,50 @@ fn pinned_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
     prop_oneof![unpin, transfer].boxed()
 }
 
+/// A raw pin at any offset of pages of mappings, or just outside of them.
+fn raw_pin_op(mappings: &Mappings) -> BoxedStrategy<Op> {
+    let offset =
+        prop_oneof![4 => Just(0), 2 => Just(0x800), 1 => select(vec![1, 0xfff]), 2 => 0..PAGE];
+    let count = prop_oneof![4 => Just(None), 1 => select(vec![0, 2, 3, 65, RAW_PAGES, RAW_PAGES + 1]).prop_map(Some)];
+    let protection =
+        prop_oneof![6 => Just(3), 2 => Just(1), 2 => select(vec![0, 2, 4, 8, 1 << 31, 1 << 32])];
+    let place = prop_oneof![8 => Just(0), 1 => Just(PAGE.wrapping_neg())];
+    (0..DEVICES, mappings.pages(), place, offset, count, protection)
+        .prop_map(|(device, (iova, length), before, offset, count, seed)| {
+            let length = count.map_or(length, |count| count * PAGE);
+            let iova = iova.wrapping_add(before) | offset;
+            Op::Command { device, op: Opcode::RawPin as u32, iova, length, seed }
+        })
+        .boxed()
+}
+
+/// An operation on a raw pin, seldom on one that there isn't.
+fn raw_pinned_op(contract: &Contract, mappings: &Mappings) -> BoxedStrategy<Op> {
+    let pins = (0..DEVICES).flat_map(|slot| {
+        contract
+            .raw_pins(slot)
+            .iter()
+            .map(move |pin| (slot, (pin.iova, pin.length, pin.protection)))
+    });
+    let pins: Vec<_> = pins.collect();
+    if pins.is_empty() {
+        return raw_pin_op(mappings);
+    }
+    let op = select(vec![Opcode::RawUnpin, Opcode::RawWrite, Opcode::RawRead]);
+    let other = prop_oneof![12 => Just(0), 1 => Just(1), 1 => Just(PAGE)];
+    (select(pins), op, other, any::<u16>())
+        .prop_map(|((device, (iova, length, protection)), op, other, seed)| {
+            let seed = match op {
+                Opcode::RawUnpin => protection,
+                Opcode::RawWrite => seed.into(),
+                _ => 0,
+            };
+            let iova = iova.wrapping_add(other);
+            Op::Command { device, op: op as u32, iova, length, seed }
+        })
+        .boxed()
+}
+
 /// `vfio_dma_rw()` of bytes at any alignment.
 fn bytes_op(mappings: &Mappings) -> BoxedStrategy<Op> {
     let end = prop_oneof![4 => Just(0), 2 => 0..PAGE];
@@ -335,15 +422,15 @@ fn process_op(mappings: &Mappings) -> BoxedStrategy<Op> {
 mod tests {
     use super::*;
     use crate::{search::runner, triggers::TRIGGERS};
-    use dirty_model::{Errno, Errnos};
+    use dirty_model::{Errno, Errnos, Limits};
     use proptest::strategy::ValueTree;
     use std::collections::BTreeMap;
     use testbed::{limits_of, program};
 
-    const SLOTS: [usize; 5] = [0, 1, 2, 3, 4];
+    const SLOTS: [usize; 5] = [0, 1, 6, 7, 4];
 
     fn contract() -> Contract {
-        let limits = limits_of(65536, 1 << 28);
+        let limits = Limits { raw_pages: Some(RAW_PAGES), ..limits_of(65536, 1 << 28) };
         program::contract(65535, limits)
     }
 
@@ -397,6 +484,10 @@ mod tests {
             ("DMA_READ", dma),
             ("JOIN", vec![ok, efault, einval]),
             ("LEAVE", vec![ok]),
+            ("RAW_PIN", vec![ok, einval, one(Errno::EPERM), efault, e2big, overflow]),
+            ("RAW_UNPIN", vec![ok, enxio]),
+            ("RAW_WRITE", vec![ok, enxio, one(Errno::EACCES)]),
+            ("RAW_READ", vec![ok, enxio, one(Errno::EACCES)]),
             ("OPEN", vec![ok]),
             ("CLOSE", vec![ok]),
             ("RESET", vec![ok]),
@@ -418,24 +509,27 @@ mod tests {
 
     #[test]
     fn every_known_defect_can_be_reached_and_avoided() {
+        let programs = |avoided: Vec<&'static Trigger>, count| {
+            let strategy = sequences(contract(), 1..121, avoided, SLOTS.to_vec());
+            let mut runner = runner(1);
+            let trees = (0..count).map(|_| strategy.new_tree(&mut runner).unwrap());
+            trees.map(|tree| tree.current().1).collect::<Vec<_>>()
+        };
+        let shows = |trigger, program: &Vec<Op>| {
+            let mut contract = contract();
+            program.iter().any(|op| {
+                let shows = triggers_any(&[trigger], &contract, op);
+                contract.apply(op);
+                shows
+            })
+        };
+        let all = programs(Vec::new(), 1000);
         for trigger in TRIGGERS {
-            let shown = |avoided: Vec<&'static Trigger>| {
-                let strategy = sequences(contract(), 1..121, avoided, SLOTS.to_vec());
-                let mut runner = runner(1);
-                let trees = (0..200).map(|_| strategy.new_tree(&mut runner).unwrap());
-                let programs = trees.map(|tree| tree.current().1);
-                let shows = |program: Vec<Op>| {
-                    let mut contract = contract();
-                    program.iter().any(|op| {
-                        let shows = triggers_any(&[trigger], &contract, op);
-                        contract.apply(op);
-                        shows
-                    })
-                };
-                programs.filter(|program| shows(program.clone())).count()
-            };
-            assert!(shown(Vec::new()) >= 3, "{} isn't reached", trigger.defect);
-            assert_eq!(shown(vec![trigger]), 0, "{} isn't avoided", trigger.defect);
+            let shown = all.iter().filter(|program| shows(trigger, program)).count();
+            assert!(shown >= 3, "{} isn't reached: {shown}", trigger.defect);
+            let avoided = programs(vec![trigger], 100);
+            let shown = avoided.iter().any(|program| shows(trigger, program));
+            assert!(!shown, "{} isn't avoided", trigger.defect);
         }
     }
 }

@@ -23,7 +23,7 @@ use std::{
 use testbed::{
     Contract, Op, Testbed,
     program::{self, Failed},
-    slots::{EDU, EMULATED, PAIR},
+    slots::{EDU, EMULATED, PAIR, PINNING, can_promote},
 };
 use uuid::Uuid;
 
@@ -143,7 +143,10 @@ impl Search {
     fn slots(&self) -> Result<Vec<usize>> {
         let context = Context::quiet(&self.devices, &self.log);
         match context.edus() {
-            Ok(_) => Ok([&EMULATED[..], &EDU, &PAIR[..1]].concat()),
+            Ok(_) => {
+                let singles = if can_promote() { PINNING } else { EDU };
+                Ok([&EMULATED[..], &singles, &PAIR[..1]].concat())
+            }
             Err(error) if error.is::<Skip>() => Ok(EMULATED.to_vec()),
             Err(error) => Err(error),
         }

@@ -5,12 +5,12 @@
 //! What makes a defect show is told from the model's state before the operation, as exactly as its
 //! cause is known (see `Documentation/findings/`): what is steered around is not tested.
 
-use dirty_model::{BitmapBuffer, Errno, MappingView};
+use dirty_model::{BitmapBuffer, Errno, MappingView, RawPin};
 use mdev_dma::Opcode;
 use std::ops::Range;
 use testbed::{
-    Contract, Op, PAGE, operation,
-    slots::{self, SlotKind},
+    Contract, Op, PAGE, RAW_PAGES, operation,
+    slots::{self, SLOTS, SlotKind},
 };
 
 /// Pages that one word of a bitmap has.
@@ -22,10 +22,10 @@ pub struct Trigger {
     shows: fn(&Next<'_>) -> bool,
 }
 
-/// Whether `op`, done next, shows one of these defects.
+/// Whether `op`, done next, shows one of these defects, or the contract leaves open what comes of it.
 pub fn triggers_any(triggers: &[&Trigger], contract: &Contract, op: &Op) -> bool {
     let next = Next { contract, op, read: Read::of(contract, op) };
-    triggers.iter().any(|trigger| (trigger.shows)(&next))
+    is_left_open(&next) || triggers.iter().any(|trigger| (trigger.shows)(&next))
 }
 
 /// An operation, and what is owed before it.
@@ -44,8 +44,11 @@ pub const TRIGGERS: &[Trigger] = &[
     Trigger { defect: "D7", shows: read_consumes },
     Trigger { defect: "D8", shows: unmap_partial },
     Trigger { defect: "D9", shows: dma_rw_partial },
+    Trigger { defect: "D11", shows: pin_lookup },
+    Trigger { defect: "D12", shows: pin_offset },
     Trigger { defect: "D20", shows: beyond_aperture },
     Trigger { defect: "D21", shows: long_unwind },
+    Trigger { defect: "D23", shows: no_vaddr },
 ];
 
 fn page_size_0(next: &Next<'_>) -> bool {
@@ -60,6 +63,12 @@ fn no_flag(next: &Next<'_>) -> bool {
 fn pin_unwind(next: &Next<'_>) -> bool {
     let contract = next.contract;
     let &Op::Command { device, op, iova, length, .. } = next.op else { return false };
+    if let (Some(pin), Some(id), true) =
+        (raw_pin(next.op), contract.device(device), contract.model.tracking())
+    {
+        let before = contract.model.raw_pinned_before_failure(id, &pin);
+        return !before.into_iter().all(|page| all_dirty(contract, page..page + PAGE));
+    }
     let Some(id) = contract.device(device).filter(|_| operation(op) == Some(Opcode::Pin)) else {
         return false;
     };
@@ -99,16 +108,18 @@ fn shift(next: &Next<'_>) -> bool {
     })
 }
 
-/// A read fails in a mapping behind one with dirty pages, of which not all are pinned. Or a read fails
-/// while everything counts as dirty: it stays so in the mappings that it came to.
+/// A read fails while everything counts as dirty. The contract leaves open whether it stays so in the
+/// mappings that it came to, should the group be promoted that makes it so: reported once more is not
+/// lost.
+fn is_left_open(next: &Next<'_>) -> bool {
+    next.contract.model.all_dirty() && next.read.as_ref().is_some_and(Read::fails)
+}
+
+/// A read fails in a mapping behind one with dirty pages, of which not all are pinned.
 fn read_consumes(next: &Next<'_>) -> bool {
-    let Some(read) = next.read.as_ref().filter(|read| read.fails()) else { return false };
-    if next.contract.model.all_dirty() {
-        return true;
-    }
-    if read.unmaps {
+    let Some(read) = next.read.as_ref().filter(|read| !read.unmaps && read.fails()) else {
         return false;
-    }
+    };
     let written = |mapping: &Part<'_>| {
         let mut pages = mapping.dirty_runs().flat_map(|run| run.step_by(PAGE as usize));
         pages.any(|page| !next.contract.model.is_pinned(page))
@@ -158,6 +169,72 @@ fn long_unwind(next: &Next<'_>) -> bool {
     matches!(next.op, Op::Join { .. })
         && large()
         && next.contract.clone().apply(next.op).answer.status.is_err()
+}
+
+/// A device uses memory while a mapping has no address. Only one with an IOMMU can be there.
+fn no_vaddr(next: &Next<'_>) -> bool {
+    matches!(next.op, Op::Command { .. }) && next.contract.model.lacks_vaddr()
+}
+
+/// What a RAW_PIN asks for, if it is one that gets as far as to look up a page.
+fn raw_pin(op: &Op) -> Option<RawPin> {
+    let &Op::Command { op, iova, length, seed: protection, .. } = op else { return None };
+    let pages = length / PAGE;
+    let asks = operation(op) == Some(Opcode::RawPin) && length % PAGE == 0;
+    (asks && (1..=RAW_PAGES).contains(&pages)).then_some(RawPin { iova, length, protection })
+}
+
+/// A page's worth of IOVA from an offset in a page on goes on into another mapping: when it is pinned, or
+/// because that mapping is made between the pin and its unpin.
+fn pin_lookup(next: &Next<'_>) -> bool {
+    let contract = next.contract;
+    if let Op::Map { iova, .. } = *next.op {
+        let mut pins = (0..SLOTS).flat_map(|slot| contract.raw_pins(slot));
+        return pins.any(|pin| {
+            let end = (pin.iova - pin.iova % PAGE).checked_add(pin.length);
+            pin.iova % PAGE != 0 && end == Some(iova)
+        });
+    }
+    let Some(pin) = raw_pin(next.op) else { return false };
+    for i in 0..pin.length / PAGE {
+        let Some(at) = pin.iova.checked_add(i * PAGE) else { return false };
+        let begin = |iova| mapping_of(contract, iova).map(|mapping| mapping.iova);
+        let (here, there) = (begin(at), begin(at.saturating_add(PAGE - 1)));
+        if there.is_some() && there != here {
+            return true;
+        }
+        if here.is_none() {
+            return false;
+        }
+    }
+    false
+}
+
+/// A page is pinned that is pinned at another offset; or the last page of the address space, at one.
+fn pin_offset(next: &Next<'_>) -> bool {
+    let contract = next.contract;
+    let &Op::Command { op, iova, length, .. } = next.op else { return false };
+    let pin = match operation(op) {
+        Some(Opcode::Pin) => RawPin { iova, length, protection: 0 },
+        _ => match raw_pin(next.op) {
+            Some(pin) => pin,
+            None => return false,
+        },
+    };
+    let (offset, first) = (pin.iova % PAGE, pin.iova - pin.iova % PAGE);
+    let Some(more) = pin.length.checked_sub(1) else { return false };
+    let Some(last) = first.checked_add(more) else { return false };
+    if pin.iova.checked_add(more).is_none() {
+        return true;
+    }
+    let other = |pin: &RawPin| {
+        let start = pin.iova - pin.iova % PAGE;
+        pin.iova % PAGE != offset && start <= last && first - start.min(first) < pin.length
+    };
+    let raw = (0..SLOTS).any(|slot| contract.raw_pins(slot).iter().any(other));
+    let slots = (0..SLOTS).filter_map(|slot| contract.device(slot));
+    let mut aligned = slots.flat_map(|id| contract.model.pinned(id));
+    raw || (offset != 0 && aligned.any(|page| (first..=last).contains(&page)))
 }
 
 /// A range whose bitmap is read, with what type1 gets to see of it.

@@ -26,16 +26,32 @@ pub enum Opcode {
     DmaWrite = uapi::RUST_MDEV_DMA_OP_DMA_WRITE,
     /// Reads by `vfio_dma_rw()`.
     DmaRead = uapi::RUST_MDEV_DMA_OP_DMA_READ,
+    /// Pins pages from any IOVA on, with the protection that is given as seed.
+    RawPin = uapi::RUST_MDEV_DMA_OP_RAW_PIN,
+    /// Unpins what one such pin took.
+    RawUnpin = uapi::RUST_MDEV_DMA_OP_RAW_UNPIN,
+    /// Writes the pattern through its pages, from its IOVA on.
+    RawWrite = uapi::RUST_MDEV_DMA_OP_RAW_WRITE,
+    /// Reads through them.
+    RawRead = uapi::RUST_MDEV_DMA_OP_RAW_READ,
 }
 
 impl Opcode {
-    /// All of them.
+    /// Those that every device has.
     pub const ALL: [Self; 6] =
         [Self::Pin, Self::Unpin, Self::Write, Self::Read, Self::DmaWrite, Self::DmaRead];
 
+    /// Those of raw pins, which devices have if the driver was loaded with `raw_pins=1`.
+    pub const RAW: [Self; 4] = [Self::RawPin, Self::RawUnpin, Self::RawWrite, Self::RawRead];
+
     /// The operation of this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|&opcode| opcode as u32 == number)
+        Self::ALL.into_iter().chain(Self::RAW).find(|&opcode| opcode as u32 == number)
+    }
+
+    /// The operation of this name, as it is shown.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().chain(Self::RAW).find(|opcode| opcode.to_string() == name)
     }
 }
 
@@ -48,6 +64,10 @@ impl fmt::Display for Opcode {
             Self::Read => "READ",
             Self::DmaWrite => "DMA_WRITE",
             Self::DmaRead => "DMA_READ",
+            Self::RawPin => "RAW_PIN",
+            Self::RawUnpin => "RAW_UNPIN",
+            Self::RawWrite => "RAW_WRITE",
+            Self::RawRead => "RAW_READ",
         })
     }
 }
@@ -80,6 +100,8 @@ pub struct DeviceLimits {
     pub max_pins: u64,
     /// Bytes of one command.
     pub max_length: u64,
+    /// Whether it has [`Opcode::RAW`].
+    pub raw_pins: bool,
 }
 
 /// A `rust_mdev_dma` device, driven through its registers; by default those of its file descriptor.
@@ -148,6 +170,10 @@ impl<A: RegisterAccess> MdevDma<A> {
         Ok(DeviceLimits {
             max_pins: self.read(uapi::RUST_MDEV_DMA_REG_MAX_PINS, Width::Quad)?,
             max_length: self.read(uapi::RUST_MDEV_DMA_REG_MAX_LENGTH, Width::Quad)?,
+            raw_pins: {
+                let ops = self.read_long(uapi::RUST_MDEV_DMA_REG_OPS)?;
+                Opcode::RAW.into_iter().all(|op| ops & (1 << op as u32) != 0)
+            },
         })
     }
 

@@ -2,17 +2,30 @@
 
 //! Defects of type1 that devices with an IOMMU show: see `Documentation/findings/`.
 
+use crate::promotion::needs_driver;
 use anyhow::Result;
 use dirty_model::{Errno, Protection};
 use harness::{Context, Failure, Scenario, Shows, Signature, defect};
+use mdev_dma::Opcode;
 use std::time::{Duration, Instant};
-use testbed::{Op, PAGE, Testbed, slots::EDU};
+use testbed::{
+    Op, PAGE, Testbed, at, command, pages,
+    slots::{EDU, PAIR, PINNING_PAIR},
+};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
 
 /// A defect that shows as a difference without pages.
 const fn shows(defect: &'static str, what: &'static str) -> Signature {
     let shows = Shows::Difference { what, lost: &[], spurious: &[] };
     Signature { defect, shows, complaints: &[] }
+}
+
+/// A defect of which only the kernel's complaints say something.
+pub const fn shows_complaint(
+    defect: &'static str,
+    complaints: &'static [&'static str],
+) -> Signature {
+    Signature { defect, shows: Shows::Complaint, complaints }
 }
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -28,6 +41,20 @@ pub const SCENARIOS: &[Scenario] = &[
         join_unwind,
         shows("D21", "a join that fails takes * with 16 GiB mapped, * with 1 MiB"),
     ),
+    defect(
+        "type1/defect/D22-shared-promotion",
+        "a device that pins doesn't speak for the other one of its group, whose DMA is dirty",
+        shared_promotion,
+        Signature {
+            defect: "D22",
+            shows: Shows::Difference {
+                what: "GET_BITMAP 0x40000000+0x46000: the bitmap is wrong",
+                lost: &[(0x4000_0000, 0x4000_1000), (0x4000_2000, 0x4004_6000)],
+                spurious: &[],
+            },
+            complaints: &[],
+        },
+    ),
 ];
 
 fn join_aperture(context: &Context<'_>) -> Result<()> {
@@ -37,6 +64,22 @@ fn join_aperture(context: &Context<'_>) -> Result<()> {
     bed.refused(Errno::EINVAL, Op::Join { device: EDU[0] })?;
     bed.must(Op::unmap(beyond, PAGE))?;
     bed.has_only_pin()
+}
+
+fn shared_promotion(context: &Context<'_>) -> Result<()> {
+    needs_driver()?;
+    let other = PAIR[1];
+    let mut bed = Testbed::with_pages(context, 70)?;
+    bed.user_write(pages(0..1))?;
+    bed.must(Op::Join { device: PINNING_PAIR })?;
+    for device in [PINNING_PAIR, other] {
+        bed.must(Op::Open { device })?;
+    }
+    bed.start()?;
+    bed.must(command(PINNING_PAIR, Opcode::Pin, pages(1..2)))?;
+    bed.must(Op::Copy { device: other, from: at(0, 0), to: at(40, 0), length: PAGE })?;
+    bed.check_memory()?;
+    bed.reports(&[0..70])
 }
 
 fn join_unwind(context: &Context<'_>) -> Result<()> {

@@ -10,10 +10,20 @@
 mod defect;
 mod demotion;
 mod mapping;
+mod promotion;
+mod vaddr;
 
 use harness::Scenario;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [demotion::SCENARIOS, mapping::SCENARIOS, defect::SCENARIOS].into_iter().flatten()
+    [
+        demotion::SCENARIOS,
+        promotion::SCENARIOS,
+        mapping::SCENARIOS,
+        vaddr::SCENARIOS,
+        defect::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
 }

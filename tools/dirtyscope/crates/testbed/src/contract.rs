@@ -6,7 +6,7 @@ use crate::{
 };
 use dirty_model::{
     Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, GroupKind, Limits,
-    Mapping, Protection,
+    Mapping, Protection, RawPin,
 };
 use mdev_dma::{Opcode, uapi};
 use std::{
@@ -29,6 +29,7 @@ pub fn limits_of(max_pins: u64, max_length: u64) -> Limits {
         max_length,
         pin_batch: u64::from(uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE,
         dma_chunk: u64::from(uapi::RUST_MDEV_DMA_DMA_CHUNK),
+        raw_pages: None,
     }
 }
 
@@ -36,6 +37,8 @@ pub fn limits_of(max_pins: u64, max_length: u64) -> Limits {
 pub(crate) fn iova_ranges() -> Vec<RangeInclusive<u64>> {
     vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]
 }
+/// `VFIO_PIN_PAGES_MAX_ENTRIES`: pages of one raw pin.
+pub const RAW_PAGES: u64 = PAGE / size_of::<u64>() as u64;
 
 /// What the kernel owes: the model, and which of its devices is in which slot. It knows nothing of
 /// what is in memory.
@@ -104,9 +107,19 @@ impl Contract {
         }
     }
 
+    /// Whether devices have raw pins.
+    pub fn has_raw_pins(&self) -> bool {
+        self.limits.raw_pages.is_some()
+    }
+
+    /// The raw pins of the device in a slot.
+    pub fn raw_pins(&self, slot: usize) -> &[RawPin] {
+        self.device(slot).map_or(&[], |id| self.model.raw_pins(id))
+    }
+
     /// Whether any page of `size` bytes from `iova` on is pinned.
     pub fn has_pins_in(&self, iova: u64, size: u64) -> bool {
-        let pages = self.devices.values().flat_map(|&id| self.model.pinned(id));
+        let pages = self.devices.values().flat_map(|&id| self.model.all_pinned(id));
         pages.into_iter().any(|page| page.checked_sub(iova).is_some_and(|at| at < size))
     }
 
@@ -157,8 +170,9 @@ impl Contract {
 
     /// What must come of `op`. Panics if it isn't allowed.
     pub fn apply(&mut self, op: &Op) -> Owed {
-        if let Op::Command { device, op, iova, length, .. } = *op {
-            return self.command(device, op, iova, length);
+        if let Op::Command { device, op, iova, length, seed } = *op {
+            let kind = operation(op).map(|opcode| to_kind(opcode, seed));
+            return self.command(device, Command { kind, iova, length });
         }
         Owed { answer: self.call(op), transferred: 0..0 }
     }
@@ -220,7 +234,10 @@ impl Contract {
     fn join(&mut self, slot: usize) -> Result<(), Errnos> {
         let group = match kind(slot) {
             Some(SlotKind::Emulated) => GroupKind::Emulated,
-            _ => GroupKind::Iommu(self.iova_ranges.clone()),
+            _ => {
+                let shared = slots::members(slot).len() > 1;
+                GroupKind::Iommu { ranges: self.iova_ranges.clone(), shared }
+            }
         };
         self.model.join(slots::group(slot), group)?;
         self.joined.extend(slots::members(slot));
@@ -236,7 +253,7 @@ impl Contract {
         let mapping = Mapping { iova, vaddr: PAGE, size, protection };
         match flags & !(VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE) {
             0 => self.model.map_backed(&mapping, backed),
-            VFIO_DMA_MAP_FLAG_VADDR => Err(self.model.update_vaddr(&mapping)),
+            VFIO_DMA_MAP_FLAG_VADDR => self.model.update_vaddr(&mapping),
             _ => Err(self.model.map_with_unknown_flag(&mapping)),
         }
     }
@@ -247,7 +264,7 @@ impl Contract {
             VFIO_DMA_UNMAP_FLAG_ALL => self.model.unmap_all(iova, size),
             _ if flags & !(VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR) == 0 => {
                 let all = flags & VFIO_DMA_UNMAP_FLAG_ALL != 0;
-                Err(self.model.invalidate_vaddr(iova, size, all))
+                self.model.invalidate_vaddr(iova, size, all)
             }
             _ => Err(self.model.unmap_with_unknown_flag(iova, size)),
         };
@@ -257,10 +274,10 @@ impl Contract {
         }
     }
 
-    fn command(&mut self, slot: usize, op: u32, iova: u64, length: u64) -> Owed {
-        let command = Command { kind: operation(op).map(to_kind), iova, length };
+    fn command(&mut self, slot: usize, command: Command) -> Owed {
         let outcome = self.model.command(self.devices[&slot], &command);
         let answer = Answer { count: outcome.count, ..Answer::of(outcome.status) };
+        let iova = command.iova;
         Owed { answer, transferred: iova..iova.saturating_add(outcome.transferred) }
     }
 }
@@ -272,7 +289,7 @@ fn with_bitmap(result: Result<(u64, Bitmap), Errnos>) -> Answer<Errnos> {
     }
 }
 
-fn to_kind(opcode: Opcode) -> CommandKind {
+fn to_kind(opcode: Opcode, seed: u64) -> CommandKind {
     match opcode {
         Opcode::Pin => CommandKind::Pin,
         Opcode::Unpin => CommandKind::Unpin,
@@ -280,5 +297,9 @@ fn to_kind(opcode: Opcode) -> CommandKind {
         Opcode::Read => CommandKind::Read,
         Opcode::DmaWrite => CommandKind::DmaWrite,
         Opcode::DmaRead => CommandKind::DmaRead,
+        Opcode::RawPin => CommandKind::RawPin(seed),
+        Opcode::RawUnpin => CommandKind::RawUnpin(seed),
+        Opcode::RawWrite => CommandKind::RawWrite,
+        Opcode::RawRead => CommandKind::RawRead,
     }
 }

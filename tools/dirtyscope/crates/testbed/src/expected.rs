@@ -9,6 +9,7 @@ use crate::{
 use anyhow::Result;
 use dirty_model::Errnos;
 use mdev_dma::{Opcode, pattern};
+use vfio_client::uapi::VFIO_DMA_UNMAP_FLAG_VADDR;
 
 /// What is expected of the kernel: what it owes, and what must be in memory.
 pub struct Expected {
@@ -37,6 +38,7 @@ impl Expected {
     pub fn apply(&mut self, op: &Op) -> Result<Answer<Errnos>> {
         let Owed { mut answer, transferred } = self.contract.apply(op);
         match *op {
+            Op::Unmap { flags, .. } if flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0 => {}
             Op::Unmap { iova, size, .. } | Op::UnmapBitmap { iova, size, .. }
                 if answer.status.is_ok() =>
             {
@@ -51,8 +53,10 @@ impl Expected {
             }
             Op::UserWrite { iova, length, seed } => self.regions.user_write(iova, length, seed),
             Op::Command { op, iova, seed, .. } => match operation(op) {
-                Some(Opcode::Write | Opcode::DmaWrite) => self.regions.write(transferred, seed),
-                Some(Opcode::Read | Opcode::DmaRead) if answer.status.is_ok() => {
+                Some(Opcode::Write | Opcode::DmaWrite | Opcode::RawWrite) => {
+                    self.regions.write(transferred, seed);
+                }
+                Some(Opcode::Read | Opcode::DmaRead | Opcode::RawRead) if answer.status.is_ok() => {
                     answer.digest = pattern::digest(&self.regions.read(transferred), iova);
                 }
                 _ => {}

@@ -20,7 +20,7 @@ mod steps;
 mod testbed;
 mod text;
 
-pub use contract::{Contract, Owed, limits_of};
+pub use contract::{Contract, Owed, RAW_PAGES, limits_of};
 pub use live::status;
 pub use mdev_dma::PAGE;
 pub use op::{Answer, Buffer, BufferMemory, Op, operation};

@@ -2,6 +2,7 @@
 
 use crate::{
     Answer, Buffer, BufferMemory, Op, PAGE,
+    regions::BORDER,
     slots::{self, SlotKind},
 };
 use anyhow::{Context as _, Result, bail};
@@ -144,9 +145,9 @@ impl LiveContainer {
         }
     }
 
-    /// Maps `memory`, which is at least as large.
+    /// Maps `memory` behind its border; it is at least as large.
     pub fn map(&self, memory: &Arc<Memory>, iova: u64, size: u64, flags: u32) -> Result<Answer> {
-        let args = MapArgs { memory, offset: 0, iova, size, flags, argsz: None };
+        let args = MapArgs { memory, offset: BORDER, iova, size, flags, argsz: None };
         status(self.container.map(&args)).map(Answer::of)
     }
 

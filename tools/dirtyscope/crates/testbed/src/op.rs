@@ -42,7 +42,8 @@ pub enum Op {
     /// Resets it.
     Reset { device: usize },
     /// Has it run a command, to its end. `op` is a number, so that one that is no operation can be
-    /// tried; with `RUST_MDEV_DMA_COMMAND_BACKGROUND` it runs in the background.
+    /// tried; with `RUST_MDEV_DMA_COMMAND_BACKGROUND` it runs in the background. The seed of RAW_PIN
+    /// and RAW_UNPIN is the protection.
     Command { device: usize, op: u32, iova: u64, length: u64, seed: u64 },
     /// An edu copies up to 4,096 bytes, by DMA through the IOMMU.
     Copy { device: usize, from: u64, to: u64, length: u64 },
@@ -148,9 +149,9 @@ impl Op {
             Self::Hide { .. } => Kind::Hide,
             Self::Show { .. } => Kind::Show,
             Self::Command { op, .. } => match operation(op) {
-                Some(Opcode::Pin) => Kind::Pin,
-                Some(Opcode::Unpin) => Kind::Unpin,
-                Some(Opcode::Write | Opcode::DmaWrite) => Kind::Write,
+                Some(Opcode::Pin | Opcode::RawPin) => Kind::Pin,
+                Some(Opcode::Unpin | Opcode::RawUnpin) => Kind::Unpin,
+                Some(Opcode::Write | Opcode::DmaWrite | Opcode::RawWrite) => Kind::Write,
                 _ => Kind::Other,
             },
             _ => Kind::Other,

@@ -15,24 +15,53 @@ pub struct Regions(Vec<Region>);
 struct Region {
     iova: u64,
     mapped: bool,
+    /// What is mapped of it begins behind its border, and ends before it if there is one.
     memory: Arc<Memory>,
-    /// What must be in it.
+    /// What must be in what is mapped.
     shadow: Vec<u8>,
     /// Pages that the process made inaccessible, by their offset in it.
     hidden: BTreeSet<usize>,
 }
 
-/// New memory for `backed` bytes. Up to `size` bytes, at least one, nothing is behind it.
+/// Bytes around what is mapped that nobody may write to: a page.
+pub const BORDER: usize = PAGE as usize;
+
+/// What is in a border.
+const BORDER_SEED: u64 = 0x626f_7264_6572;
+
+fn border() -> [u8; BORDER] {
+    let mut bytes = [0; BORDER];
+    pattern::fill(&mut bytes, BORDER_SEED, 0);
+    bytes
+}
+
+/// New memory for `backed` bytes, behind a border. Up to `size` bytes, at least one, nothing is behind
+/// it; if nothing is missing, a border.
 pub fn new_memory(size: u64, backed: u64) -> Result<Arc<Memory>> {
-    let len = backed.next_multiple_of(PAGE);
-    let guard = size.max(1).next_multiple_of(PAGE).saturating_sub(len);
-    Ok(Arc::new(Memory::with_guard(len as usize, guard as usize)?))
+    let len = backed.next_multiple_of(PAGE) as usize;
+    let guard = (size.max(1).next_multiple_of(PAGE) as usize).saturating_sub(len);
+    let behind = if guard == 0 { BORDER } else { 0 };
+    let memory = Memory::with_guard(BORDER + len + behind, guard)?;
+    memory.write(0, &border());
+    if guard == 0 {
+        memory.write(BORDER + len, &border());
+    }
+    Ok(Arc::new(memory))
 }
 
 impl Regions {
+    /// The memory that is mapped at `iova`, if it has as many bytes and as many behind them.
+    pub fn memory_at(&self, iova: u64, size: u64) -> Option<Arc<Memory>> {
+        let mut mapped = self.0.iter().filter(|region| region.mapped && region.iova == iova);
+        let memory = mapped.next().map(|region| region.memory.clone());
+        memory.filter(|memory| size <= memory.span() as u64)
+    }
+
     /// `memory`, made by [`new_memory`], was mapped.
     pub fn map(&mut self, iova: u64, memory: Arc<Memory>) {
-        let shadow = vec![0; memory.len()];
+        // Without a guard there is another border.
+        let behind = if memory.span() > memory.len() { 0 } else { BORDER };
+        let shadow = vec![0; memory.len() - BORDER - behind];
         let hidden = BTreeSet::new();
         self.0.push(Region { iova, mapped: true, memory, shadow, hidden });
     }
@@ -43,7 +72,7 @@ impl Regions {
             if region.iova >= iova && region.iova - iova < size {
                 region.mapped = false;
                 for page in std::mem::take(&mut region.hidden) {
-                    region.memory.set_access(page..page + PAGE as usize, Access::ReadWrite)?;
+                    region.set_access(page..page + PAGE as usize, Access::ReadWrite)?;
                 }
             }
         }
@@ -56,7 +85,7 @@ impl Regions {
         for (region, bytes) in self.parts(iova, size) {
             let region = &mut self.0[region];
             let access = if hidden { Access::None } else { Access::ReadWrite };
-            region.memory.set_access(bytes.clone(), access)?;
+            region.set_access(bytes.clone(), access)?;
             for page in bytes.step_by(PAGE as usize) {
                 if hidden {
                     region.hidden.insert(page);
@@ -96,7 +125,7 @@ impl Regions {
             for part in visible(&region.hidden, bytes) {
                 let shadow = &mut region.shadow[part.clone()];
                 pattern::fill(shadow, seed, region.iova + part.start as u64);
-                region.memory.write(part.start, shadow);
+                region.memory.write(BORDER + part.start, shadow);
             }
         }
     }
@@ -116,14 +145,33 @@ impl Regions {
         self.0[region].shadow[at.start] ^= 1;
     }
 
-    /// Compares all memory that isn't hidden with what must be in it.
+    /// Compares all memory that isn't hidden, and its borders, with what must be in it.
     pub fn check(&self) -> Result<()> {
+        self.check_borders(usize::MAX)?;
         for region in &self.0 {
             for part in visible(&region.hidden, 0..region.shadow.len()) {
-                if let Some(word) =
-                    region.memory.first_difference(part.start, &region.shadow[part.clone()])
-                {
+                let expected = &region.shadow[part.clone()];
+                if let Some(word) = region.memory.first_difference(BORDER + part.start, expected) {
                     return Err(region.difference(part.start + word));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the borders of the memory that was mapped in the last so many mappings.
+    pub fn check_borders(&self, count: usize) -> Result<()> {
+        let expected = border();
+        for region in self.0.iter().rev().take(count) {
+            let behind = BORDER + region.shadow.len();
+            let both = [(0, "before"), (behind, "behind")];
+            for (at, place) in both.into_iter().filter(|&(at, _)| at < region.memory.len()) {
+                if let Some(word) = region.memory.first_difference(at, &expected) {
+                    let what = format!(
+                        "memory: what is {place} that of the mapping at {:#x} was written, at byte {word:#x}",
+                        region.iova
+                    );
+                    return Err(Failure::new(what).into());
                 }
             }
         }
@@ -156,10 +204,15 @@ impl Regions {
 }
 
 impl Region {
+    /// Lets the process do no more than `access` to bytes of what is mapped.
+    fn set_access(&self, bytes: Range<usize>, access: Access) -> Result<()> {
+        Ok(self.memory.set_access(BORDER + bytes.start..BORDER + bytes.end, access)?)
+    }
+
     /// What is to be said of a word that differs.
     fn difference(&self, word: usize) -> anyhow::Error {
         let mut found = [0; 8];
-        self.memory.read(word, &mut found);
+        self.memory.read(BORDER + word, &mut found);
         let expected = &self.shadow[word..word + found.len()];
         let byte = (0..found.len()).find(|&i| found[i] != expected[i]).unwrap_or(0);
         let at = self.iova + (word + byte) as u64;
@@ -206,6 +259,24 @@ mod tests {
         regions.unmap(0x2000, 0x2000).unwrap();
         assert_eq!(regions.read(0x1000..0x9000).len(), 0x1000);
         assert!(regions.read(0x7000..0x9000).is_empty());
+    }
+
+    #[test]
+    fn borders_are_watched() {
+        for (backed, borders) in [(2, 2), (1, 1), (0, 1)] {
+            let memory = new_memory(2 * PAGE, backed * PAGE).unwrap();
+            let mut regions = Regions::default();
+            regions.map(0x1000, memory.clone());
+            regions.check().unwrap();
+            let end = BORDER + (backed * PAGE) as usize;
+            for (at, place) in [(BORDER - 8, "before"), (end, "behind")].into_iter().take(borders) {
+                memory.write(at, &[1; 8]);
+                let error = regions.check_borders(1).unwrap_err().to_string();
+                assert!(error.contains(place), "{error}");
+                regions.check_borders(0).unwrap();
+                memory.write(0, &border());
+            }
+        }
     }
 
     #[test]

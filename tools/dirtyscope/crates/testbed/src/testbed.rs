@@ -2,7 +2,7 @@
 
 use crate::{
     Answer, Contract, Op, PAGE,
-    contract::{SPAN_MAX, limits_of},
+    contract::{RAW_PAGES, SPAN_MAX, limits_of},
     expected::Expected,
     live::LiveContainer,
     regions::new_memory,
@@ -12,13 +12,17 @@ use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Errnos, Limits};
 use edu_client::Edu;
 use events::{Difference, Runs};
-use harness::{Context, Failure, locked_memory};
+use harness::{Context, Failure, Skip, locked_memory};
 use mdev_dma::MdevDma;
 use std::{fs, ops::Range, sync::Arc};
-use vfio_client::{Container, DeviceNode, Leave};
+use vfio_client::{Container, DeviceNode, Leave, uapi::VFIO_DMA_MAP_FLAG_VADDR};
 
 /// Where the kernel has the limit on mappings of a container.
 const DMA_ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+
+/// Borders of so many regions are compared after every command, those of the newest; of all of them
+/// when memory is.
+const BORDERS: usize = 64;
 
 /// A container with devices and memory in the kernel, and what is expected of it.
 pub struct Testbed<'a> {
@@ -71,6 +75,12 @@ impl<'a> Testbed<'a> {
     pub fn add_device(&mut self) -> Result<()> {
         self.must(Op::Join { device: 1 })?;
         self.must(Op::Open { device: 1 })
+    }
+
+    /// Skips the scenario unless devices have raw pins.
+    pub fn needs_raw_pins(&self) -> Result<()> {
+        ensure!(self.contract().has_raw_pins(), Skip("load rust_mdev_dma with raw_pins=1".into()));
+        Ok(())
     }
 
     /// What the kernel owes at the moment.
@@ -139,9 +149,12 @@ impl<'a> Testbed<'a> {
         let n = self.context.call(op.to_call(group));
         let answer = match op {
             Op::Map { iova, size, backed, flags } => {
-                let memory = new_memory(size, backed)?;
+                // What gets another address must be the same memory.
+                let updates = flags == VFIO_DMA_MAP_FLAG_VADDR;
+                let same = updates.then(|| self.expected.regions.memory_at(iova, size)).flatten();
+                let memory = same.map_or_else(|| new_memory(size, backed), Ok)?;
                 let answer = self.kernel.map(&memory, iova, size, flags)?;
-                if answer.status.is_ok() {
+                if answer.status.is_ok() && !updates {
                     self.expected.regions.map(iova, memory);
                 }
                 answer
@@ -159,6 +172,9 @@ impl<'a> Testbed<'a> {
             kernel: answer.to_reply(&op),
         });
         compare(&op, &expected, &answer)?;
+        if matches!(op, Op::Command { .. }) {
+            self.expected.regions.check_borders(BORDERS)?;
+        }
         if op == Op::Check {
             self.check_memory()?;
             self.check_counters()?;
@@ -245,8 +261,9 @@ fn dma_entry_limit() -> Result<u32> {
 
 /// Those that a device has.
 fn limits(device: &MdevDma) -> Result<Limits> {
-    let mdev_dma::DeviceLimits { max_pins, max_length } = device.limits()?;
-    Ok(limits_of(max_pins, max_length))
+    let mdev_dma::DeviceLimits { max_pins, max_length, raw_pins } = device.limits()?;
+    let raw_pages = raw_pins.then_some(RAW_PAGES);
+    Ok(Limits { raw_pages, ..limits_of(max_pins, max_length) })
 }
 
 /// Fails unless `op` succeeded.

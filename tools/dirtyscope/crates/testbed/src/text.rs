@@ -13,6 +13,7 @@
 //! device 0 JOIN | LEAVE [close] | OPEN | CLOSE | RESET
 //! device 0 [background] DMA_WRITE 0x40000000+0x1000 [seed N]   or another, also by its number
 //! device 2 COPY 0x40000000+0x1000 to 0x40008000  edu's DMA
+//! device 0 [background] RAW_PIN | RAW_UNPIN 0x40000800+0x1000 [prot N]
 //! process HIDE | SHOW | WRITE 0x40000000+0x1000 [seed N]
 //! CHECK
 //! ```
@@ -72,7 +73,7 @@ impl Display for Op {
                     None => write!(f, "{}", op & !BACKGROUND)?,
                 }
                 write!(f, " {iova:#x}+{length:#x}")?;
-                option(f, "seed", seed, 0)
+                option(f, seed_name(op), seed, 0)
             }
             Self::Copy { device, from, to, length } => {
                 write!(f, "device {device} COPY {from:#x}+{length:#x} to {to:#x}")
@@ -85,6 +86,14 @@ impl Display for Op {
             }
             Self::Check => f.write_str("CHECK"),
         }
+    }
+}
+
+/// What the seed of a command is.
+fn seed_name(op: u32) -> &'static str {
+    match operation(op) {
+        Some(Opcode::RawPin | Opcode::RawUnpin) => "prot",
+        _ => "seed",
     }
 }
 
@@ -198,7 +207,7 @@ impl<'a> Words<'a> {
             "OPEN" => return Ok(Op::Open { device }),
             "CLOSE" => return Ok(Op::Close { device }),
             "RESET" => return Ok(Op::Reset { device }),
-            _ => match Opcode::ALL.into_iter().find(|op| op.to_string() == name) {
+            _ => match Opcode::from_name(name) {
                 Some(op) => op as u32,
                 None => name.parse().with_context(|| format!("{name:?} is no operation"))?,
             },
@@ -209,7 +218,7 @@ impl<'a> Words<'a> {
             op: op | flags,
             iova,
             length,
-            seed: self.option("seed")?.unwrap_or(0),
+            seed: self.option(seed_name(op))?.unwrap_or(0),
         })
     }
 
@@ -305,6 +314,9 @@ mod tests {
             "device 0 DMA_WRITE 0x1fff+0x2 seed 0x1",
             "device 0 background PIN 0x1000+0x1000",
             "device 1 background 0 0x1000+0x1000",
+            "device 0 RAW_PIN 0x40000800+0x200000 prot 0x3",
+            "device 0 background RAW_UNPIN 0x40000800+0x1000",
+            "device 1 RAW_WRITE 0x40000800+0x1000 seed 0x2",
             "device 0 77 0x0+0xffffffffffffffff",
             "process HIDE 0x1000+0x1000",
             "process WRITE 0x1000+0x7 seed 0x2",

@@ -6,9 +6,10 @@
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use dirty_model::Errno;
 use harness::{
-    Context, Failure, Scenario, Setting, Shows, Signature, Stuck, count_blocked, defect, stacks,
+    Context, Failure, Scenario, Setting, Shows, Signature, Skip, Stuck, count_blocked, defect,
+    stacks,
 };
-use mdev_dma::MdevDma;
+use mdev_dma::{MdevDma, Opcode};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::{
     process,
@@ -46,6 +47,29 @@ pub const SCENARIOS: &[Scenario] = &[
             complaints: &[
                 "usercopy: Kernel memory exposure attempt detected from *",
                 "kernel BUG at mm/usercopy.c:*",
+                "Oops: invalid opcode: *",
+            ],
+        },
+    ),
+    defect(
+        "type1/killer/D11-bit-astray",
+        "a page just before a mapping can't be pinned, and no bit before its bitmap is set",
+        bit_astray,
+        Signature {
+            defect: "D11",
+            shows: Shows::Hang(&["RAW_PIN does not return"]),
+            complaints: &["BUG: unable to handle page fault for address: *", "Oops: Oops: *"],
+        },
+    ),
+    defect(
+        "type1/killer/D11-unmap-missed",
+        "a page can be unmapped whose unpin came when other mappings had been made",
+        unmap_missed,
+        Signature {
+            defect: "D11",
+            shows: Shows::Hang(&["UNMAP does not return"]),
+            complaints: &[
+                "kernel BUG at drivers/vfio/vfio_iommu_type1.c:*",
                 "Oops: invalid opcode: *",
             ],
         },
@@ -122,6 +146,9 @@ fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Whether the kernel panics for an oops: not while a scenario looks at what one leaves.
+const PANIC_ON_OOPS: &str = "/proc/sys/kernel/panic_on_oops";
+
 fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     const ROUNDS: u64 = 4;
     // So many that STOP gets a turn while they are unpinned.
@@ -134,7 +161,7 @@ fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
     let map = MapArgs { memory: &memory, offset: 0, iova, size, flags, argsz: None };
     let unmap = UnmapArgs { iova, size, ..Default::default() };
-    let _no_panic = Setting::new("/proc/sys/kernel/panic_on_oops", "0")?;
+    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
     let _one_cpu = OneCpu::new()?;
     for round in 0..ROUNDS {
         container.map(&map)?;
@@ -161,4 +188,75 @@ fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A device with raw pins in a container with `mappings` of 4 pages each, one behind the other.
+struct Mapped {
+    device: MdevDma,
+    container: Arc<Container>,
+}
+
+impl Mapped {
+    fn new(context: &Context<'_>) -> Result<Self> {
+        let node = context.device(0)?.node()?;
+        let container = Container::new(Group::open(&node)?)?;
+        let device = MdevDma::open(&container, &node)?;
+        let raw_pins = device.limits()?.raw_pins;
+        ensure!(raw_pins, Skip("load rust_mdev_dma with raw_pins=1".into()));
+        Ok(Self { device, container })
+    }
+
+    /// Maps 4 pages.
+    fn map(&self, page: u64) -> Result<()> {
+        let (size, flags) = (4 * PAGE, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
+        let memory = &Arc::new(Memory::new(size as usize)?);
+        let (offset, iova, argsz) = (0, at(page, 0), None);
+        Ok(self.container.map(&MapArgs { memory, offset, iova, size, flags, argsz })?)
+    }
+}
+
+/// Has a thread do something to `mapped` that doesn't return if the kernel kills it, with locks that
+/// nobody releases then.
+fn or_stuck<T: Send + 'static>(
+    what: &str,
+    mapped: Mapped,
+    f: impl FnOnce(&Mapped) -> T + Send + 'static,
+) -> Result<T> {
+    let mapped = Arc::new(mapped);
+    let (its, (send, done)) = (mapped.clone(), channel());
+    thread::spawn(move || send.send(f(&its)));
+    match done.recv_timeout(Duration::from_secs(2)) {
+        Ok(value) => Ok(value),
+        Err(RecvTimeoutError::Disconnected) => bail!("the thread for {what} panicked"),
+        Err(RecvTimeoutError::Timeout) => {
+            // Closing these waits for the locks.
+            std::mem::forget(mapped);
+            Err(Stuck(format!("{what} does not return")).into())
+        }
+    }
+}
+
+fn bit_astray(context: &Context<'_>) -> Result<()> {
+    let mapped = Mapped::new(context)?;
+    mapped.map(0)?;
+    mapped.container.dirty_start()?;
+    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
+    let (op, before) = (Opcode::RawPin as u32, at(0, 0) - PAGE + 8);
+    let outcome = or_stuck("RAW_PIN", mapped, move |it| it.device.run(op, before, PAGE, 3))??;
+    let refused = outcome.status == Errno::EINVAL.0 as u32;
+    Failure::unless_none((!refused).then(|| format!("RAW_PIN before a mapping: {outcome:?}")))
+}
+
+fn unmap_missed(context: &Context<'_>) -> Result<()> {
+    let mapped = Mapped::new(context)?;
+    let raw = |op: Opcode| mapped.device.run(op as u32, at(3, 0x800), PAGE, 3);
+    mapped.map(0)?;
+    ensure!(raw(Opcode::RawPin)?.status == 0, "a page can't be pinned");
+    mapped.map(4)?;
+    mapped.map(8)?;
+    ensure!(raw(Opcode::RawUnpin)?.status == 0, "a page can't be unpinned");
+    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
+    let args = UnmapArgs { iova: at(0, 0), size: 4 * PAGE, ..Default::default() };
+    let unmapped = or_stuck("UNMAP", mapped, move |it| it.container.unmap(&args))??;
+    testbed::same("bytes unmapped", args.size, unmapped)
 }

@@ -17,12 +17,14 @@ mod many;
 mod map;
 mod pin;
 mod process;
+mod raw_defect;
+mod raw_pin;
 mod selftest;
 mod v1;
 
 use harness::Scenario;
 
-/// All but those in [`killers`].
+/// All but those in [`raw_pins`] and [`killers`].
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     [
         selftest::SCENARIOS,
@@ -39,6 +41,12 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     ]
     .into_iter()
     .flatten()
+}
+
+/// Those of pins from any IOVA with any protection, which devices have if the driver was loaded with
+/// `raw_pins=1`.
+pub fn raw_pins() -> impl Iterator<Item = &'static Scenario> {
+    [raw_pin::SCENARIOS, raw_defect::SCENARIOS].into_iter().flatten()
 }
 
 /// Those after which a kernel can't be used any more if it has the defect that they show.

@@ -55,11 +55,11 @@ fn hidden_memory(context: &Context<'_>) -> Result<()> {
 }
 
 /// The rights of this thread and the limit of this process, restored when dropped.
-struct Rights(CapabilitySets, Rlimit);
+pub(crate) struct Rights(CapabilitySets, Rlimit);
 
 impl Rights {
     /// Takes away CAP_IPC_LOCK and lets the process lock so many bytes.
-    fn limit(bytes: u64) -> Result<Self> {
+    pub(crate) fn limit(bytes: u64) -> Result<Self> {
         let old = Self(capabilities(None)?, getrlimit(Resource::Memlock));
         let effective = old.0.effective - CapabilitySet::IPC_LOCK;
         set_capabilities(None, CapabilitySets { effective, ..old.0 }).context("capset")?;

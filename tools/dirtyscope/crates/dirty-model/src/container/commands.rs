@@ -11,7 +11,7 @@ use crate::{
 use std::ops::Range;
 
 /// Status, COUNT, and bytes transferred of a command.
-type Done = (Result<(), Errnos>, u64, u64);
+pub(super) type Done = (Result<(), Errnos>, u64, u64);
 
 /// A batch of pins that fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,9 @@ impl Container {
 
     fn try_command(&mut self, id: DeviceId, command: &Command) -> Result<Done, Errnos> {
         let kind = command.kind.ok_or(Errno::EOPNOTSUPP)?;
+        if let Some(done) = self.raw_command(id, kind, command) {
+            return done;
+        }
         let range = self.device(id).check_range(command)?;
         let length = command.length;
         match kind {
@@ -45,7 +48,8 @@ impl Container {
                 self.check_pinned(id, range).map(|()| (Ok(()), length, length))
             }
             CommandKind::DmaWrite => Ok(self.dma(id, range, Protection::READ_WRITE)),
-            CommandKind::DmaRead => Ok(self.dma(id, range, Protection::READ)),
+            // Those of raw pins have been run.
+            _ => Ok(self.dma(id, range, Protection::READ)),
         }
     }
 
@@ -83,12 +87,12 @@ impl Container {
             let (page, errnos) = (batch.start, Errno::ENOSPC.into());
             return Some(PinFailure { batch, page, errnos });
         }
-        // What an IOMMU maps is locked already.
-        let limit = self.lock_limit.filter(|_| !self.has_iommu());
-        let mut unlocked = limit.map(|limit| limit.saturating_sub(self.locked_pages()));
+        let mut unlocked = self.unlocked();
         let mut failure: Option<PinFailure> = None;
         for page in pages(batch.clone(), self.page_size) {
-            if let Err(errnos) = self.pin_errnos(page, &mut unlocked).check() {
+            if let Err(errnos) =
+                self.pin_errnos(page, Protection::READ_WRITE, &mut unlocked).check()
+            {
                 let batch = batch.clone();
                 let first = failure.get_or_insert(PinFailure { batch, page, errnos });
                 first.errnos = first.errnos | errnos;
@@ -98,8 +102,15 @@ impl Container {
     }
 
     /// What is wrong with a page to pin, of which the user may lock so many more that are `unlocked`.
-    fn pin_errnos(&self, page: u64, unlocked: &mut Option<u64>) -> Errnos {
-        let wanted = Protection::READ_WRITE;
+    pub(super) fn pin_errnos(
+        &self,
+        page: u64,
+        wanted: Protection,
+        unlocked: &mut Option<u64>,
+    ) -> Errnos {
+        if self.lacks_vaddr() {
+            return Errno::EBUSY.into();
+        }
         let Some(mapping) = self.mapping_at(page) else { return Errno::EINVAL.into() };
         if self.is_pinned(page) {
             return Errnos::when(!mapping.protection.allows(wanted), Errno::EPERM);
@@ -112,9 +123,16 @@ impl Container {
         self.access_errnos(mapping, page, wanted) | Errnos::when(too_many, Errno::ENOMEM)
     }
 
+    /// How many pages more the user may lock, if there is a limit.
+    pub(super) fn unlocked(&self) -> Option<u64> {
+        // What an IOMMU maps is locked already.
+        let limit = self.lock_limit.filter(|_| !self.has_iommu());
+        limit.map(|limit| limit.saturating_sub(self.locked_pages()))
+    }
+
     /// Whether any device has pinned `page`.
     pub fn is_pinned(&self, page: u64) -> bool {
-        self.devices.values().any(|device| device.all_pinned([page].into_iter()))
+        self.devices.values().any(|device| device.has(page))
     }
 
     fn unpin(&mut self, id: DeviceId, range: Range<u64>) -> Result<(), Errnos> {

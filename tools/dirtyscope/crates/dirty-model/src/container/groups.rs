@@ -6,7 +6,8 @@
 //! knows what it may have written. One with an IOMMU gets at all that is mapped, by itself, and nobody
 //! says what it wrote: as long as such a group is in the container, every page of every mapping is
 //! dirty. Unless the group is *promoted*: it has pinned pages, which says that its driver accounts for
-//! all it writes by what it pins.
+//! all it writes by what it pins. For other devices of the group it can't speak: a group of several is
+//! never promoted.
 
 use super::Container;
 use crate::{Bitmap, Errno, Errnos, Protection, mapping::Mapped};
@@ -17,8 +18,13 @@ use std::ops::{Range, RangeInclusive};
 pub enum GroupKind {
     /// The host's CPU: they have no IOMMU.
     Emulated,
-    /// An IOMMU, which can map these ranges of IOVA, ascending.
-    Iommu(Vec<RangeInclusive<u64>>),
+    /// An IOMMU.
+    Iommu {
+        /// The ranges of IOVA that it can map, ascending.
+        ranges: Vec<RangeInclusive<u64>>,
+        /// Whether the group has several devices.
+        shared: bool,
+    },
 }
 
 /// A group that is in a container.
@@ -33,7 +39,7 @@ impl Group {
     fn iova_ranges(&self) -> Option<&[RangeInclusive<u64>]> {
         match &self.kind {
             GroupKind::Emulated => None,
-            GroupKind::Iommu(ranges) => Some(ranges),
+            GroupKind::Iommu { ranges, .. } => Some(ranges),
         }
     }
 }
@@ -43,7 +49,8 @@ impl Container {
     /// mapped from now on, which therefore must be possible, and is locked.
     pub fn join(&mut self, group: u32, kind: GroupKind) -> Result<(), Errnos> {
         let twice = self.groups.contains_key(&group);
-        Errnos::when(twice, Errno::EINVAL).check()?;
+        let no_vaddr = Errnos::when(self.lacks_vaddr(), Errno::EBUSY);
+        (no_vaddr | Errnos::when(twice, Errno::EINVAL)).check()?;
         let pinned_scope = kind == GroupKind::Emulated;
         let group_of = Group { kind, pinned_scope };
         if let Some(ranges) = group_of.iova_ranges() {
@@ -87,6 +94,11 @@ impl Container {
         self.groups.values().any(|group| group.iova_ranges().is_some())
     }
 
+    /// Whether a group without an IOMMU is in the container.
+    pub(super) fn has_emulated(&self) -> bool {
+        self.groups.values().any(|group| group.kind == GroupKind::Emulated)
+    }
+
     /// Whether every page of every mapping counts as dirty.
     pub fn all_dirty(&self) -> bool {
         self.groups.values().any(|group| !group.pinned_scope)
@@ -114,7 +126,7 @@ impl Container {
     /// A device of the group has pinned pages.
     pub(super) fn promote(&mut self, group: u32) {
         if let Some(group) = self.groups.get_mut(&group) {
-            group.pinned_scope = true;
+            group.pinned_scope |= matches!(group.kind, GroupKind::Iommu { shared: false, .. });
         }
     }
 
@@ -144,7 +156,9 @@ impl Container {
     /// container are `locked`, to which they are added.
     fn lock_errnos(&self, mapped: &Mapped, locked: &mut u64) -> Errnos {
         let accessible = mapped.accessible_until(mapped.iova, self.page_size);
-        *locked += mapped.size / self.page_size - self.pinned_pages(mapped.iova..mapped.end());
+        // What can't be mapped anyway may have more pins than pages.
+        let pinned = self.pinned_pages(mapped.iova..mapped.end());
+        *locked += (mapped.size / self.page_size).saturating_sub(pinned);
         let too_many = mapped.limited && self.lock_limit.is_some_and(|limit| *locked > limit);
         Errnos::when(accessible < mapped.end(), Errno::EFAULT)
             | Errnos::when(too_many, Errno::ENOMEM)

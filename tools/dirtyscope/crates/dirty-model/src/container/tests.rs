@@ -10,6 +10,7 @@ const LIMITS: Limits = Limits {
     max_length: 1 << 20,
     pin_batch: 64 * PAGE,
     dma_chunk: 16 * PAGE,
+    raw_pages: Some(8),
 };
 
 fn mapping(iova: u64, pages: u64) -> Mapping {
@@ -368,15 +369,15 @@ fn a_mapping_beyond_the_largest_bitmap() {
 
 #[test]
 fn addresses_are_never_invalid() {
-    let (c, _) = container(4);
+    let (mut c, _) = container(4);
     let vaddr = Mapping { protection: Protection::NONE, ..mapping(0, 4) };
-    assert_eq!(c.update_vaddr(&vaddr), Errno::EINVAL.into());
-    assert_eq!(c.update_vaddr(&Mapping { iova: 8 * PAGE, ..vaddr }), Errno::ENOENT.into());
-    assert_eq!(c.update_vaddr(&mapping(8 * PAGE, 4)), Errno::EINVAL | Errno::ENOENT);
-    assert_eq!(c.invalidate_vaddr(0, 4 * PAGE, false), Errno::EBUSY.into());
-    assert_eq!(c.invalidate_vaddr(0, 0, false), Errno::EBUSY | Errno::EINVAL);
-    assert_eq!(c.invalidate_vaddr(0, 0, true), Errno::EBUSY.into());
-    assert_eq!(c.invalidate_vaddr(0, PAGE, true), Errno::EBUSY | Errno::EINVAL);
+    assert_eq!(c.update_vaddr(&vaddr), Err(Errno::EINVAL.into()));
+    assert_eq!(c.update_vaddr(&Mapping { iova: 8 * PAGE, ..vaddr }), Err(Errno::ENOENT.into()));
+    assert_eq!(c.update_vaddr(&mapping(8 * PAGE, 4)), Err(Errno::EINVAL | Errno::ENOENT));
+    assert_eq!(c.invalidate_vaddr(0, 4 * PAGE, false), Err(Errno::EBUSY.into()));
+    assert_eq!(c.invalidate_vaddr(0, 0, false), Err(Errno::EBUSY | Errno::EINVAL));
+    assert_eq!(c.invalidate_vaddr(0, 0, true), Err(Errno::EBUSY.into()));
+    assert_eq!(c.invalidate_vaddr(0, PAGE, true), Err(Errno::EBUSY | Errno::EINVAL));
 }
 
 #[test]
@@ -415,7 +416,7 @@ fn what_is_wrong_in_two_ways_is_either() {
 }
 
 fn iommu() -> GroupKind {
-    GroupKind::Iommu(vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1])
+    GroupKind::Iommu { ranges: vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1], shared: false }
 }
 
 #[test]
@@ -467,6 +468,18 @@ fn a_pin_promotes_its_group() {
 }
 
 #[test]
+fn a_pin_does_not_promote_a_group_of_several_devices() {
+    let mut c = empty();
+    c.map(&mapping(0, 8)).unwrap();
+    let GroupKind::Iommu { ranges, .. } = iommu() else { unreachable!() };
+    c.join(1, GroupKind::Iommu { ranges, shared: true }).unwrap();
+    let dev = c.open(1, LIMITS);
+    c.start().unwrap();
+    ok(&mut c, dev, CommandKind::Pin, PAGE, PAGE);
+    assert_eq!(read(&mut c, 8), [0..8]);
+}
+
+#[test]
 fn what_an_iommu_cannot_map() {
     let mut c = empty();
     c.map_backed(&mapping(0, 4), 3 * PAGE).unwrap();
@@ -511,6 +524,29 @@ fn an_iommu_locks_all_that_is_mapped() {
 }
 
 #[test]
+fn addresses_go_and_come_back() {
+    let mut c = Container::new(PAGE, 10);
+    c.join(1, iommu()).unwrap();
+    let vaddr = |iova, pages| Mapping { protection: Protection::NONE, ..mapping(iova, pages) };
+    c.map(&mapping(0, 4)).unwrap();
+    c.map(&mapping(8 * PAGE, 1)).unwrap();
+    assert_eq!(c.update_vaddr(&vaddr(0, 4)), Err(Errno::EINVAL.into()), "it has one");
+    assert_eq!(c.invalidate_vaddr(0, 2 * PAGE, false), Err(Errno::EINVAL.into()));
+    assert_eq!(c.invalidate_vaddr(0, 4 * PAGE, false), Ok(4 * PAGE));
+    assert_eq!(c.invalidate_vaddr(0, 0, true), Err(Errno::EINVAL.into()), "one of them again");
+    assert_eq!(c.join(EMULATED, GroupKind::Emulated), Err(Errno::EBUSY.into()));
+    let dev = c.open(1, LIMITS);
+    fails(&mut c, dev, CommandKind::Pin, 8 * PAGE, PAGE, Errno::EBUSY);
+    assert_eq!(c.update_vaddr(&vaddr(8 * PAGE, 1)), Err(Errno::EINVAL.into()), "it kept its own");
+    assert_eq!(c.update_vaddr(&vaddr(0, 3)), Err(Errno::EINVAL.into()));
+    assert_eq!(c.update_vaddr(&vaddr(0, 4)), Ok(()));
+    ok(&mut c, dev, CommandKind::Pin, 8 * PAGE, PAGE);
+    assert_eq!(c.invalidate_vaddr(0, 0, true), Ok(5 * PAGE));
+    c.unmap_all(0, 0).unwrap();
+    assert!(!c.lacks_vaddr());
+}
+
+#[test]
 fn the_last_group_takes_all_with_it() {
     let (mut c, dev) = container(8);
     c.start().unwrap();
@@ -521,4 +557,75 @@ fn the_last_group_takes_all_with_it() {
     c.leave(1);
     assert!(!c.tracking());
     assert_eq!((c.mappings().count(), c.dma_avail()), (0, 10));
+}
+
+fn raw(c: &mut Container, dev: DeviceId, iova: u64, pages: u64, protection: u64) -> Option<Errnos> {
+    run(c, dev, CommandKind::RawPin(protection), iova, pages * PAGE).status.err()
+}
+
+#[test]
+fn a_raw_pin_is_of_the_pages_that_contain_it() {
+    let (mut c, dev) = container(4);
+    c.map(&mapping(4 * PAGE, 2)).unwrap();
+    c.start().unwrap();
+    assert_eq!(raw(&mut c, dev, 3 * PAGE + 0x800, 2, 3), None);
+    assert_eq!(read(&mut c, 4), [3..4]);
+    assert_eq!((c.pins(dev), c.locked_pages()), (2, 2));
+    let wrote = run(&mut c, dev, CommandKind::RawWrite, 3 * PAGE + 0x800, 2 * PAGE);
+    assert_eq!((wrote.count, wrote.transferred), (0x1800, 0x1800));
+    // It is a page of its own right: PIN has not pinned it.
+    fails(&mut c, dev, CommandKind::Write, 3 * PAGE, PAGE, Errno::ENXIO);
+    // One page that is pinned at several offsets is locked once.
+    assert_eq!(raw(&mut c, dev, 3 * PAGE + 1, 1, 0), None);
+    ok(&mut c, dev, CommandKind::Pin, 3 * PAGE, PAGE);
+    assert_eq!((c.pins(dev), c.locked_pages()), (4, 2));
+    fails(&mut c, dev, CommandKind::RawRead, 3 * PAGE + 1, PAGE, Errno::EACCES);
+    fails(&mut c, dev, CommandKind::RawRead, 3 * PAGE, PAGE, Errno::ENXIO);
+    fails(&mut c, dev, CommandKind::RawUnpin(1), 3 * PAGE + 1, PAGE, Errno::ENXIO);
+    ok(&mut c, dev, CommandKind::RawUnpin(0), 3 * PAGE + 1, PAGE);
+    // A raw pin goes as a whole.
+    c.unmap(4 * PAGE, 2 * PAGE).unwrap();
+    assert_eq!((c.pins(dev), c.locked_pages()), (1, 1));
+    fails(&mut c, dev, CommandKind::RawRead, 3 * PAGE + 0x800, 2 * PAGE, Errno::ENXIO);
+}
+
+#[test]
+fn raw_pins_that_are_refused_change_nothing() {
+    let (mut c, dev) = container(2);
+    c.map(&Mapping { protection: Protection::READ, ..mapping(2 * PAGE, 10) }).unwrap();
+    c.start().unwrap();
+    let one = |errno: Errno| Some(Errnos::from(errno));
+    assert_eq!(raw(&mut c, dev, 12 * PAGE, 1, 1), one(Errno::EINVAL));
+    assert_eq!(raw(&mut c, dev, 11 * PAGE + 1, 2, 1), one(Errno::EINVAL));
+    assert_eq!(raw(&mut c, dev, 1, 0, 1), one(Errno::EINVAL));
+    assert_eq!(raw(&mut c, dev, 2 * PAGE, 1, 2), one(Errno::EPERM));
+    assert_eq!(raw(&mut c, dev, 0, 1, 4), one(Errno::EPERM));
+    assert_eq!(raw(&mut c, dev, 0, 9, 1), one(Errno::E2BIG));
+    assert_eq!(raw(&mut c, dev, PAGE, 2, 3), one(Errno::EPERM));
+    assert_eq!(raw(&mut c, dev, 1, 1, 1 << 32), one(Errno::EINVAL));
+    assert_eq!(raw(&mut c, dev, 1, 300, 1), one(Errno::E2BIG));
+    assert_eq!(raw(&mut c, dev, 0, 256, 1), Some(Errno::E2BIG | Errno::EINVAL));
+    assert_eq!(raw(&mut c, dev, PAGE.wrapping_neg() + 1, 2, 1), one(Errno::EOVERFLOW));
+    fails(&mut c, dev, CommandKind::RawPin(1), 0, PAGE + 8, Errno::EINVAL);
+    assert_eq!((c.pins(dev), c.locked_pages()), (0, 0));
+    assert!(read(&mut c, 2).is_empty());
+    assert_eq!(raw(&mut c, dev, 2 * PAGE + 5, 8, 1), None);
+
+    let none = c.open(EMULATED, Limits { raw_pages: None, ..LIMITS });
+    assert_eq!(raw(&mut c, none, 0, 1, 1), one(Errno::EOPNOTSUPP));
+}
+
+#[test]
+fn the_last_page_of_the_address_space_can_be_pinned_raw() {
+    let mut c = empty();
+    c.map(&mapping(PAGE.wrapping_neg(), 1)).unwrap();
+    let dev = c.open(EMULATED, LIMITS);
+    c.start().unwrap();
+    assert_eq!(raw(&mut c, dev, u64::MAX - 7, 1, 3), None);
+    fails(&mut c, dev, CommandKind::RawWrite, u64::MAX - 7, PAGE, Errno::EOVERFLOW);
+    let buffer = BitmapBuffer::covering(PAGE, PAGE);
+    let bitmap = c.get_bitmap(PAGE.wrapping_neg(), PAGE, &buffer).unwrap();
+    assert_eq!((bitmap.runs(), c.locked_pages()), (vec![0..1], 1));
+    c.unmap(PAGE.wrapping_neg(), PAGE).unwrap();
+    assert_eq!(c.pins(dev), 0);
 }

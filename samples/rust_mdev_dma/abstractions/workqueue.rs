@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Work that doesn't outlive what it works on.
+//!
+//! The kernel crate's `workqueue` holds a reference to what is queued, so work may run long after
+//! its user has gone. Here the work is enabled for as long as what it works on exists, and what is
+//! queued is waited for before that ends.
+//!
+//! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
+
+use core::{cell::UnsafeCell, marker::PhantomPinned, ptr::NonNull};
+use kernel::{
+    bindings, container_of,
+    prelude::*,
+    static_lock_class,
+    sync::atomic::{Atomic, Relaxed},
+    time::Jiffies,
+    types::Opaque,
+};
+
+/// What a [`ScopedWork`] works on.
+pub(crate) trait WorkItem: Sync {
+    /// Does the work, in a workqueue. It isn't reentrant.
+    fn run(&self);
+}
+
+/// Delayed work on an item that exists only some of the time.
+///
+/// # Invariants
+///
+/// - The work is initialised, and never runs while it is disabled.
+/// - `item` is written only while the work is disabled. While it is enabled, `item` points to a
+///   valid `W`.
+///
+/// # Examples
+///
+/// ```
+/// struct Link { /* ... */ }
+///
+/// impl WorkItem for Link {
+///     fn run(&self) { /* retrain */ }
+/// }
+///
+/// fn while_up(work: Pin<&ScopedWork<Link>>, link: &Link) {
+///     // SAFETY: The work is disabled, and disabled again before `link` ends.
+///     unsafe { work.enable(link.into()) };
+///     work.queue(msecs_to_jiffies(100));
+///     // ...
+///     work.disable();
+/// }
+/// ```
+#[pin_data]
+pub(crate) struct ScopedWork<W: WorkItem> {
+    #[pin]
+    work: Opaque<bindings::delayed_work>,
+    item: UnsafeCell<NonNull<W>>,
+    /// Whether the work should end early, because [`Self::abort`] or [`Self::disable`] waits for
+    /// it.
+    aborting: Atomic<bool>,
+    #[pin]
+    _pin: PhantomPinned,
+}
+
+// SAFETY: `work` may be used on any thread, and `item` is only a pointer to what is `Sync`.
+unsafe impl<W: WorkItem> Send for ScopedWork<W> {}
+
+// SAFETY: The workqueue locks `work`. By the type invariants `item` is written only while nothing
+// reads it: see `Self::enable`.
+unsafe impl<W: WorkItem> Sync for ScopedWork<W> {}
+
+impl<W: WorkItem> ScopedWork<W> {
+    /// Work that is disabled.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        // INVARIANT: The work is initialised and disabled here.
+        pin_init!(Self {
+            work <- Opaque::ffi_init(|slot: *mut bindings::delayed_work| {
+                // SAFETY: `slot` is valid for writes, and is the work of a `ScopedWork<W>`, as
+                // `run_callback` requires.
+                unsafe {
+                    bindings::init_work_with_key(
+                        &raw mut (*slot).work,
+                        Some(Self::run_callback),
+                        false,
+                        c"ScopedWork".as_char_ptr(),
+                        static_lock_class!().as_ptr(),
+                    );
+                }
+                // SAFETY: `slot` is valid for writes; `INIT_DELAYED_WORK` initialises the timer like
+                // this.
+                unsafe {
+                    bindings::timer_init_key(
+                        &raw mut (*slot).timer,
+                        Some(bindings::delayed_work_timer_fn),
+                        bindings::TIMER_IRQSAFE,
+                        c"ScopedWork timer".as_char_ptr(),
+                        static_lock_class!().as_ptr(),
+                    );
+                }
+                // SAFETY: The work was just initialised, and nothing else refers to it.
+                unsafe { bindings::disable_delayed_work(slot) };
+            }),
+            item: UnsafeCell::new(NonNull::dangling()),
+            aborting: Atomic::new(false),
+            _pin: PhantomPinned,
+        })
+    }
+
+    /// Enables the work: from now on it can be queued, to work on `item`.
+    ///
+    /// # Safety
+    ///
+    /// - The work is disabled, and no other thread enables it at the same time.
+    /// - `item` is valid until [`Self::disable`] has returned, which is called exactly once for
+    ///   this call.
+    pub(crate) unsafe fn enable(&self, item: NonNull<W>) {
+        // SAFETY: The caller promises that the work is disabled, so it doesn't run, and that this
+        // is the only such call: nothing else accesses `item`.
+        unsafe { *self.item.get() = item };
+        // SAFETY: By the type invariant the work is initialised.
+        // INVARIANT: The caller promises that `item` is valid while the work is enabled.
+        unsafe { bindings::enable_delayed_work(self.work.get()) };
+    }
+
+    /// Disables the work: cancels it, asks it to end early if it is running, and waits for it. From
+    /// now on queueing it has no effect.
+    ///
+    /// Must not be called with a lock held that the work takes.
+    pub(crate) fn disable(&self) {
+        self.aborting.store(true, Relaxed);
+        // SAFETY: By the type invariant the work is initialised.
+        unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
+        self.aborting.store(false, Relaxed);
+    }
+
+    /// Queues the work to run after `delay`; if it is queued already, only after the new delay.
+    pub(crate) fn queue(&self, delay: Jiffies) {
+        // SAFETY: By the type invariant the work is initialised, and it never runs while it is
+        // disabled. The system workqueue always exists.
+        unsafe {
+            bindings::mod_delayed_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                bindings::system_dfl_long_wq,
+                self.work.get(),
+                delay,
+            )
+        };
+    }
+
+    /// Cancels the work, and waits for it if it is running. If it queues itself meanwhile, that has
+    /// no effect.
+    ///
+    /// Must not be called with a lock held that the work takes.
+    pub(crate) fn stop(&self) {
+        // SAFETY: By the type invariant the work is initialised.
+        unsafe { bindings::cancel_delayed_work_sync(self.work.get()) };
+    }
+
+    /// As [`Self::stop`], and asks it to end early.
+    pub(crate) fn abort(&self) {
+        self.aborting.store(true, Relaxed);
+        self.stop();
+        self.aborting.store(false, Relaxed);
+    }
+
+    /// Whether the work should end early.
+    pub(crate) fn aborting(&self) -> bool {
+        self.aborting.load(Relaxed)
+    }
+
+    /// # Safety
+    ///
+    /// `work` is the work of a `ScopedWork<W>` that is enabled.
+    unsafe extern "C" fn run_callback(work: *mut bindings::work_struct) {
+        // SAFETY: The caller promises that `work` is the first field of the `delayed_work` of a
+        // `ScopedWork<W>`, which is valid as the work runs.
+        let this = unsafe {
+            let work = container_of!(work, bindings::delayed_work, work);
+            &*container_of!(Opaque::cast_from(work), Self, work)
+        };
+
+        // SAFETY: By the type invariants `item` isn't written and points to a valid `W`, as the
+        // work is enabled. Both stay so while it runs, because `disable()` waits for this.
+        let item = unsafe { (*this.item.get()).as_ref() };
+        item.run();
+    }
+}
