@@ -7,12 +7,10 @@
 
 #![forbid(unsafe_code)]
 
-mod buffer;
 mod container;
 mod defect;
 mod dirty;
 mod killer;
-mod limit;
 mod many;
 mod map;
 mod pin;
@@ -34,8 +32,6 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         pin::SCENARIOS,
         container::SCENARIOS,
         process::SCENARIOS,
-        limit::SCENARIOS,
-        buffer::SCENARIOS,
         v1::SCENARIOS,
         defect::SCENARIOS,
     ]
