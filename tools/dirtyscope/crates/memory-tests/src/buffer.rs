@@ -77,7 +77,7 @@ const ARGS: BitmapArgs = BitmapArgs { pgsize: PAGE, size: BYTES as u64 };
 
 /// A fixture with three mappings, the second behind a hole, at an odd place of a bitmap; with a page of
 /// each dirty, the last one because it is pinned. The second one has enough pages behind its dirty one
-/// for the stock kernel: see the module `map`.
+/// for the stock kernel: see the module `map` of type1-tests.
 fn three_mappings(context: &Context<'_>) -> Result<Fixture> {
     let fixture = Fixture::without_mapping(context, 0, PAGES)?;
     for pages in [0..64, 70..90, 128..160] {
