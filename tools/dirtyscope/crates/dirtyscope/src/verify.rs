@@ -94,6 +94,7 @@ fn raw_pins() -> impl Iterator<Item = &'static Scenario> {
 fn all() -> impl Iterator<Item = &'static Scenario> {
     type1_tests::scenarios()
         .chain(scope_tests::scenarios())
+        .chain(memory_tests::scenarios())
         .chain(device_tests::scenarios())
         .chain(device_feature_tests::scenarios())
 }

@@ -8,8 +8,13 @@ use std::fmt::Write as _;
 
 /// Bytes that count against this process's RLIMIT_MEMLOCK: type1 counts there, privileged or not.
 pub fn locked_memory() -> Result<u64> {
-    let kib = Process::myself()?.status()?.vmlck.context("no VmLck in /proc/self/status")?;
-    Ok(1024 * kib)
+    locked_memory_of(std::process::id())
+}
+
+/// The same of another process.
+pub fn locked_memory_of(pid: u32) -> Result<u64> {
+    let kib = Process::new(pid as i32)?.status()?.vmlck;
+    Ok(1024 * kib.with_context(|| format!("no VmLck in /proc/{pid}/status"))?)
 }
 
 /// How many tasks of a process wait in the kernel and can't be interrupted.

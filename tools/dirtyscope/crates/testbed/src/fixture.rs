@@ -2,10 +2,14 @@
 
 //! A device and memory without the model: for what changes memory while nobody asks for it.
 
-use crate::{PAGE, at, same};
+use crate::{
+    PAGE, at, same,
+    testbed::{as_runs, to_iova},
+};
 use anyhow::{Context as _, Result, ensure};
-use dirty_model::{Bitmap, BitmapBuffer};
-use harness::Context;
+use dirty_model::{Bitmap, BitmapBuffer, Errno};
+use events::Difference;
+use harness::{Context, Failure};
 use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Outcome, sysfs::Mdev};
 use std::{
     ops::Range,
@@ -45,11 +49,15 @@ impl Fixture {
 
     /// With a device, and so many pages.
     pub fn on(mdev: Mdev, pages: u64) -> Result<Self> {
+        Self::with_memory(mdev, Memory::new((pages * PAGE) as usize)?)
+    }
+
+    /// With a device, and this memory.
+    pub fn with_memory(mdev: Mdev, memory: Memory) -> Result<Self> {
         let node = mdev.node()?;
         let container = Container::new(Group::open(&node)?)?;
         let device = Some(MdevDma::open(&container, &node)?);
-        let memory = Arc::new(Memory::new((pages * PAGE) as usize)?);
-        Ok(Self { device, node, container, memory })
+        Ok(Self { device, node, container, memory: Arc::new(memory) })
     }
 
     /// The device, which is open.
@@ -70,14 +78,25 @@ impl Fixture {
 
     /// Maps `pages` of the memory.
     pub fn map(&self, pages: Range<u64>) -> Result<()> {
-        Ok(self.container.map(&MapArgs {
+        let first = pages.start;
+        self.map_at(pages, first)
+    }
+
+    /// Maps `pages` of the memory from another page on.
+    pub fn map_at(&self, pages: Range<u64>, page: u64) -> Result<()> {
+        Ok(self.container.map(&self.mapping(pages, page))?)
+    }
+
+    /// How `pages` of the memory are mapped from a page on.
+    pub fn mapping(&self, pages: Range<u64>, page: u64) -> MapArgs<'_> {
+        MapArgs {
             memory: &self.memory,
             offset: (pages.start * PAGE) as usize,
-            iova: at(pages.start, 0),
+            iova: at(page, 0),
             size: (pages.end - pages.start) * PAGE,
             flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
             argsz: None,
-        })?)
+        }
     }
 
     /// Unmaps `pages`.
@@ -99,6 +118,15 @@ impl Fixture {
         let args = BitmapArgs { pgsize, size };
         let words = self.container.dirty_bitmap(at(0, 0), pages * PAGE, &args)?;
         Ok(Bitmap::from_words(words, pages))
+    }
+
+    /// What is dirty of `pages`, which must be as `expected`: runs of pages.
+    pub fn reports(&self, pages: Range<u64>, expected: &[Range<u64>]) -> Result<()> {
+        let count = pages.end - pages.start;
+        let BitmapBuffer { pgsize, size, .. } = BitmapBuffer::covering(count * PAGE, PAGE);
+        let (iova, args) = (at(pages.start, 0), BitmapArgs { pgsize, size });
+        let words = self.container.dirty_bitmap(iova, count * PAGE, &args)?;
+        is_dirty(&pages, &Bitmap::from_words(words, count), expected)
     }
 
     /// Copies a page.
@@ -175,6 +203,35 @@ pub fn check_generated(memory: &[u8], config: &GeneratorConfig, counter: u64) ->
     let wrong = contents.wrong_pages(at(0, 0), memory);
     ensure!(wrong.is_empty(), "after {counter} writes, {wrong}");
     Ok(())
+}
+
+/// Fails unless of `pages` the bitmap says that these are dirty: runs of pages.
+pub fn is_dirty(pages: &Range<u64>, found: &Bitmap, expected: &[Range<u64>]) -> Result<()> {
+    let count = pages.end - pages.start;
+    let mut bitmap = Bitmap::new(count);
+    for run in expected {
+        bitmap.set(run.start - pages.start..run.end - pages.start);
+    }
+    let difference = bitmap.diff(found);
+    if difference.is_empty() {
+        return Ok(());
+    }
+    let runs = |runs| as_runs(to_iova(runs, at(pages.start, 0)));
+    Err(Failure(Difference {
+        what: format!("pages {pages:?}: the bitmap is wrong"),
+        lost: runs(difference.lost),
+        spurious: runs(difference.spurious),
+        at: None,
+    })
+    .into())
+}
+
+/// Fails unless a command failed so.
+pub fn refused(what: &str, errno: Errno, outcome: Outcome) -> Result<()> {
+    if outcome.status == errno.0 as u32 {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{what}: {outcome:?}, but must be {errno}")).into())
 }
 
 /// Fails unless a command succeeded.

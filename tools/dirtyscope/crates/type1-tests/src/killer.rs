@@ -6,12 +6,13 @@
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use dirty_model::Errno;
 use harness::{
-    Context, Failure, Scenario, Shows, Signature, Skip, Stuck, count_blocked, defect, stacks,
+    Context, Failure, Scenario, Setting, Shows, Signature, Skip, Stuck, count_blocked, defect,
+    stacks,
 };
 use mdev_dma::{MdevDma, Opcode};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::{
-    fs, process,
+    process,
     sync::{
         Arc, Barrier,
         mpsc::{RecvTimeoutError, channel},
@@ -145,26 +146,8 @@ fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A panic of the kernel for an oops, switched off until this is dropped.
-struct NoPanic(String);
-
-impl NoPanic {
-    const PATH: &str = "/proc/sys/kernel/panic_on_oops";
-
-    fn new() -> Result<Self> {
-        let old = fs::read_to_string(Self::PATH).context(Self::PATH)?;
-        fs::write(Self::PATH, "0").context(Self::PATH)?;
-        Ok(Self(old))
-    }
-}
-
-impl Drop for NoPanic {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(Self::PATH, &self.0) {
-            eprintln!("dirtyscope: {}: {error}", Self::PATH);
-        }
-    }
-}
+/// Whether the kernel panics for an oops: not while a scenario looks at what one leaves.
+const PANIC_ON_OOPS: &str = "/proc/sys/kernel/panic_on_oops";
 
 fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     const ROUNDS: u64 = 4;
@@ -178,7 +161,7 @@ fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
     let map = MapArgs { memory: &memory, offset: 0, iova, size, flags, argsz: None };
     let unmap = UnmapArgs { iova, size, ..Default::default() };
-    let _no_panic = NoPanic::new()?;
+    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
     let _one_cpu = OneCpu::new()?;
     for round in 0..ROUNDS {
         container.map(&map)?;
@@ -257,7 +240,7 @@ fn bit_astray(context: &Context<'_>) -> Result<()> {
     let mapped = Mapped::new(context)?;
     mapped.map(0)?;
     mapped.container.dirty_start()?;
-    let _no_panic = NoPanic::new()?;
+    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
     let (op, before) = (Opcode::RawPin as u32, at(0, 0) - PAGE + 8);
     let outcome = or_stuck("RAW_PIN", mapped, move |it| it.device.run(op, before, PAGE, 3))??;
     let refused = outcome.status == Errno::EINVAL.0 as u32;
@@ -272,7 +255,7 @@ fn unmap_missed(context: &Context<'_>) -> Result<()> {
     mapped.map(4)?;
     mapped.map(8)?;
     ensure!(raw(Opcode::RawUnpin)?.status == 0, "a page can't be unpinned");
-    let _no_panic = NoPanic::new()?;
+    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
     let args = UnmapArgs { iova: at(0, 0), size: 4 * PAGE, ..Default::default() };
     let unmapped = or_stuck("UNMAP", mapped, move |it| it.container.unmap(&args))??;
     testbed::same("bytes unmapped", args.size, unmapped)

@@ -18,6 +18,7 @@ mod process;
 mod raw_defect;
 mod raw_pin;
 mod selftest;
+mod v1;
 
 use harness::Scenario;
 
@@ -31,6 +32,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         pin::SCENARIOS,
         container::SCENARIOS,
         process::SCENARIOS,
+        v1::SCENARIOS,
         defect::SCENARIOS,
     ]
     .into_iter()

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
+mod mapper;
+mod odd;
+
+pub use mapper::Mapper;
+
 use crate::{DeviceNode, Error, Group, Memory, Result, group, sys};
 use rustix::io::Errno;
 use std::{
@@ -247,25 +252,14 @@ impl Container {
 
     /// `VFIO_IOMMU_MAP_DMA`. Panics if the memory isn't as large as it says.
     pub fn map(&self, args: &MapArgs<'_>) -> Result<()> {
-        let &MapArgs { memory, offset, iova, size, flags, argsz } = args;
-        let inside = memory.span().checked_sub(offset).is_some_and(|rest| size <= rest as u64);
-        assert!(inside, "{size:#x} bytes at {offset:#x} of {:#x}", memory.span());
-
-        const ARGSZ: u32 = size_of::<vfio_iommu_type1_dma_map>() as u32;
-        let mut map = vfio_iommu_type1_dma_map {
-            argsz: argsz.unwrap_or(ARGSZ),
-            flags,
-            vaddr: memory.address(offset),
-            iova,
-            size,
-        };
-        // SAFETY: `vaddr` is in `memory`, and so are the `size` bytes there, or they are its guard. The kernel uses them
-        // until they are unmapped; `mapped` will have a share of `memory` until after that.
-        unsafe { sys::ioctl(&self.file, sys::IOMMU_MAP_DMA, &mut map) }.map_err(|e| {
-            Error::new(format!("VFIO_IOMMU_MAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
-        })?;
-        // INVARIANT: What was mapped is entered. `memory` is borrowed until after that.
-        lock(&self.mapped).add(iova, size, memory.clone());
+        let mut map = raw_map(args);
+        // SAFETY: `vaddr` is in the memory, and so are the `size` bytes there, or they are its guard.
+        // The kernel uses them until they are unmapped; `mapped` will have a share of the memory until
+        // after that.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_MAP_DMA, &mut map) }
+            .map_err(|e| Error::new(map_call(args), e))?;
+        // INVARIANT: What was mapped is entered. The memory is borrowed until after that.
+        lock(&self.mapped).add(args.iova, args.size, args.memory.clone());
         Ok(())
     }
 
@@ -398,6 +392,22 @@ impl Container {
             })
             .map(drop)
     }
+}
+
+/// The argument of `VFIO_IOMMU_MAP_DMA`. Panics if the memory isn't as large as it says.
+fn raw_map(args: &MapArgs<'_>) -> vfio_iommu_type1_dma_map {
+    let &MapArgs { memory, offset, iova, size, flags, argsz } = args;
+    let inside = memory.span().checked_sub(offset).is_some_and(|rest| size <= rest as u64);
+    assert!(inside, "{size:#x} bytes at {offset:#x} of {:#x}", memory.span());
+
+    const ARGSZ: u32 = size_of::<vfio_iommu_type1_dma_map>() as u32;
+    let vaddr = memory.address(offset);
+    vfio_iommu_type1_dma_map { argsz: argsz.unwrap_or(ARGSZ), flags, vaddr, iova, size }
+}
+
+fn map_call(args: &MapArgs<'_>) -> String {
+    let MapArgs { iova, size, flags, .. } = args;
+    format!("VFIO_IOMMU_MAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}")
 }
 
 /// Panics elsewhere don't matter: what is locked is consistent at any time.

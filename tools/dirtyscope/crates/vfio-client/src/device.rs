@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Container, DeviceNode, Error, Ioas, Result, sys};
+use crate::{Container, DeviceNode, Error, Ioas, Memory, Result, sys};
 use rustix::ioctl::Opcode;
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    sync::Arc,
+};
 use vfio_bindings::bindings::vfio::{
     vfio_device_feature, vfio_device_info, vfio_irq_info, vfio_region_info,
 };
@@ -99,6 +104,12 @@ impl Device {
         Ok(RegionInfo { flags, size, offset })
     }
 
+    /// Maps a region into the process, for a container to map: the process itself doesn't access it.
+    /// The device stays open as long as this is there. Panics if the region isn't whole pages.
+    pub fn map_region(&self, region: &RegionInfo) -> Result<Memory> {
+        Memory::of_region(&self.file, region.offset, region.size as usize)
+    }
+
     /// `VFIO_DEVICE_GET_IRQ_INFO`
     pub fn irq_info(&self, index: u32, argsz: Option<u32>) -> Result<IrqInfo> {
         let argsz = argsz.unwrap_or(size_of::<vfio_irq_info>() as u32);
@@ -190,6 +201,12 @@ impl Device {
 
     fn error(&self, what: &str, errno: rustix::io::Errno) -> Error {
         Error::new(format!("{what} of {}", self.name), errno)
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

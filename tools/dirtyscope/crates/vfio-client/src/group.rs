@@ -114,6 +114,12 @@ impl Group {
     }
 }
 
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 /// Opens a file for reading and writing.
 pub(crate) fn open(path: &str) -> std::result::Result<File, Errno> {
     File::options()

@@ -33,7 +33,9 @@ mod memory;
 mod migration;
 mod sys;
 
-pub use container::{BitmapArgs, Container, IommuInfo, Leave, MapArgs, MigrationInfo, UnmapArgs};
+pub use container::{
+    BitmapArgs, Container, IommuInfo, Leave, MapArgs, Mapper, MigrationInfo, UnmapArgs,
+};
 pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};
 pub use error::{Error, Result};
 pub use fork::Fork;

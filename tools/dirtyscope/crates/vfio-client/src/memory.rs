@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{Error, Result};
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
 use std::{
     collections::BTreeMap,
+    ffi::c_void,
     fs::File,
     ops::Range,
     ptr::{NonNull, null_mut},
@@ -39,9 +42,9 @@ pub enum Access {
 ///
 /// # Invariants
 ///
-/// `words` and `len` are a mapping of our own, readable and writable but for the pages in
-/// `restricted`, whole pages. Rust accesses it by `AtomicU64`
-/// only, while it holds the lock of `restricted`. Behind it are `guard` bytes of our own that can't be
+/// `words` and `len` are addresses of our own, whole pages, with memory that is readable and writable
+/// but for the pages in `restricted`. Rust accesses it by `AtomicU64` only, while it holds the lock of
+/// `restricted`, and no more than that allows. Behind it are `guard` bytes of our own that can't be
 /// accessed.
 #[derive(Debug)]
 pub struct Memory {
@@ -93,16 +96,33 @@ impl Memory {
     ///
     /// Fails with what `mmap()` says.
     pub fn of_file(file: &File, len: usize) -> Result<Self> {
+        Self::shared(file, 0, len, BTreeMap::new())
+    }
+
+    /// A device's memory, at `offset` of its file, whole pages. Rust may not access it, as long as nobody
+    /// gives it access: loads and stores might not be what the device takes, and they end the process
+    /// when the device's memory can't be accessed.
+    pub(crate) fn of_region(file: &File, offset: u64, len: usize) -> Result<Self> {
+        let pages = (0..len).step_by(rustix::param::page_size());
+        Self::shared(file, offset, len, pages.map(|page| (page, Access::None)).collect())
+    }
+
+    fn shared(
+        file: &File,
+        offset: u64,
+        len: usize,
+        restricted: BTreeMap<usize, Access>,
+    ) -> Result<Self> {
         let what = || format!("mmap of {len:#x} bytes of {file:?}");
         let whole_pages = len % rustix::param::page_size() == 0;
         assert!(whole_pages, "{len:#x} bytes are no whole pages");
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: The kernel chooses an address where nothing is.
-        let ptr = unsafe { mmap(null_mut(), len, access, MapFlags::SHARED, file, 0) }
+        let ptr = unsafe { mmap(null_mut(), len, access, MapFlags::SHARED, file, offset) }
             .map_err(|e| Error::new(what(), e))?;
         // INVARIANT: The mapping was just made, readable and writable, and begins at a page.
         let words = NonNull::new(ptr.cast()).ok_or_else(|| Error::other(what()))?;
-        Ok(Self { words, len, guard: 0, restricted: RwLock::default() })
+        Ok(Self { words, len, guard: 0, restricted: RwLock::new(restricted) })
     }
 
     /// Bytes that can be mapped: its size, and that of its guard.
@@ -128,20 +148,69 @@ impl Memory {
     /// Lets the process do no more than `access` to whole pages, or again all it wants. Their contents
     /// stay, and so do pins that devices have of them. Panics if these aren't whole pages inside.
     pub fn set_access(&self, bytes: Range<usize>, access: Access) -> Result<()> {
-        let page_size = rustix::param::page_size();
-        let whole = (bytes.start | bytes.end) % page_size == 0 && bytes.end <= self.len;
-        assert!(whole, "{bytes:#x?} of {:#x} are no whole pages inside", self.len);
-        let mut restricted = self.restricted.write().unwrap_or_else(PoisonError::into_inner);
         let flags = match access {
             Access::None => MprotectFlags::empty(),
             Access::Read => MprotectFlags::READ,
             Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
         };
+        self.change(bytes, Some(access), "mprotect", |ptr, len| {
+            // SAFETY: These are pages of our own mapping. Nobody accesses them now: it would take the
+            // lock of `restricted`, which is held.
+            unsafe { mprotect(ptr, len, flags) }
+        })
+    }
+
+    /// Maps other, zeroed memory where whole pages are, by `MAP_FIXED`: what was there is gone, but for
+    /// who has it pinned. Panics as [`Self::set_access`] does.
+    pub fn replace(&self, bytes: Range<usize>) -> Result<()> {
+        self.map_over(bytes, Access::ReadWrite)
+    }
+
+    /// Takes memory away, as `munmap()` does: nothing is there any more. The addresses remain ours, so
+    /// that nothing else can come there. Panics as [`Self::set_access`] does.
+    pub fn remove(&self, bytes: Range<usize>) -> Result<()> {
+        self.map_over(bytes, Access::None)
+    }
+
+    fn map_over(&self, bytes: Range<usize>, access: Access) -> Result<()> {
+        let protection = match access {
+            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+            _ => ProtFlags::empty(),
+        };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        self.change(bytes, Some(access), "mmap with MAP_FIXED", |ptr, len| {
+            // SAFETY: These are pages of our own mapping, which nobody accesses now, as above; their
+            // contents may change at any time.
+            unsafe { mmap_anonymous(ptr, len, protection, flags) }.map(drop)
+        })
+    }
+
+    /// Drops the contents of whole pages, by `MADV_DONTNEED`: they are zero then, or what the file has.
+    /// Panics as [`Self::set_access`] does.
+    pub fn discard(&self, bytes: Range<usize>) -> Result<()> {
+        self.change(bytes, None, "MADV_DONTNEED", |ptr, len| {
+            // SAFETY: These are pages of our own mapping, whose contents may change at any time.
+            unsafe { madvise(ptr, len, Advice::LinuxDontNeed) }
+        })
+    }
+
+    /// Makes a call that changes whole pages; afterwards the process may do `access` to them, or what it
+    /// could before.
+    fn change(
+        &self,
+        bytes: Range<usize>,
+        access: Option<Access>,
+        what: &str,
+        call: impl FnOnce(*mut c_void, usize) -> rustix::io::Result<()>,
+    ) -> Result<()> {
+        let page_size = rustix::param::page_size();
+        let whole = (bytes.start | bytes.end) % page_size == 0 && bytes.end <= self.len;
+        assert!(whole, "{bytes:#x?} of {:#x} are no whole pages inside", self.len);
+        let mut restricted = self.restricted.write().unwrap_or_else(PoisonError::into_inner);
         let ptr = self.words.as_ptr().wrapping_byte_add(bytes.start);
-        // SAFETY: These are pages of our own mapping. Nobody accesses them now: it would take the lock
-        // of `restricted`, which is held.
-        unsafe { mprotect(ptr.cast(), bytes.len(), flags) }
-            .map_err(|e| Error::new(format!("mprotect of {bytes:#x?} to {access:?}"), e))?;
+        call(ptr.cast(), bytes.len())
+            .map_err(|e| Error::new(format!("{what} of {bytes:#x?}"), e))?;
+        let Some(access) = access else { return Ok(()) };
         // INVARIANT: `restricted` says what the pages are now.
         for page in bytes.step_by(page_size) {
             match access {
@@ -286,6 +355,27 @@ mod tests {
         }
         memory.write(8, &[0xff; 8]);
         assert_eq!(memory.first_difference(16, &expected[16..]), None);
+    }
+
+    #[test]
+    fn memory_is_replaced_discarded_and_removed() {
+        let memory = Memory::new(4 * 4096).unwrap();
+        memory.write(0, &[7; 4 * 4096]);
+        memory.replace(4096..2 * 4096).unwrap();
+        memory.discard(2 * 4096..3 * 4096).unwrap();
+        memory.remove(3 * 4096..4 * 4096).unwrap();
+        assert_eq!(memory.first_difference(0, &[7; 4096]), None);
+        assert_eq!(memory.first_difference(4096, &[0; 2 * 4096]), None);
+        memory.replace(3 * 4096..4 * 4096).unwrap();
+        memory.write(3 * 4096, &[1]);
+
+        memory.set_access(0..4096, Access::Read).unwrap();
+        memory.discard(0..4096).unwrap();
+        assert_eq!(memory.first_difference(0, &[0; 4096]), None);
+        assert!(
+            memory.restricted.read().unwrap().contains_key(&0),
+            "it is as restricted as it was"
+        );
     }
 
     #[test]

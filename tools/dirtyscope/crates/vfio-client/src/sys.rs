@@ -106,19 +106,67 @@ pub(crate) fn open_device(group: BorrowedFd<'_>, name: &CStr) -> Result<File> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
-/// `fork()`. The child does nothing until it is killed, or its parent ends.
-pub(crate) fn fork_and_pause() -> Result<Pid> {
-    // SAFETY: The child, which may have been forked while other threads held locks, only makes system
-    // calls: it neither allocates nor returns.
+/// `fork()`. The child does what it is told, and ends; it ends with its parent, too.
+///
+/// # Safety
+///
+/// `child` only makes system calls, which neither allocate nor return to where the parent is: it may
+/// have been forked while other threads held locks.
+pub(crate) unsafe fn fork(child: impl FnOnce()) -> Result<Pid> {
+    // SAFETY: The child does as the caller promises, and then ends.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         // SAFETY: The arguments are numbers, and there is nothing that this could take away.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        child();
+        // SAFETY: It takes a number, and doesn't return.
+        unsafe { libc::_exit(0) };
+    }
+    // No process has a negative number: that is how `fork()` fails.
+    Pid::from_raw(pid.max(0)).ok_or(Errno::AGAIN)
+}
+
+/// `fork()`. The child does nothing until it is killed, or its parent ends.
+pub(crate) fn fork_and_pause() -> Result<Pid> {
+    let pause = || {
         loop {
             // SAFETY: It takes no arguments.
             unsafe { libc::pause() };
         }
+    };
+    // SAFETY: It makes this one system call.
+    unsafe { fork(pause) }
+}
+
+/// Becomes a shell that reads commands from `commands`, writes answers to `answers`, and keeps `kept`
+/// as file descriptors 3, 4 and so on. Returns only if that fails. Only makes system calls. All other
+/// files whose numbers these are get closed, so this is for a child of [`fork`] alone.
+///
+/// # Safety
+///
+/// Nobody uses a file descriptor of this process any more.
+pub(crate) unsafe fn become_shell(commands: i32, answers: i32, kept: &mut [i32]) {
+    // Out of the way of those that they will be.
+    const FAR: i32 = 100;
+    let moved = |fd: i32| {
+        // SAFETY: The arguments are numbers.
+        unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, FAR) }
+    };
+    let (commands, answers) = (moved(commands), moved(answers));
+    for fd in &mut *kept {
+        *fd = moved(*fd);
     }
-    // No process has a negative number: that is how `fork()` fails.
-    Pid::from_raw(pid.max(0)).ok_or(Errno::AGAIN)
+    for (fd, at) in [commands, answers].into_iter().chain([2]).chain(kept.iter().copied()).zip(0..)
+    {
+        if fd != at {
+            // SAFETY: The arguments are numbers; what was open there is closed, which as the caller
+            // promises nobody uses.
+            unsafe { libc::dup2(fd, at) };
+        }
+    }
+    const SCRIPT: &CStr = c"while read -r line; do eval \"$line\"; done";
+    let argv = [c"sh".as_ptr(), c"-c".as_ptr(), SCRIPT.as_ptr(), std::ptr::null()];
+    let envp = [c"PATH=/bin:/usr/bin".as_ptr(), std::ptr::null()];
+    // SAFETY: These are strings that end with a zero byte, in arrays that end with a null pointer.
+    unsafe { libc::execve(c"/bin/sh".as_ptr(), argv.as_ptr(), envp.as_ptr()) };
 }

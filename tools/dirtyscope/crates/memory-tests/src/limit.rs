@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Where things end: mappings that a container may have, memory for bitmaps, and IOVAs.
+
+use anyhow::{Result, ensure};
+use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
+use harness::{Context, Scenario, Setting, memory_available, scenario};
+use mdev_dma::Opcode;
+use testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
+use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "type1/limit/dma-entries",
+        "a container has as many mappings as dma_entry_limit said when it began; one more is ENOSPC",
+        dma_entries,
+    ),
+    scenario(
+        "type1/limit/failing-start",
+        "a START that fails, again and again, leaves no memory behind",
+        failing_start,
+    ),
+    scenario(
+        "type1/limit/end-of-iova",
+        "a mapping that ends at 2^64 is pinned, written, read and unmapped like any other",
+        end_of_iova,
+    ),
+];
+
+const DMA_ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+
+fn dma_entries(context: &Context<'_>) -> Result<()> {
+    const LIMIT: u64 = 5;
+    let (mut bed, usual) = {
+        let limit = Setting::new(DMA_ENTRY_LIMIT, &LIMIT.to_string())?;
+        (Testbed::new(context)?, limit.old().parse()?)
+    };
+    let avail = |bed: &Testbed<'_>| -> Result<u64> {
+        Ok(bed.container().info()?.dma_avail.unwrap_or(0).into())
+    };
+    same("dma_avail", LIMIT, avail(&bed)?)?;
+    let one_more = || map(100..101, Protection::READ_WRITE);
+    for tracking in [false, true] {
+        for i in 0..LIMIT {
+            bed.map(2 * i..2 * i + 1)?;
+        }
+        for _ in 0..2 {
+            bed.refused(Errno::ENOSPC, one_more())?;
+            bed.check()?;
+        }
+        // Each way to unmap gives back what it took.
+        bed.pin(2..3)?;
+        bed.unmap(2..3)?;
+        bed.must(one_more())?;
+        bed.refused(Errno::ENOSPC, map(2..3, Protection::READ_WRITE))?;
+        if tracking {
+            bed.unmap_reports(4..7, &[])?;
+        } else {
+            bed.unmap(4..7)?;
+        }
+        bed.map(2..3)?;
+        bed.map(5..6)?;
+        bed.refused(Errno::ENOSPC, map(4..5, Protection::READ_WRITE))?;
+        bed.refused(Errno::EINVAL, Op::unmap(at(5, 0), PAGE / 2))?;
+        bed.refused(Errno::ENOSPC, map(4..5, Protection::READ_WRITE))?;
+        bed.must(Op::unmap_all())?;
+        bed.check()?;
+        if !tracking {
+            bed.start()?;
+        }
+    }
+    // One that can't be tracked takes nothing.
+    bed.refused(Errno::EINVAL, beyond_bitmaps())?;
+    bed.check()?;
+    // Others have the limit that there is now.
+    let other = Testbed::on(context, 1)?;
+    same("dma_avail of another container", usual, avail(&other)?)
+}
+
+/// A mapping that is too large to be tracked.
+fn beyond_bitmaps() -> Op {
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    Op::Map { iova: 1 << 45, size: (BITMAP_PAGES_MAX + 1) * PAGE, backed: PAGE, flags }
+}
+
+fn failing_start(context: &Context<'_>) -> Result<()> {
+    // Each START allocates bitmaps of 2 MiB and of 16 bytes before it comes to the one that is too
+    // large.
+    const LARGE: u64 = 64 << 30;
+    const STARTS: u64 = 256;
+    const BITMAP: u64 = LARGE / PAGE / 8;
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.pin(3..4)?;
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    bed.must(Op::Map { iova: 1 << 40, size: LARGE, backed: PAGE, flags })?;
+    bed.must(beyond_bitmaps())?;
+    let start = || -> Result<()> {
+        let started = status(bed.container().dirty_start())?;
+        ensure!(started == Err(Errno::EINVAL), "START: {started:?}");
+        Ok(())
+    };
+    start()?;
+    let before = memory_available()?;
+    for _ in 0..STARTS {
+        start()?;
+    }
+    let lost = before.saturating_sub(memory_available()?);
+    ensure!(
+        lost < STARTS * BITMAP / 8,
+        "{STARTS} START that failed took {} KiB of memory, bitmaps have {} KiB",
+        lost >> 10,
+        BITMAP >> 10
+    );
+    bed.must(Op::unmap(1 << 45, (BITMAP_PAGES_MAX + 1) * PAGE))?;
+    bed.start()?;
+    bed.reports(&[3..4]).or_else(|_| bed.each_reports(&[3..4]))?;
+    bed.check_counters()
+}
+
+fn end_of_iova(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 70;
+    let begin = (PAGES * PAGE).wrapping_neg();
+    let iova = |page: u64| begin + page * PAGE;
+    let last = iova(PAGES - 1);
+    let mut bed = Testbed::with_pages(context, 1)?;
+    bed.must(Op::map(begin, PAGES * PAGE, Protection::READ_WRITE))?;
+    bed.refused(Errno::EEXIST, Op::map(last, PAGE, Protection::READ_WRITE))?;
+    let dirty = |bed: &mut Testbed<'_>, from: u64| -> Result<Vec<_>> {
+        let answer = bed.apply(Op::get_bitmap(from, from.wrapping_neg()))?;
+        let runs = answer.bitmap.map(|bitmap| bitmap.runs()).unwrap_or_default();
+        let skipped = (begin - from) / PAGE;
+        Ok(runs.into_iter().map(|run| run.start - skipped..run.end - skipped).collect())
+    };
+    for _ in 0..2 {
+        bed.must(command(0, Opcode::Pin, iova(60)..last))?;
+        // A range whose end is no IOVA is none for the device.
+        let pin =
+            Op::Command { device: 0, op: Opcode::Pin as u32, iova: last, length: PAGE, seed: 0 };
+        bed.refused(Errno::EOVERFLOW, pin)?;
+        bed.start()?;
+        bed.must(command(0, Opcode::DmaWrite, last + 7..u64::MAX))?;
+        bed.must(command(0, Opcode::DmaRead, iova(68) + 1..u64::MAX))?;
+        ensure!(dirty(&mut bed, begin)? == [60..PAGES], "what is dirty");
+        ensure!(dirty(&mut bed, begin)? == [60..PAGES - 1], "what is dirty afterwards");
+        // With a hole of 70 pages before it.
+        bed.must(command(0, Opcode::DmaWrite, last..u64::MAX))?;
+        ensure!(
+            dirty(&mut bed, iova(0) - 128 * PAGE)? == [60..PAGES],
+            "what is dirty behind a hole"
+        );
+        bed.refused(Errno::EOVERFLOW, Op::get_bitmap(begin, (PAGES + 1) * PAGE))?;
+        bed.refused(Errno::EINVAL, Op::get_bitmap(begin, (PAGES - 1) * PAGE))?;
+        bed.refused(Errno::EINVAL, Op::unmap(last, PAGE))?;
+        bed.refused(Errno::EOVERFLOW, Op::unmap(begin, (PAGES + 1) * PAGE))?;
+        bed.check_memory()?;
+        bed.has_pins(9)?;
+        let unmapped = bed.apply(Op::unmap_bitmap(begin, PAGES * PAGE))?;
+        let runs = unmapped.bitmap.map(|bitmap| bitmap.runs());
+        ensure!(runs == Some(vec![60..PAGES - 1]), "what is dirty when it is unmapped: {runs:?}");
+        bed.has_pins(0)?;
+        bed.stop()?;
+        bed.must(Op::map(begin, PAGES * PAGE, Protection::READ_WRITE))?;
+    }
+    bed.must(command(0, Opcode::Pin, iova(60)..last))?;
+    bed.pin(0..1)?;
+    bed.must(Op::unmap_all())?;
+    bed.refused(Errno::EINVAL, command(0, Opcode::DmaRead, last..last + 8))?;
+    bed.refused(Errno::EINVAL, command(0, Opcode::DmaRead, pages(0..1)))?;
+    bed.has_pins(0)?;
+    bed.check()
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Calls that nobody makes who has no question about the answer.
+
+use super::{CAPS_SIZE, Container, InfoBuffer};
+use crate::{BitmapArgs, Error, Result, UnmapArgs, sys};
+use std::ptr::with_exposed_provenance_mut;
+use vfio_bindings::bindings::vfio::{
+    VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, vfio_bitmap, vfio_iommu_type1_info,
+};
+
+/// Addresses from here on are the kernel's.
+const KERNEL: u64 = 1 << 63;
+
+impl Container {
+    /// `VFIO_IOMMU_GET_INFO` with any `argsz` up to 4096, in a buffer of 4096 bytes which are `fill`
+    /// where they are not `argsz`. Returns what is there afterwards.
+    pub fn info_bytes(&self, argsz: u32, fill: u8) -> Result<Vec<u8>> {
+        let filled = u32::from_ne_bytes([fill; 4]);
+        let mut buffer = InfoBuffer {
+            info: vfio_iommu_type1_info {
+                argsz,
+                flags: filled,
+                iova_pgsizes: u64::from_ne_bytes([fill; 8]),
+                cap_offset: filled,
+                pad: filled,
+            },
+            caps: [fill; CAPS_SIZE],
+        };
+        assert!(argsz as usize <= size_of_val(&buffer), "argsz {argsz}");
+        // SAFETY: The kernel fills in no more than `argsz` bytes, there are no pointers.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_GET_INFO, &mut buffer) }
+            .map_err(|e| Error::new(format!("VFIO_IOMMU_GET_INFO with argsz {argsz}"), e))?;
+        let vfio_iommu_type1_info { argsz, flags, iova_pgsizes, cap_offset, pad } = buffer.info;
+        let [argsz, flags, cap_offset, pad] = [argsz, flags, cap_offset, pad].map(u32::to_ne_bytes);
+        let mut bytes = [argsz, flags].concat();
+        bytes.extend(iova_pgsizes.to_ne_bytes());
+        bytes.extend([cap_offset, pad].concat());
+        bytes.extend(buffer.caps);
+        Ok(bytes)
+    }
+
+    /// As [`Self::dirty_bitmap`], into memory of the kernel, at `address`. Panics if that isn't the
+    /// kernel's.
+    pub fn dirty_bitmap_into_kernel(
+        &self,
+        iova: u64,
+        size: u64,
+        bitmap: &BitmapArgs,
+        address: u64,
+    ) -> Result<()> {
+        self.dirty_bitmap_raw(iova, size, in_kernel(bitmap, address))
+    }
+
+    /// As [`Self::unmap_dirty`], into memory of the kernel: see [`Self::dirty_bitmap_into_kernel`].
+    pub fn unmap_dirty_into_kernel(
+        &self,
+        args: &UnmapArgs,
+        bitmap: &BitmapArgs,
+        address: u64,
+    ) -> Result<u64> {
+        let flags = args.flags | VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+        self.unmap_raw(&UnmapArgs { flags, ..*args }, in_kernel(bitmap, address))
+    }
+}
+
+/// A bitmap that has room, since no memory of this program is there: should the kernel write there, it
+/// is its own that it writes.
+fn in_kernel(args: &BitmapArgs, address: u64) -> vfio_bitmap {
+    assert!(address >= KERNEL, "{address:#x} is no address of the kernel's");
+    let data = with_exposed_provenance_mut(address as usize);
+    vfio_bitmap { pgsize: args.pgsize, size: args.size, data }
+}
