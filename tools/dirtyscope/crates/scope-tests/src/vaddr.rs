@@ -7,7 +7,7 @@ use crate::{defect::shows_complaint, promotion::needs_driver};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{BitmapBuffer, Errno};
 use edu_client::Function;
-use harness::{Context, Scenario, defect, scenario};
+use harness::{Context, Scenario, defect, locked_memory, locked_memory_of, scenario};
 use mdev_dma::MdevDma;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::{
@@ -16,7 +16,7 @@ use std::{
 };
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
-    Access, BitmapArgs, Container, Group, MapArgs, Memory, UnmapArgs,
+    Access, BitmapArgs, Container, Group, MapArgs, Mapper, Memory, UnmapArgs,
     uapi::{
         VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
         VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
@@ -28,6 +28,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/vaddr/update",
         "mappings lose their address and get another one, each once; meanwhile no group joins",
         update,
+    ),
+    scenario(
+        "type1/vaddr/owner",
+        "who gives a mapping its address locks its memory from then on, until it is unmapped or they die",
+        owner,
     ),
     defect(
         "type1/defect/D23-pin-without-vaddr",
@@ -166,6 +171,35 @@ fn update(context: &Context<'_>) -> Result<()> {
     new.read((FIRST * PAGE) as usize, &mut bytes);
     ensure!(bytes != [0; 8], "the write is not in the file");
     Ok(())
+}
+
+fn owner(context: &Context<'_>) -> Result<()> {
+    let before = locked_memory()?;
+    let locks = |whose: &str, pages, found| same(&format!("VmLck of {whose}"), pages * PAGE, found);
+    let ours = |pages| locks("this process", pages, locked_memory()? - before);
+    let bed = Mapped::new(&context.edus()?.singles[0], "vfio-pci")?;
+    ours(PAGES)?;
+    is("all", Ok(PAGES * PAGE), bed.invalidate_all()?)?;
+    ours(PAGES)?;
+    let new = Arc::new(Memory::of_file(&bed.file, (PAGES * PAGE) as usize)?);
+    let (iova, size, flags) = (at(0, 0), FIRST * PAGE, VFIO_DMA_MAP_FLAG_VADDR);
+    let args = MapArgs { memory: &new, offset: 0, iova, size, flags, argsz: None };
+    let mut child = Mapper::new(&bed.container, &[], &args)?;
+    ours(SECOND)?;
+    locks("the child", FIRST, locked_memory_of(child.pid())?)?;
+    is("an update", Ok(()), bed.update(&new, SECOND_PAGE, SECOND)?)?;
+    ours(SECOND)?;
+
+    // It is the child's to lose, and to find back: nothing of it counts here.
+    child.kill();
+    is("the first mapping", Ok(size), bed.invalidate(0, FIRST)?)?;
+    is("an update", Ok(()), bed.update(&new, 0, FIRST)?)?;
+    ours(PAGES)?;
+    let unmap = UnmapArgs { iova, size, ..Default::default() };
+    is("an unmap", Ok(size), status(bed.container.unmap(&unmap))?)?;
+    ours(SECOND)?;
+    drop(bed);
+    ours(0)
 }
 
 fn pin_without_vaddr(context: &Context<'_>) -> Result<()> {
