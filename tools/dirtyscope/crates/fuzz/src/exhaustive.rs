@@ -195,23 +195,33 @@ fn way<T>(universe: &Universe, from: State, left: &BTreeMap<State, T>) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use testbed::{limits_of, program};
+
+    /// Fails unless the contract has all operations of a program succeed.
+    fn succeeds(program: &[Op]) {
+        let mut contract = program::contract(u32::MAX, limits_of(u64::MAX, u64::MAX));
+        for op in program {
+            assert!(contract.allows(op), "{op} in {}", program::text(program));
+            let status = contract.apply(op).answer.status;
+            assert_eq!(status, Ok(()), "{op} in {}", program::text(program));
+        }
+    }
 
     #[test]
-    fn how_much_everything_is() {
-        for promotion in [false, true] {
+    fn all_of_it_can_be_done_and_is_as_much_as_the_documentation_says() {
+        for (promotion, steps, states, near, count, sequences_count) in
+            [(false, 12, 84, 72, 4080, 1092), (true, 14, 216, 179, 13924, 1301)]
+        {
             let universe = Universe::new(promotion);
-            let sequences = sequences(&universe, 4);
-            let (programs, pairs) = pairs(&universe, 6);
-            let ops: usize = programs.iter().map(Vec::len).sum();
-            let steps = universe.steps.len();
-            let within = universe.depth.iter().filter(|&&depth| depth <= 6).count();
-            println!(
-                "{promotion}: {steps} steps, {} states, {within} within 6, {pairs} pairs in {} programs \
-                 of {ops} operations, {} sequences",
-                universe.next.len(),
-                programs.len(),
-                sequences.len()
-            );
+            assert_eq!((universe.steps.len(), universe.next.len()), (steps, states));
+            assert_eq!(universe.depth.iter().filter(|&&depth| depth <= DEPTH).count(), near);
+            let sequences = sequences(&universe, LENGTH);
+            assert_eq!(sequences.len(), sequences_count);
+            let (programs, pairs) = pairs(&universe, DEPTH);
+            assert_eq!(pairs, count);
+            for program in sequences.iter().chain(&programs) {
+                succeeds(program);
+            }
         }
     }
 }
