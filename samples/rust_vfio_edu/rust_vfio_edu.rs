@@ -13,7 +13,7 @@
 //! abstractions, the bindings and the register interface of `rust_mdev_dma` once more, by `#[path]`.
 
 use abstractions::{
-    pci::{vfio_override, Adapter},
+    pci::{enable_device_mem, vfio_override, Adapter},
     vfio,
 };
 use device::{EduData, EduDevice};
@@ -48,7 +48,7 @@ impl pci::Driver for EduDriver {
         pdev: &'bound pci::Device<Core<'_>>,
         _info: Option<&'bound Self::IdInfo>,
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
-        pdev.enable_device_mem()?;
+        enable_device_mem(pdev)?;
         let data = EduData::new(pdev)?;
         vfio::Registration::<EduDevice>::new_foreign_owned(pdev.as_ref(), data)
     }
@@ -68,8 +68,8 @@ kernel::module_driver!(<T>, Adapter<T>, {
             description: "Maximum number of pins of a device, which also bounds the memory it uses",
         },
         max_length: u64 {
-            default: 268435456,
-            description: "Maximum size of a command's range in bytes",
+            default: 1048576,
+            description: "Maximum size of a command's range in bytes; 4096 take 200 ms, and an unmap waits",
         },
         address_bits: u32 {
             default: 28,

@@ -157,9 +157,9 @@ enum rust_mdev_dma_op {
  *	EPERM		mapped without the protection, or the protection has other bits
  *	EFAULT, ENOMEM	as above
  *
- * COUNT is LENGTH after success, less IOVA % PAGE_SIZE for RAW_WRITE and RAW_READ. After a failure it is 0, except for DMA_WRITE and
- * DMA_READ: these stop at the first vfio_dma_rw() that fails, and COUNT is the
- * number of bytes before it.
+ * COUNT is LENGTH after success, less IOVA % PAGE_SIZE for RAW_WRITE and RAW_READ.
+ * After a failure it is 0, except for DMA_WRITE and DMA_READ: these stop at the
+ * first vfio_dma_rw() that fails, and COUNT is the number of bytes before it.
  */
 
 /* Maximum number of pins of one page. */
@@ -269,8 +269,9 @@ enum rust_mdev_dma_gen_control {
 
 /*
  * Migration data, for tools that parse it: an IDENTITY section followed by a
- * DEVICE section and perhaps a RAW_PINS section. The size of a section is a multiple of 8 bytes; all fields are
- * little endian. A section begins with this header:
+ * DEVICE section and perhaps a RAW_PINS section. The size of a section is a
+ * multiple of 8 bytes; all fields are little endian. A section begins with this
+ * header:
  *
  *	u64 magic	MIG_MAGIC
  *	u32 version	MIG_VERSION

@@ -4,13 +4,15 @@
 //!
 //! C header: [`include/linux/pci.h`](srctree/include/linux/pci.h)
 
-use core::{marker::PhantomData, mem::transmute, ptr::from_ref};
+use core::{convert::Infallible, marker::PhantomData, mem::transmute, ptr::from_ref};
 use kernel::{
     bindings,
-    device::Bound,
+    device::{Bound, Core},
+    devres,
     driver::{DriverLayout, RegistrationOps},
     pci,
     prelude::*,
+    sync::aref::ARef,
     types::Opaque,
 };
 
@@ -84,6 +86,30 @@ pub(crate) const fn vfio_override(vendor: u16, device: u16) -> pci::DeviceId {
 fn as_raw(pdev: &pci::Device<Bound>) -> *mut bindings::pci_dev {
     // CAST: `Device` is a transparent wrapper.
     from_ref(pdev).cast_mut().cast()
+}
+
+/// Keeps a device enabled.
+///
+/// # Invariants
+///
+/// The device was enabled for this, and not disabled since.
+struct Enabled(ARef<pci::Device>);
+
+impl Drop for Enabled {
+    fn drop(&mut self) {
+        // CAST: `Device` is a transparent wrapper.
+        let pdev = from_ref(&*self.0).cast_mut().cast();
+        // SAFETY: By its type invariant the device is valid; by ours it is enabled for this.
+        unsafe { bindings::pci_disable_device(pdev) };
+    }
+}
+
+/// Enables the memory of the device, until it is unbound.
+pub(crate) fn enable_device_mem(pdev: &pci::Device<Core<'_>>) -> Result {
+    pdev.enable_device_mem()?;
+    // INVARIANT: It was just enabled.
+    let enabled = Enabled(pdev.into());
+    devres::register::<_, Infallible>(pdev.as_ref(), enabled, GFP_KERNEL)
 }
 
 /// Lets the device do DMA.

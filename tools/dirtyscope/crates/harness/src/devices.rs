@@ -19,12 +19,14 @@ pub struct Edus {
 }
 
 /// Mediated devices, made when they are asked for, and PCI functions. Those it made are removed when it
-/// is dropped, and the PCI functions have no driver then.
+/// is dropped, and the PCI functions have the drivers again that they had.
 pub struct Devices {
     all: Vec<Mdev>,
     /// The first so many are the user's.
     given: usize,
     edus: Option<Edus>,
+    /// Those, with the drivers that they had before.
+    drivers: Vec<(Function, Option<String>)>,
 }
 
 impl Devices {
@@ -39,7 +41,7 @@ impl Devices {
                 );
             }
         }
-        Ok(Self { given: all.len(), all, edus: None })
+        Ok(Self { given: all.len(), all, edus: None, drivers: Vec::new() })
     }
 
     /// Device number `i`. It is created if it doesn't exist: under the UUID that it had, if it was lost
@@ -65,7 +67,10 @@ impl Devices {
     /// The PCI functions of this machine. Skips the scenario if it hasn't enough.
     pub fn edus(&mut self) -> Result<Edus> {
         if self.edus.is_none() {
-            self.edus = Some(Edus::find()?);
+            let edus = Edus::find()?;
+            let all = edus.singles.iter().chain(&edus.pair);
+            self.drivers = all.map(|edu| (edu.clone(), edu.driver())).collect();
+            self.edus = Some(edus);
         }
         self.edus.clone().context("no PCI functions")
     }
@@ -96,8 +101,12 @@ pub fn new_uuid() -> Result<Uuid> {
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        for edu in self.edus.iter().flat_map(|edus| edus.singles.iter().chain(&edus.pair)) {
-            if let Err(error) = edu.unbind() {
+        for (edu, driver) in &self.drivers {
+            let restored = match driver {
+                Some(driver) => edu.bind(driver),
+                None => edu.unbind(),
+            };
+            if let Err(error) = restored {
                 eprintln!("dirtyscope: {} stays bound: {error:#}", edu.path().display());
             }
         }

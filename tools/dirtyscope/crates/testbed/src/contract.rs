@@ -37,6 +37,7 @@ pub fn limits_of(max_pins: u64, max_length: u64) -> Limits {
 pub(crate) fn iova_ranges() -> Vec<RangeInclusive<u64>> {
     vec![0..=0xfedf_ffff, 0xfef0_0000..=(1 << 48) - 1]
 }
+
 /// `VFIO_PIN_PAGES_MAX_ENTRIES`: pages of one raw pin.
 pub const RAW_PAGES: u64 = PAGE / size_of::<u64>() as u64;
 
@@ -140,6 +141,11 @@ impl Contract {
             }
             Op::Open { device } => self.joined.contains(&device) && self.device(device).is_none(),
             Op::Close { device } => self.device(device).is_some(),
+            // One with an IOMMU has neither these nor the background.
+            Op::Command { device, op, .. } if kind(device) == Some(SlotKind::Pinning) => {
+                let ours = [Opcode::Pin, Opcode::Unpin, Opcode::Write, Opcode::Read];
+                open_as(device, &[SlotKind::Pinning]) && ours.iter().any(|&own| own as u32 == op)
+            }
             Op::Reset { device } | Op::Command { device, .. } => {
                 open_as(device, &[SlotKind::Emulated, SlotKind::Pinning])
             }

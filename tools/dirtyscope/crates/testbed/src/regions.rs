@@ -54,7 +54,7 @@ impl Regions {
     pub fn memory_at(&self, iova: u64, size: u64) -> Option<Arc<Memory>> {
         let mut mapped = self.0.iter().filter(|region| region.mapped && region.iova == iova);
         let memory = mapped.next().map(|region| region.memory.clone());
-        memory.filter(|memory| size <= memory.span() as u64)
+        memory.filter(|memory| size <= (memory.span() - BORDER) as u64)
     }
 
     /// `memory`, made by [`new_memory`], was mapped.

@@ -174,10 +174,12 @@ impl Container {
         let mut groups = lock(&self.groups);
         group.set_container(self.file.as_fd())?;
         groups.push(group);
-        if groups.len() == 1 {
-            self.set_iommu(self.iommu)?;
+        let set = if groups.len() == 1 { self.set_iommu(self.iommu) } else { Ok(()) };
+        if set.is_err() {
+            // Closed, it leaves again.
+            groups.pop();
         }
-        Ok(())
+        set
     }
 
     /// `VFIO_SET_IOMMU`, once more.

@@ -47,6 +47,7 @@ impl Container {
         }
         self.raw_pin_errnos(id, &pin).check()?;
         self.device(id).raw_pin(pin);
+        self.promote(self.devices[&id].group);
         let (first, _) = pin.span(page_size);
         for i in 0..pin.length / page_size {
             let page = first + i * page_size;
@@ -87,9 +88,14 @@ impl Container {
         if refused || pin.length % self.page_size != 0 || first.checked_add(pin.length).is_none() {
             return before;
         }
+        if pin.protection & !(READ | WRITE) != 0 {
+            return before;
+        }
+        let wanted =
+            Protection { read: pin.protection & READ != 0, write: pin.protection & WRITE != 0 };
+        let mut unlocked = self.unlocked();
         for page in pages(first..first + pin.length, self.page_size) {
-            let one = RawPin { iova: page, length: self.page_size, ..*pin };
-            if self.raw_pin_errnos(id, &one).check().is_err() {
+            if self.pin_errnos(page, wanted, &mut unlocked).check().is_err() {
                 return before;
             }
             before.push(page);
