@@ -85,7 +85,9 @@ impl Container {
         let refused = device.limits.raw_pages.is_none_or(|max| count > max)
             || count > device.limits.max_pins.saturating_sub(device.held());
         let (first, mut before) = (pin.iova - pin.iova % self.page_size, Vec::new());
-        if refused || pin.length % self.page_size != 0 || first.checked_add(pin.length).is_none() {
+        // The last page may be that of the address space.
+        let last = pin.length.checked_sub(1).and_then(|more| first.checked_add(more));
+        if refused || pin.length % self.page_size != 0 || last.is_none() {
             return before;
         }
         if pin.protection & !(READ | WRITE) != 0 {
@@ -94,7 +96,7 @@ impl Container {
         let wanted =
             Protection { read: pin.protection & READ != 0, write: pin.protection & WRITE != 0 };
         let mut unlocked = self.unlocked();
-        for page in pages(first..first + pin.length, self.page_size) {
+        for page in (0..count).map(|i| first + i * self.page_size) {
             if self.pin_errnos(page, wanted, &mut unlocked).check().is_err() {
                 return before;
             }
