@@ -81,6 +81,12 @@ pub struct RawPin {
 }
 
 impl RawPin {
+    /// Its pages, by their first byte; the last may be that of the address space.
+    pub(crate) fn pages(&self, page_size: u64) -> impl Iterator<Item = u64> + use<> {
+        let first = self.iova - self.iova % page_size;
+        (0..self.length / page_size).map(move |i| first + i * page_size)
+    }
+
     /// Its first and its last byte.
     pub(crate) fn span(&self, page_size: u64) -> (u64, u64) {
         let first = self.iova - self.iova % page_size;

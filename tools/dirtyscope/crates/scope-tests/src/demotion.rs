@@ -3,6 +3,7 @@
 //! Demotion: while a device does DMA that nobody accounts for, everything is dirty, and once more when
 //! it has left.
 
+use crate::{join, leave};
 use anyhow::{Result, ensure};
 use dirty_model::{Errno, Protection};
 use harness::{Context, Scenario, scenario};
@@ -96,14 +97,6 @@ const ALL: Range<u64> = 0..PAGES;
 
 /// The one of them that is pinned.
 const PINNED: Range<u64> = 10..11;
-
-fn join(device: usize) -> Op {
-    Op::Join { device }
-}
-
-fn leave(device: usize) -> Op {
-    Op::Leave { device, by: Leave::Unset }
-}
 
 /// A container with a pin.
 fn with_pin<'a>(context: &'a Context<'a>) -> Result<Testbed<'a>> {

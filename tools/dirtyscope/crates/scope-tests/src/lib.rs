@@ -14,6 +14,8 @@ mod promotion;
 mod vaddr;
 
 use harness::Scenario;
+use testbed::Op;
+use vfio_client::Leave;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
@@ -26,4 +28,14 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     ]
     .into_iter()
     .flatten()
+}
+
+/// The group of the device in a slot joins the container.
+fn join(device: usize) -> Op {
+    Op::Join { device }
+}
+
+/// It leaves, by `VFIO_GROUP_UNSET_CONTAINER`.
+fn leave(device: usize) -> Op {
+    Op::Leave { device, by: Leave::Unset }
 }

@@ -2,6 +2,7 @@
 
 //! What can be mapped for an IOMMU, and what that locks.
 
+use crate::{join, leave};
 use anyhow::{Result, ensure};
 use dirty_model::{Errno, Protection};
 use harness::{Context, Scenario, scenario};
@@ -13,7 +14,7 @@ use testbed::{
     status,
 };
 use vfio_client::{
-    Access, Leave, MapArgs, Memory,
+    Access, MapArgs, Memory,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
@@ -39,14 +40,6 @@ pub const SCENARIOS: &[Scenario] = &[
         locked_memory,
     ),
 ];
-
-fn join(device: usize) -> Op {
-    Op::Join { device }
-}
-
-fn leave(device: usize) -> Op {
-    Op::Leave { device, by: Leave::Unset }
-}
 
 fn hole(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pin(context)?;

@@ -5,6 +5,7 @@
 //! That a promotion reports nothing for what was written before it is by intent: the driver answers for
 //! its own footprint.
 
+use crate::{join, leave};
 use anyhow::{Result, bail};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
@@ -14,7 +15,6 @@ use testbed::{
     Op, PAGE, Testbed, at, command, pages,
     slots::{EDU, PINNING, can_promote},
 };
-use vfio_client::Leave;
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -62,14 +62,6 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Pages of a container of these scenarios.
 const ALL: Range<u64> = 0..70;
-
-fn join(device: usize) -> Op {
-    Op::Join { device }
-}
-
-fn leave(device: usize) -> Op {
-    Op::Leave { device, by: Leave::Unset }
-}
 
 /// A container with a mediated device, tracking, in which these groups have joined.
 fn tracking<'a>(context: &'a Context<'a>, slots: &[usize]) -> Result<Testbed<'a>> {

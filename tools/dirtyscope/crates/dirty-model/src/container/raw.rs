@@ -7,10 +7,7 @@
 //! with the protection, all of them or none.
 
 use super::{Container, DeviceId, commands::Done};
-use crate::{
-    Command, CommandKind, Errno, Errnos, Protection, RawPin,
-    device::{Limits, pages},
-};
+use crate::{Command, CommandKind, Errno, Errnos, Protection, RawPin, device::Limits};
 
 /// `IOMMU_READ`
 const READ: u64 = 1;
@@ -48,9 +45,7 @@ impl Container {
         self.raw_pin_errnos(id, &pin).check()?;
         self.device(id).raw_pin(pin);
         self.promote(self.devices[&id].group);
-        let (first, _) = pin.span(page_size);
-        for i in 0..pin.length / page_size {
-            let page = first + i * page_size;
+        for page in pin.pages(page_size) {
             self.mark(page..page.saturating_add(page_size));
         }
         Ok((Ok(()), pin.length, 0))
@@ -63,15 +58,14 @@ impl Container {
         let first = pin.iova - pin.iova % self.page_size;
         let too_many = Errnos::when(raw_pages.is_some_and(|max| count > max), Errno::E2BIG);
         let Some(more) = pin.length.checked_sub(1) else { return Errno::EINVAL.into() };
-        let Some(last) = first.checked_add(more) else { return too_many | Errno::EOVERFLOW };
+        if first.checked_add(more).is_none() {
+            return too_many | Errno::EOVERFLOW;
+        }
         let mut errnos =
             too_many | Errnos::when(pin.protection & !(READ | WRITE) != 0, Errno::EPERM);
-        let wanted =
-            Protection { read: pin.protection & READ != 0, write: pin.protection & WRITE != 0 };
+        let wanted = wanted(pin);
         let mut unlocked = self.unlocked();
-        // The last page may be that of the address space.
-        let last_page = last - (self.page_size - 1);
-        for page in pages(first..last_page, self.page_size).chain([last_page]) {
+        for page in pin.pages(self.page_size) {
             errnos = errnos | self.pin_errnos(page, wanted, &mut unlocked);
         }
         errnos
@@ -85,7 +79,6 @@ impl Container {
         let refused = device.limits.raw_pages.is_none_or(|max| count > max)
             || count > device.limits.max_pins.saturating_sub(device.held());
         let (first, mut before) = (pin.iova - pin.iova % self.page_size, Vec::new());
-        // The last page may be that of the address space.
         let last = pin.length.checked_sub(1).and_then(|more| first.checked_add(more));
         if refused || pin.length % self.page_size != 0 || last.is_none() {
             return before;
@@ -93,10 +86,9 @@ impl Container {
         if pin.protection & !(READ | WRITE) != 0 {
             return before;
         }
-        let wanted =
-            Protection { read: pin.protection & READ != 0, write: pin.protection & WRITE != 0 };
+        let wanted = wanted(pin);
         let mut unlocked = self.unlocked();
-        for page in (0..count).map(|i| first + i * self.page_size) {
+        for page in pin.pages(self.page_size) {
             if self.pin_errnos(page, wanted, &mut unlocked).check().is_err() {
                 return before;
             }
@@ -139,4 +131,9 @@ impl Container {
         }
         Ok(())
     }
+}
+
+/// What a raw pin needs of a mapping.
+fn wanted(pin: &RawPin) -> Protection {
+    Protection { read: pin.protection & READ != 0, write: pin.protection & WRITE != 0 }
 }
