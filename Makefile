@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers pins pins-fuzz fuzz scope migrate control bench test module tool shell boot-soak clean \
+.PHONY: help run killers pins pins-fuzz fail-nth fuzz scope migrate control bench test module tool shell boot-soak clean \
 	clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -22,6 +22,7 @@ help:
 	@echo '  make run          build all, boot the VM, run the scenarios'
 	@echo '  make killers      show the defects after which a kernel has to be booted again'
 	@echo '  make pins         pins as real drivers make them, in a VM of their own'
+	@echo '  make fail-nth     what fails when the kernel runs out of memory, one allocation at a time'
 	@echo '  make fuzz         random sequences for a minute'
 	@echo '  make pins-fuzz    the same with such pins'
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
@@ -67,6 +68,9 @@ killers:
 
 pins:
 	$(vm)/run pins
+
+fail-nth:
+	$(vm)/run fail-nth
 
 fuzz:
 	$(vm)/run fuzz

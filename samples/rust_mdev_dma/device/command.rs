@@ -69,3 +69,45 @@ pub(super) fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
     }
     Ok(range)
 }
+
+#[cfg(kunit_suites)]
+#[kernel::macros::kunit_tests(rust_mdev_dma_command)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    const LIMITS: Limits = Limits {
+        ops: 0b10,
+        pins: 1,
+        length: 2 * PAGE,
+    };
+
+    fn range(op: u32, iova: u64, length: u64) -> Result<Range<u64>> {
+        LIMITS.range(&Command {
+            op,
+            iova,
+            length,
+            seed: 0,
+        })
+    }
+
+    #[test]
+    fn errors_in_the_order_of_the_header() {
+        assert_eq!(range(1, 5, 7), Ok(5..12));
+        for op in [0, 2, 32, u32::MAX] {
+            assert_eq!(range(op, 0, 0), Err(EOPNOTSUPP));
+        }
+        assert_eq!(range(1, u64::MAX, 0), Err(EINVAL));
+        assert_eq!(range(1, u64::MAX, u64::MAX), Err(EOVERFLOW));
+        assert_eq!(range(1, 0, 2 * PAGE + 1), Err(E2BIG));
+        assert_eq!(range(1, 0, 2 * PAGE), Ok(0..2 * PAGE));
+    }
+
+    #[test]
+    fn whole_pages_or_none() {
+        assert_eq!(whole_pages(PAGE..3 * PAGE), Ok(PAGE..3 * PAGE));
+        assert_eq!(whole_pages(PAGE + 1..3 * PAGE), Err(EINVAL));
+        assert_eq!(whole_pages(PAGE..3 * PAGE - 1), Err(EINVAL));
+    }
+}

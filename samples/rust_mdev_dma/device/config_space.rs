@@ -135,3 +135,60 @@ fn set<const N: usize>(bytes: &mut [u8; SIZE], register: u32, value: [u8; N]) {
 fn set_u16(bytes: &mut [u8; SIZE], register: u32, value: u32) {
     set(bytes, register, (value as u16).to_le_bytes());
 }
+
+#[cfg(kunit_suites)]
+#[kernel::macros::kunit_tests(rust_mdev_dma_config_space)]
+mod tests {
+    use super::*;
+    use kernel::prelude::*;
+
+    fn at<const N: usize>(space: &ConfigSpace, offset: u32) -> [u8; N] {
+        let mut bytes = [0; N];
+        space.read(offset as usize, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn the_bar_tells_its_size() {
+        let mut space = ConfigSpace::new();
+        space.write(PCI_BASE_ADDRESS_0 as usize, &[0xff; 4]);
+        let bar = u32::from_le_bytes(at(&space, PCI_BASE_ADDRESS_0));
+        assert_eq!(!bar + 1, BAR_SIZE as u32);
+    }
+
+    #[test]
+    fn only_writable_bits_change() {
+        let mut space = ConfigSpace::new();
+        let ids: [u8; 4] = at(&space, PCI_VENDOR_ID);
+        space.write(0, &[0xff; SIZE]);
+        assert_eq!(at(&space, PCI_VENDOR_ID), ids);
+        assert_eq!(at(&space, MSI), [PCI_CAP_ID_MSI as u8, 0]);
+        assert!(space.intx_disabled());
+        let again = ConfigSpace::from_bytes(&space.bytes);
+        assert_eq!(again.bytes, space.bytes);
+        space.write(0, &[0; SIZE]);
+        assert_eq!(space.bytes, ConfigSpace::new().bytes);
+    }
+
+    #[test]
+    fn nothing_is_behind_the_end() {
+        let mut space = ConfigSpace::new();
+        space.write(SIZE - 1, &[0xff; 4]);
+        let mut bytes = [7; 3];
+        space.read(SIZE - 1, &mut bytes);
+        assert_eq!(bytes, [0, 7, 7]);
+        space.read(SIZE + 9, &mut bytes);
+        assert_eq!(bytes, [0, 7, 7]);
+    }
+
+    #[test]
+    fn interrupt_status_is_one_bit() {
+        let mut space = ConfigSpace::new();
+        let before: [u8; 2] = at(&space, PCI_STATUS);
+        space.set_interrupt_status(true);
+        let after: [u8; 2] = at(&space, PCI_STATUS);
+        assert_eq!(after[0] ^ before[0], PCI_STATUS_INTERRUPT as u8);
+        space.set_interrupt_status(false);
+        assert_eq!(at(&space, PCI_STATUS), before);
+    }
+}

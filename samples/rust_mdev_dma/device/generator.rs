@@ -246,3 +246,121 @@ impl Generator {
         }
     }
 }
+
+#[cfg(kunit_suites)]
+#[kunit_tests(rust_mdev_dma_generator)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    const LIMITS: Limits = Limits {
+        ops: 0,
+        pins: 0,
+        length: 1 << 30,
+    };
+
+    fn params(pages: u64, mode: u32) -> Params {
+        Params {
+            iova: 16 * PAGE,
+            length: pages * PAGE,
+            seed: 5,
+            limit: 0,
+            rate: 0,
+            mode,
+        }
+    }
+
+    #[test]
+    fn as_many_writes_as_pages_write_each_once() -> Result {
+        for pages in [1, 2, 3, 64, 100] {
+            let params = params(pages, 1);
+            for first in [0, 1, 77] {
+                let mut seen = KVec::from_elem(false, pages as usize, GFP_KERNEL)?;
+                for n in first..first + pages {
+                    let page = params.page(n);
+                    assert_eq!(page.end - page.start, PAGE);
+                    seen[((page.start - params.iova) / PAGE) as usize] = true;
+                }
+                assert!(!seen.contains(&false));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn methods_take_turns_on_each_page() {
+        let params = params(4, RUST_MDEV_DMA_GEN_PINNED | RUST_MDEV_DMA_GEN_PIN);
+        for n in 0..8 {
+            let method = params.method(n);
+            assert!(method.count_ones() == 1 && params.mode & method != 0);
+            assert!(method != params.method(n + 1) || n % 4 == 3);
+            // The next write of the same page.
+            assert!(method != params.method(n + 4));
+        }
+        assert_eq!(params.method(0), RUST_MDEV_DMA_GEN_PINNED);
+    }
+
+    #[test]
+    fn seeds_differ() {
+        let params = params(1, 1);
+        assert_eq!(params.seed(0), mix(5u64.wrapping_add(STEP)));
+        assert!(params.seed(0) != params.seed(1));
+    }
+
+    #[test]
+    fn errors_of_start() {
+        assert_eq!(params(1, 7).check(LIMITS), Ok(()));
+        assert_eq!(params(0, 1).check(LIMITS), Err(EINVAL));
+        assert_eq!(params(1, 0).check(LIMITS), Err(EINVAL));
+        assert_eq!(params(1, 8).check(LIMITS), Err(EINVAL));
+        let odd = Params {
+            iova: 1,
+            ..params(1, 1)
+        };
+        assert_eq!(odd.check(LIMITS), Err(EINVAL));
+        let last = Params {
+            iova: 0u64.wrapping_sub(PAGE),
+            ..params(2, 1)
+        };
+        assert_eq!(last.check(LIMITS), Err(EOVERFLOW));
+        let long = (1 << 30) / PAGE;
+        assert_eq!(params(long, 1).check(LIMITS), Ok(()));
+        assert_eq!(params(long + 1, 1).check(LIMITS), Err(E2BIG));
+        let all = Limits {
+            length: u64::MAX,
+            ..LIMITS
+        };
+        assert_eq!(params(MAX_PAGES, 1).check(all), Err(E2BIG));
+    }
+
+    #[test]
+    fn a_limit_is_reached() {
+        let limited = Params {
+            limit: 3,
+            ..params(1, 1)
+        };
+        assert!(!limited.reached(2) && limited.reached(3) && limited.reached(4));
+        assert!(!params(1, 1).reached(u64::MAX));
+    }
+
+    #[test]
+    fn control() -> Result {
+        let mut generator = Generator::new()?;
+        generator.control(START, params(0, 1), LIMITS);
+        assert!(generator.params().is_none());
+        assert_eq!(generator.status(), EINVAL.to_errno().unsigned_abs());
+        generator.counter = 9;
+        generator.control(CONTINUE, params(1, 1), LIMITS);
+        assert!(generator.params().is_some() && generator.status() == 0);
+        assert_eq!(generator.counter(), 9);
+        generator.control(START, params(1, 1), LIMITS);
+        assert_eq!(generator.counter(), 0);
+        generator.control(99, params(1, 1), LIMITS);
+        assert!(generator.params().is_none());
+        assert_eq!(generator.status(), EOPNOTSUPP.to_errno().unsigned_abs());
+        generator.control(STOP, params(1, 1), LIMITS);
+        assert_eq!(generator.status(), 0);
+        Ok(())
+    }
+}

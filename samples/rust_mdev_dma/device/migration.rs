@@ -353,3 +353,169 @@ impl<'a> Saved<'a> {
         Ok(())
     }
 }
+
+#[cfg(kunit_suites)]
+#[kernel::macros::kunit_tests(rust_mdev_dma_migration)]
+mod tests {
+    use super::*;
+
+    const KIND: u32 = 5;
+
+    fn limits() -> Limits {
+        Limits {
+            ops: u32::MAX,
+            pins: 1 << 16,
+            length: 1 << 20,
+        }
+    }
+
+    /// A section with these contents.
+    fn section(stream: &mut KVVec<u8>, kind: u32, contents: &[u64]) -> Result {
+        let mut section = Section::begin(stream, kind)?;
+        for &value in contents {
+            section.u64(value)?;
+        }
+        section.end();
+        Ok(())
+    }
+
+    /// The data of a device with nothing in progress, and these runs of pins and raw pins.
+    fn data(runs: &[[u64; 2]], raw: &[[u64; 2]]) -> Result<KVVec<u8>> {
+        let mut stream = KVVec::new();
+        save_identity(&mut stream)?;
+        let mut device = Section::begin(&mut stream, DEVICE)?;
+        device.bytes(&[0; config_space::SIZE])?;
+        device.bytes(&[0; registers::FILE_SIZE])?;
+        // No command, no generator.
+        for _ in 0..13 {
+            device.u64(0)?;
+        }
+        device.u64(runs.len() as u64)?;
+        for &value in runs.as_flattened() {
+            device.u64(value)?;
+        }
+        device.end();
+        if !raw.is_empty() {
+            section(&mut stream, RAW_PINS, raw.as_flattened())?;
+        }
+        Ok(stream)
+    }
+
+    fn refused(stream: &[u8]) -> Option<Error> {
+        Saved::new(stream, limits()).err()
+    }
+
+    #[test]
+    fn a_reader_stops_at_the_end() -> Result {
+        let bytes = [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9];
+        let mut reader = Reader(&bytes);
+        assert_eq!(reader.u32(), Ok(1));
+        assert_eq!(reader.u64(), Ok(2));
+        assert_eq!(reader.u32(), Err(EINVAL));
+        assert_eq!(reader.take(1)?, [9]);
+        assert_eq!(reader.take(1), Err(EINVAL));
+        assert_eq!(reader.end(), Ok(()));
+        assert_eq!(Reader(&bytes).end(), Err(EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn a_flag_is_0_or_1() {
+        let flag = |value: u64| Reader(&value.to_le_bytes()).flag();
+        assert_eq!(flag(0), Ok(false));
+        assert_eq!(flag(1), Ok(true));
+        assert_eq!(flag(2), Err(EINVAL));
+        assert_eq!(flag(1 << 32), Err(EINVAL));
+    }
+
+    #[test]
+    fn sections_are_read_as_written() -> Result {
+        let mut stream = KVVec::new();
+        section(&mut stream, KIND, &[3, 4])?;
+        section(&mut stream, KIND + 1, &[])?;
+        let mut reader = Reader(&stream);
+        assert!(Reader(&stream).section(KIND + 1).is_err());
+        let mut contents = reader.section(KIND)?;
+        assert_eq!((contents.u64()?, contents.u64()?), (3, 4));
+        contents.end()?;
+        reader.section(KIND + 1)?.end()?;
+        reader.end()
+    }
+
+    #[test]
+    fn any_modified_byte_is_noticed() -> Result {
+        let mut stream = KVVec::new();
+        section(&mut stream, KIND, &[3, 4])?;
+        for i in 0..stream.len() {
+            stream[i] ^= 0x10;
+            assert!(Reader(&stream).section(KIND).is_err());
+            stream[i] ^= 0x10;
+            assert!(Reader(&stream[..i]).section(KIND).is_err());
+        }
+        assert!(Reader(&stream).section(KIND).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn a_size_that_is_no_size_is_refused() -> Result {
+        let mut stream = KVVec::new();
+        section(&mut stream, KIND, &[])?;
+        stream[CHECKSUM - size_of::<u64>()..CHECKSUM].fill(0xff);
+        let sum = pattern::checksum(&[&stream[..CHECKSUM]]);
+        stream[CHECKSUM..HEADER].copy_from_slice(&sum.to_le_bytes());
+        assert!(Reader(&stream).section(KIND).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn data_has_the_size_that_is_told() -> Result {
+        let (run, raw) = ([0, 1 | 1 << 32], [5, 1 | 1 << 32]);
+        assert_eq!(data(&[], &[])?.len(), size(0, 0));
+        assert_eq!(data(&[run; 3], &[])?.len(), size(3, 0));
+        assert_eq!(data(&[run], &[raw; 2])?.len(), size(1, 2));
+        assert_eq!(size(usize::MAX, 1), usize::MAX);
+        Ok(())
+    }
+
+    #[test]
+    fn pins_are_read_as_written() -> Result {
+        const PAGE: u64 = PAGE_SIZE as u64;
+
+        let stream = data(&[[PAGE, 2 | 3 << 32]], &[[5, 7 | 1 << 32]])?;
+        let saved = Saved::new(&stream, limits())?;
+        let mut runs = saved.runs();
+        assert_eq!(runs.next(), Some(Ok((PAGE..3 * PAGE, 3))));
+        assert!(runs.next().is_none());
+        let raw = saved.raw().next().ok_or(EINVAL)??;
+        assert_eq!((raw.iova, raw.pages, raw.protection), (5, 7, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() -> Result {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        const ONCE: u64 = 1 << 32;
+
+        assert_eq!(refused(&data(&[], &[])?), None);
+        let last = 0u64.wrapping_sub(PAGE);
+        for run in [
+            [1, 1 | ONCE],
+            [0, ONCE],
+            [0, 1],
+            [0, 1 | 0x1_0000 << 32],
+            [last, 2 | ONCE],
+        ] {
+            assert_eq!(refused(&data(&[run], &[])?), Some(EINVAL));
+        }
+        let mut stream = data(&[], &[])?;
+        stream.push(0, GFP_KERNEL)?;
+        assert!(refused(&stream).is_some());
+        stream.truncate(stream.len() - 2);
+        assert!(refused(&stream).is_some());
+
+        let without = Limits { ops: 0, ..limits() };
+        let raw = data(&[], &[[0, 1]])?;
+        assert_eq!(Saved::new(&raw, without).err(), Some(EOPNOTSUPP));
+        Ok(())
+    }
+}

@@ -120,3 +120,90 @@ impl Digest {
         self.0
     }
 }
+
+#[cfg(kunit_suites)]
+#[kernel::macros::kunit_tests(rust_mdev_dma_pattern)]
+mod tests {
+    use super::*;
+    use kernel::prelude::*;
+
+    const WORDS: usize = BLOCK_SIZE as usize / WORD;
+
+    #[test]
+    fn mix_is_that_of_splitmix64() {
+        // The first numbers from seed 0, and from seed 1234567.
+        assert_eq!(mix(STEP), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(mix(STEP.wrapping_add(1234567)), 6457827717110365317);
+    }
+
+    #[test]
+    fn bytes_words_and_fill_agree() {
+        let block = Block::of(7, 3 * u64::from(BLOCK_SIZE) + 5);
+        assert_eq!(
+            block.word(0),
+            Block::of(7, 3 * u64::from(BLOCK_SIZE)).word(0)
+        );
+        assert!(block.word(0) != Block::of(7, 4 * u64::from(BLOCK_SIZE)).word(0));
+        assert!(block.word(0) != Block::of(8, 3 * u64::from(BLOCK_SIZE)).word(0));
+        let words = block.words::<4>(9);
+        assert_eq!(words[3], block.word(12));
+        for byte in 0..WORD {
+            assert_eq!(block.byte(12 * WORD + byte), words[3].to_le_bytes()[byte]);
+        }
+    }
+
+    #[test]
+    fn fill_keeps_to_its_range() -> Result {
+        let block = Block::of(1, 0);
+        let mut words = KVec::from_elem(0u64, WORDS, GFP_KERNEL)?;
+        for range in [0..0, 0..1, 3..STRIDE + 3, 5..2 * STRIDE + 9, 0..WORDS] {
+            words.fill(0);
+            block.fill(&mut words, range.clone());
+            for (i, &word) in words.iter().enumerate() {
+                let filled = if range.contains(&i) { block.word(i) } else { 0 };
+                assert_eq!(u64::from_le(word), filled);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn words_that_bytes_touch() {
+        assert_eq!(words_of(&(0..1)), 0..1);
+        assert_eq!(words_of(&(7..9)), 0..2);
+        assert_eq!(words_of(&(8..16)), 1..2);
+    }
+
+    #[test]
+    fn a_digest_has_only_bytes_of_the_range() {
+        let of = |bytes: Range<usize>, words: [u64; 2]| {
+            let mut digest = Digest::new();
+            for (i, word) in words.into_iter().enumerate() {
+                digest.add(&bytes, i, word);
+            }
+            digest.value()
+        };
+        let words = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+        assert_eq!(
+            of(3..14, words),
+            of(3..14, [words[0] | 0xff, words[1] | 0xff << 56])
+        );
+        assert!(of(3..14, words) != of(3..14, [words[0] ^ 1 << 24, words[1]]));
+        assert!(of(3..14, words) != of(3..14, [words[0], words[1] ^ 1 << 40]));
+        assert!(of(0..16, words) != of(0..16, [words[1], words[0]]));
+        assert_eq!(
+            of(3..14, words),
+            of(0..16, [words[0] & !0xff_ffff, words[1] & !(0xffff << 48)])
+        );
+    }
+
+    #[test]
+    fn a_checksum_is_of_what_follows_one_another() {
+        let bytes: [u8; 24] = from_fn(|i| i as u8);
+        let whole = checksum(&[&bytes]);
+        assert_eq!(whole, checksum(&[&bytes[..8], &bytes[8..]]));
+        assert_eq!(whole, checksum(&[&bytes[..16], &[], &bytes[16..]]));
+        assert!(whole != checksum(&[&bytes[8..], &bytes[..8]]));
+        assert_eq!(checksum(&[]), DIGEST_INIT);
+    }
+}

@@ -277,3 +277,114 @@ impl Registers {
         self.get_u32(IRQ_STATUS) & self.get_u32(IRQ_ENABLE) != 0
     }
 }
+
+#[cfg(kunit_suites)]
+#[kunit_tests(rust_mdev_dma_registers)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        ops: 6,
+        pins: 8,
+        length: 9,
+    };
+
+    fn long(registers: &Registers, register: u32) -> u32 {
+        let mut bytes = [0; 4];
+        registers.read(register as usize, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn accesses_that_are_legal() {
+        for len in [1, 2, 4, 8] {
+            assert!(check_bar_access(BAR_SIZE - len, len).is_ok());
+            assert!(check_bar_access(BAR_SIZE, len).is_err());
+        }
+        for (offset, len) in [(0, 0), (0, 3), (1, 2), (2, 4), (4, 8), (0, 16)] {
+            assert!(check_bar_access(offset, len).is_err());
+        }
+    }
+
+    #[test]
+    fn a_command_is_what_was_written() {
+        let mut registers = Registers::new(LIMITS);
+        for (register, value) in [(IOVA, 1u64), (LENGTH, 2), (SEED, 3)] {
+            let effects = registers.write(register as usize, &value.to_le_bytes());
+            assert!(effects.command.is_none() && effects.generator.is_none());
+        }
+        let effects = registers.write(COMMAND as usize, &(5 | BACKGROUND).to_le_bytes());
+        let Some((command, background)) = effects.command else {
+            assert!(false);
+            return;
+        };
+        assert!(background && !effects.interrupts);
+        assert_eq!((command.op, command.iova), (5, 1));
+        assert_eq!((command.length, command.seed), (2, 3));
+    }
+
+    #[test]
+    fn read_only_registers_stay() {
+        let mut registers = Registers::new(LIMITS);
+        for register in [MAGIC, OPS, MAX_PINS, PINS, STATUS, REFUSED, GEN_STATUS] {
+            let before = long(&registers, register);
+            registers.write(register as usize, &[0xff; 4]);
+            assert_eq!(long(&registers, register), before);
+        }
+        // One access, of what can be written and what can't.
+        registers.write(GEN_CONTROL as usize, &[0xff; 8]);
+        assert_eq!(long(&registers, GEN_CONTROL), u32::MAX);
+        assert_eq!(long(&registers, GEN_STATUS), 0);
+    }
+
+    #[test]
+    fn writing_1_clears_irq_status() {
+        let mut registers = Registers::new(LIMITS);
+        assert!(!registers.raise(1) && !registers.raise(2));
+        assert!(!registers.interrupt_pending());
+        assert!(
+            registers
+                .write(IRQ_ENABLE as usize, &[2, 0, 0, 0])
+                .interrupts
+        );
+        assert!(registers.interrupt_pending() && registers.raise(2) && !registers.raise(1));
+        assert!(registers.write(IRQ_STATUS as usize, &[2]).interrupts);
+        assert_eq!(long(&registers, IRQ_STATUS), 1);
+        assert!(!registers.interrupt_pending());
+    }
+
+    #[test]
+    fn behind_the_last_register_is_0() {
+        let mut registers = Registers::new(LIMITS);
+        assert!(registers.write(FILE_SIZE, &[0xff; 8]).command.is_none());
+        let mut bytes = [7; 8];
+        registers.read(FILE_SIZE, &mut bytes);
+        assert_eq!(bytes, [0; 8]);
+        registers.read(BAR_SIZE - 8, &mut bytes);
+        assert_eq!(bytes, [0; 8]);
+    }
+
+    #[test]
+    fn what_is_restored() -> Result {
+        let mut source = Registers::new(Limits { pins: 99, ..LIMITS });
+        source.write(SEED as usize, &7u64.to_le_bytes());
+        let restored = Registers::from_bytes(&source.file, LIMITS, false)?;
+        assert_eq!(long(&restored, MAX_PINS), 8);
+        assert_eq!(long(&restored, SEED), 7);
+        assert!(Registers::from_bytes(&source.file, LIMITS, true).is_err());
+        source.set_in_progress();
+        assert!(Registers::from_bytes(&source.file, LIMITS, true).is_ok());
+        assert!(Registers::from_bytes(&source.file, LIMITS, false).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn who_touches_pins() {
+        let pins = PINS as usize;
+        for (offset, len) in [(pins, 1), (pins, 8), (pins + 7, 1)] {
+            assert!(Registers::touches_pins(offset, len));
+        }
+        assert!(!Registers::touches_pins(pins - 8, 8));
+        assert!(!Registers::touches_pins(pins + 8, 8));
+    }
+}

@@ -397,3 +397,156 @@ fn signal(trigger: Option<&EventFd>) {
         trigger.signal();
     }
 }
+
+#[cfg(kunit_suites)]
+#[kunit_tests(rust_mdev_dma_irq)]
+mod tests {
+    use super::*;
+
+    const VECTORS: usize = 4;
+
+    fn set(index: Index, action: u32, range: Range<usize>, data: Data) -> SetIrqs {
+        SetIrqs {
+            index,
+            action,
+            range,
+            data,
+        }
+    }
+
+    /// A TRIGGER with so many eventfds, all of which are -1.
+    fn eventfds(index: Index, range: Range<usize>) -> Result<SetIrqs> {
+        let mut none = KVec::new();
+        for _ in range.clone() {
+            none.push((-1, None), GFP_KERNEL)?;
+        }
+        let data = Data::EventFd(none);
+        Ok(set(
+            index,
+            bindings::VFIO_IRQ_SET_ACTION_TRIGGER,
+            range,
+            data,
+        ))
+    }
+
+    fn trigger(index: Index, range: Range<usize>) -> SetIrqs {
+        let action = bindings::VFIO_IRQ_SET_ACTION_TRIGGER;
+        set(index, action, range, Data::None)
+    }
+
+    fn mask(action: u32, range: Range<usize>, data: Data) -> SetIrqs {
+        set(Index::IntX, action, range, data)
+    }
+
+    fn vectors(interrupts: &Interrupts) -> Option<usize> {
+        match &interrupts.mode {
+            Mode::Msi(vectors) => Some(vectors.len()),
+            _ => None,
+        }
+    }
+
+    fn masked(interrupts: &Interrupts) -> Option<bool> {
+        match interrupts.mode {
+            Mode::IntX { masked, .. } => Some(masked),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn counts_of_indices() {
+        let count = |number| Index::new(number).map(|index| index.count(VECTORS));
+        assert_eq!(count(bindings::VFIO_PCI_INTX_IRQ_INDEX), Ok(1));
+        assert_eq!(count(bindings::VFIO_PCI_MSI_IRQ_INDEX), Ok(VECTORS));
+        assert_eq!(count(bindings::VFIO_PCI_MSIX_IRQ_INDEX), Ok(0));
+        assert_eq!(count(bindings::VFIO_PCI_ERR_IRQ_INDEX), Ok(1));
+        assert_eq!(count(bindings::VFIO_PCI_REQ_IRQ_INDEX), Ok(1));
+        assert_eq!(count(bindings::VFIO_PCI_NUM_IRQS), Err(EINVAL));
+        assert!(Index::IntX.flags() & bindings::VFIO_IRQ_INFO_MASKABLE != 0);
+        assert!(Index::Msi.flags() & bindings::VFIO_IRQ_INFO_NORESIZE != 0);
+        assert_eq!(Index::Empty.flags(), 0);
+    }
+
+    #[test]
+    fn what_a_call_selects() -> Result {
+        let mut bools = KVec::new();
+        for value in [0, 1, 2] {
+            bools.push(value, GFP_KERNEL)?;
+        }
+        let action = bindings::VFIO_IRQ_SET_ACTION_TRIGGER;
+        let set = set(Index::Msi, action, 0..3, Data::Bool(bools));
+        assert!(!set.selects(0) && set.selects(1) && set.selects(2) && !set.selects(3));
+        assert!(trigger(Index::Msi, 0..1).selects(0));
+        assert!(!eventfds(Index::Msi, 0..1)?.selects(0));
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_call_says_how_many_vectors() -> Result {
+        let mut interrupts = Interrupts::new();
+        assert_eq!(interrupts.set(trigger(Index::Msi, 0..1)), Err(EINVAL));
+        assert_eq!(interrupts.set(eventfds(Index::Msi, 1..1)?), Err(EINVAL));
+        interrupts.set(eventfds(Index::Msi, 1..3)?)?;
+        assert_eq!(vectors(&interrupts), Some(3));
+        interrupts.set(eventfds(Index::Msi, 0..3)?)?;
+        interrupts.set(trigger(Index::Msi, 2..3))?;
+        assert_eq!(interrupts.set(eventfds(Index::Msi, 3..4)?), Err(EINVAL));
+        assert_eq!(interrupts.set(trigger(Index::Msi, 2..4)), Err(EINVAL));
+        assert_eq!(vectors(&interrupts), Some(3));
+        interrupts.send_msi(VECTORS);
+        interrupts.set(trigger(Index::Msi, 0..0))?;
+        assert_eq!(vectors(&interrupts), None);
+        Ok(())
+    }
+
+    #[test]
+    fn intx_or_msi_and_not_both() -> Result {
+        let mut interrupts = Interrupts::new();
+        interrupts.set(eventfds(Index::Msi, 0..1)?)?;
+        assert_eq!(interrupts.set(eventfds(Index::IntX, 0..1)?), Err(EINVAL));
+        interrupts.set(trigger(Index::Msi, 0..0))?;
+        interrupts.set(eventfds(Index::IntX, 0..1)?)?;
+        assert_eq!(interrupts.set(eventfds(Index::Msi, 0..1)?), Err(EINVAL));
+        assert_eq!(masked(&interrupts), Some(false));
+        interrupts.set(trigger(Index::IntX, 0..0))?;
+        assert_eq!(masked(&interrupts), None);
+        Ok(())
+    }
+
+    #[test]
+    fn intx_masks_itself_while_it_is_asserted() -> Result {
+        let unmask = bindings::VFIO_IRQ_SET_ACTION_UNMASK;
+        let mut interrupts = Interrupts::new();
+        let early = mask(unmask, 0..1, Data::None);
+        assert_eq!(interrupts.set(early), Err(EINVAL));
+        interrupts.set(eventfds(Index::IntX, 0..1)?)?;
+        interrupts.assert_intx(true);
+        assert_eq!(masked(&interrupts), Some(true));
+        interrupts.set(mask(unmask, 0..1, Data::None))?;
+        assert_eq!(masked(&interrupts), Some(true));
+        interrupts.assert_intx(false);
+        interrupts.set(mask(unmask, 0..1, Data::None))?;
+        assert_eq!(masked(&interrupts), Some(false));
+        let action = bindings::VFIO_IRQ_SET_ACTION_MASK;
+        assert_eq!(interrupts.set(mask(action, 0..0, Data::None)), Err(EINVAL));
+        interrupts.set(mask(action, 0..1, Data::None))?;
+        assert_eq!(masked(&interrupts), Some(true));
+        let fds = mask(action, 0..1, Data::EventFd(KVec::new()));
+        assert_eq!(interrupts.set(fds), Err(ENOTTY));
+        Ok(())
+    }
+
+    #[test]
+    fn err_and_req_have_one() -> Result {
+        for index in [Index::Err, Index::Req] {
+            let mut interrupts = Interrupts::new();
+            assert_eq!(interrupts.set(trigger(index, 0..1)), Err(EINVAL));
+            assert_eq!(interrupts.set(eventfds(index, 0..0)?), Err(EINVAL));
+            interrupts.set(eventfds(index, 0..1)?)?;
+            interrupts.request();
+            let action = bindings::VFIO_IRQ_SET_ACTION_MASK;
+            let refused = set(index, action, 0..1, Data::None);
+            assert_eq!(interrupts.set(refused), Err(ENOTTY));
+        }
+        Ok(())
+    }
+}

@@ -232,3 +232,116 @@ unsafe fn set_dirty(dirty: *mut bindings::iova_bitmap, iova: usize, length: usiz
 /// No requirements; unsafe to match the other definition.
 #[cfg(not(CONFIG_IOMMUFD_DRIVER))]
 unsafe fn set_dirty(_dirty: *mut bindings::iova_bitmap, _iova: usize, _length: usize) {}
+
+#[cfg(kunit_suites)]
+#[kunit_tests(rust_mdev_dma_log)]
+mod tests {
+    use super::*;
+
+    const WORD: u64 = IOVA_PER_WORD;
+
+    fn log_of(ranges: &[Range<u64>]) -> Result<Log> {
+        let mut wanted = KVec::new();
+        for range in ranges {
+            wanted.push(range.clone(), GFP_KERNEL)?;
+        }
+        Ok(Log::new(wanted))
+    }
+
+    /// What a read of `range` reports.
+    fn read(log: &mut Log, range: Range<u64>) -> Result<KVec<Range<u64>>> {
+        let mut pages = KVec::new();
+        let mut pushed = Ok(());
+        log.read_and_clear(&range, |page| {
+            if let Err(e) = pages.push(page, GFP_KERNEL) {
+                pushed = Err(e.into());
+            }
+        });
+        pushed.map(|()| pages)
+    }
+
+    #[test]
+    fn bits_of_a_range() {
+        assert_eq!(bits(WORD, &(0..WORD)), 0);
+        assert_eq!(bits(WORD, &(2 * WORD..3 * WORD)), 0);
+        assert_eq!(bits(WORD, &(WORD..WORD)), 0);
+        assert_eq!(bits(WORD, &(0..u64::MAX)), u64::MAX);
+        assert_eq!(bits(WORD, &(WORD..2 * WORD)), u64::MAX);
+        assert_eq!(bits(0, &(0..1)), 1);
+        assert_eq!(bits(0, &(PAGE - 1..PAGE + 1)), 0b11);
+        assert_eq!(bits(0, &(PAGE..3 * PAGE)), 0b110);
+        assert_eq!(bits(0, &(WORD - 1..WORD + 1)), 1 << 63);
+        let last = u64::MAX & !(WORD - 1);
+        assert_eq!(bits(last, &(u64::MAX - 1..u64::MAX)), 1 << 63);
+    }
+
+    #[test]
+    fn a_page_is_reported_once() -> Result {
+        let mut log = log_of(&[0..4 * WORD])?;
+        log.add(&(PAGE + 5..PAGE + 6));
+        log.add(&(PAGE..2 * PAGE));
+        let pages = read(&mut log, 0..4 * WORD)?;
+        assert_eq!(pages[..], [PAGE..2 * PAGE]);
+        assert!(read(&mut log, 0..4 * WORD)?.is_empty());
+        assert_eq!(log.words.iter().count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_write_across_words() -> Result {
+        let mut log = log_of(&[0..4 * WORD])?;
+        log.add(&(WORD - PAGE..2 * WORD + PAGE));
+        assert_eq!(log.words.iter().count(), 3);
+        let pages = read(&mut log, 0..4 * WORD)?;
+        assert_eq!(pages.len(), 66);
+        assert_eq!(pages[0], WORD - PAGE..WORD);
+        assert_eq!(pages[65], 2 * WORD..2 * WORD + PAGE);
+        Ok(())
+    }
+
+    #[test]
+    fn only_what_was_asked_for() -> Result {
+        let mut log = log_of(&[2 * PAGE..3 * PAGE, 5 * PAGE..WORD + PAGE])?;
+        log.add(&(0..4 * PAGE));
+        log.add(&(WORD..2 * WORD));
+        let pages = read(&mut log, 0..4 * WORD)?;
+        assert_eq!(pages[..], [2 * PAGE..3 * PAGE, WORD..WORD + PAGE]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_read_leaves_the_rest() -> Result {
+        let mut log = log_of(&[0..4 * WORD])?;
+        log.add(&(0..3 * PAGE));
+        log.add(&(3 * WORD..3 * WORD + PAGE));
+        assert_eq!(read(&mut log, PAGE..2 * PAGE)?[..], [PAGE..2 * PAGE]);
+        assert!(read(&mut log, WORD..3 * WORD)?.is_empty());
+        let pages = read(&mut log, 0..4 * WORD)?;
+        assert_eq!(
+            pages[..],
+            [0..PAGE, 2 * PAGE..3 * PAGE, 3 * WORD..3 * WORD + PAGE]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn after_a_failed_allocation_all_is_reported() -> Result {
+        let mut log = log_of(&[0..WORD])?;
+        log.incomplete = true;
+        for _ in 0..2 {
+            assert_eq!(read(&mut log, PAGE..4 * PAGE)?[..], [PAGE..4 * PAGE]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn it_starts_once() -> Result {
+        let mut logging = Logging::new();
+        logging.written(&(0..PAGE));
+        logging.start(log_of(&[0..WORD])?.ranges)?;
+        assert!(logging.start(KVec::new()).is_err());
+        logging.written(&(0..PAGE));
+        assert_eq!(logging.0.map_or(0, |log| log.words.iter().count()), 1);
+        Ok(())
+    }
+}

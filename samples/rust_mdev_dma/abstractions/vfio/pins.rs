@@ -380,3 +380,77 @@ impl PinTable {
         Ok(())
     }
 }
+
+#[cfg(kunit_suites)]
+#[kunit_tests(rust_mdev_dma_pins)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    fn split(range: Range<u64>) -> Result<KVec<(u64, Range<usize>)>> {
+        let mut all = KVec::new();
+        for part in parts(&range) {
+            all.push((part.batch, part.pages), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn parts_of_ranges() -> Result {
+        assert!(split(PAGE..PAGE)?.is_empty());
+        assert_eq!(split(PAGE..2 * PAGE)?[..], [(0, 1..2)]);
+        // A page counts if a byte of it does.
+        assert_eq!(split(PAGE - 1..PAGE + 1)?[..], [(0, 0..2)]);
+        assert_eq!(split(0..BATCH_SIZE)?[..], [(0, 0..BATCH_PAGES)]);
+        assert_eq!(
+            split(BATCH_SIZE - PAGE..2 * BATCH_SIZE + PAGE)?[..],
+            [
+                (0, BATCH_PAGES - 1..BATCH_PAGES),
+                (BATCH_SIZE, 0..BATCH_PAGES),
+                (2 * BATCH_SIZE, 0..1)
+            ]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn parts_at_the_end_of_the_address_space() -> Result {
+        let last = u64::MAX & !(BATCH_SIZE - 1);
+        assert_eq!(
+            split(u64::MAX - PAGE..u64::MAX)?[..],
+            [(last, BATCH_PAGES - 2..BATCH_PAGES)]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn runs_of_a_batch() -> Result {
+        // `held` stays 0, so that nothing is unpinned in the end.
+        let mut batch = PinnedPages::new(NonNull::dangling(), BATCH_SIZE)?;
+        assert_eq!(batch.runs().count(), 0);
+        batch.counts[0] = 1;
+        batch.counts[1] = 1;
+        batch.counts[2] = 3;
+        batch.counts[BATCH_PAGES - 1] = 3;
+        let page = |i: usize| BATCH_SIZE + i as u64 * PAGE;
+        let mut runs = batch.runs();
+        assert_eq!(runs.next(), Some((page(0)..page(2), 1)));
+        assert_eq!(runs.next(), Some((page(2)..page(3), 3)));
+        let last = page(BATCH_PAGES - 1)..page(BATCH_PAGES);
+        assert_eq!(runs.next(), Some((last, 3)));
+        assert_eq!(runs.next(), None);
+        assert!(batch.all_pinned(0..3) && !batch.all_pinned(0..4));
+        Ok(())
+    }
+
+    #[test]
+    fn an_empty_table_has_no_pins() {
+        let mut table = PinTable::new();
+        assert_eq!(table.unpin(0..PAGE), Err(ENXIO));
+        assert_eq!(table.access(0..PAGE, |_, _, _| ()), Err(ENXIO));
+        table.revoke(0..u64::MAX);
+        assert_eq!(table.held(), 0);
+        assert_eq!(table.runs().count(), 0);
+    }
+}

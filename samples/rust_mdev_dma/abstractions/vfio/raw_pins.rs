@@ -242,3 +242,46 @@ impl<T: Operations> Pins<'_, T> {
         Ok(())
     }
 }
+
+#[cfg(kunit_suites)]
+#[kunit_tests(rust_mdev_dma_raw_pins)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+
+    fn at(iova: u64, pages: u32) -> RawRange {
+        RawRange {
+            iova,
+            pages,
+            protection: bindings::IOMMU_READ,
+        }
+    }
+
+    #[test]
+    fn ranges_are_of_whole_pages() {
+        let range = at(PAGE + 5, 2);
+        assert_eq!((range.start(), range.last()), (PAGE, 3 * PAGE - 1));
+        assert!(range.overlaps(&(0..PAGE + 1)));
+        assert!(range.overlaps(&(3 * PAGE - 1..4 * PAGE)));
+        assert!(!range.overlaps(&(0..PAGE)));
+        assert!(!range.overlaps(&(3 * PAGE..4 * PAGE)));
+    }
+
+    #[test]
+    fn the_last_page_of_the_address_space() {
+        let range = at(u64::MAX, 1);
+        assert_eq!(
+            (range.start(), range.last()),
+            (u64::MAX - PAGE + 1, u64::MAX)
+        );
+        assert_eq!(at(u64::MAX, u32::MAX).last(), u64::MAX);
+    }
+
+    #[test]
+    fn all_of_a_protection() {
+        let range = at(0, 1);
+        assert!(range.has(bindings::IOMMU_READ) && range.has(0));
+        assert!(!range.has(bindings::IOMMU_READ | bindings::IOMMU_WRITE));
+    }
+}

@@ -57,6 +57,12 @@ pub struct Arguments {
     #[arg(long, conflicts_with = "killers")]
     raw_pins: bool,
 
+    /// Run the scenarios in which allocations of the kernel fail, one after the other, for which it has to be
+    /// one that can make them fail: CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC, CONFIG_FAULT_INJECTION_USERCOPY,
+    /// CONFIG_FAULT_INJECTION_DEBUG_FS
+    #[arg(long, conflicts_with_all = ["killers", "raw_pins"])]
+    fail_nth: bool,
+
     #[command(flatten)]
     output: Output,
 }
@@ -66,7 +72,8 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     let selected = arguments.selection.of(scenarios(arguments), |one| (one.name, one.about))?;
     let Some(selected) = selected else { return Ok(ExitCode::SUCCESS) };
     let known = KnownDefects::load(arguments.known_defects.as_deref())?;
-    known.check(&all().chain(raw_pins()).chain(type1_tests::killers()).collect::<Vec<_>>())?;
+    let others = raw_pins().chain(type1_tests::killers()).chain(failure_tests::scenarios());
+    known.check(&all().chain(others).collect::<Vec<_>>())?;
     let suite = Suite {
         scenarios: &selected,
         device: arguments.selection.device,
@@ -106,6 +113,9 @@ fn scenarios(arguments: &Arguments) -> Vec<&'static Scenario> {
     }
     if arguments.raw_pins {
         return raw_pins().collect();
+    }
+    if arguments.fail_nth {
+        return failure_tests::scenarios().collect();
     }
     let with_module = arguments.module.is_some() || arguments.selection.list;
     all().filter(|scenario| with_module || !scenario.name.starts_with("device/module/")).collect()

@@ -60,6 +60,11 @@ impl<'a> Context<'a> {
         self.log(&Event::Note { text: text.to_string() });
     }
 
+    /// Logs what is to be printed, too.
+    pub fn progress(&self, text: impl fmt::Display) {
+        self.log(&Event::Progress { text: text.to_string() });
+    }
+
     /// Logs an operation that begins now. Returns its number; that in `call` is overwritten.
     pub fn call(&self, mut call: Call) -> u64 {
         call.n = self.calls.fetch_add(1, Relaxed) + 1;

@@ -9,6 +9,7 @@
 
 mod contract;
 mod expected;
+mod failing;
 pub mod fixture;
 mod live;
 mod op;
@@ -22,6 +23,7 @@ mod testbed;
 mod text;
 
 pub use contract::{Contract, Owed, RAW_PAGES, limits_of};
+pub use failing::Injected;
 pub use live::status;
 pub use mdev_dma::PAGE;
 pub use op::{Answer, Buffer, BufferMemory, Op, operation};

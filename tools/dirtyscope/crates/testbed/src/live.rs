@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, bail};
 use dirty_model::{Bitmap, Errno};
 use edu_client::Edu;
 use harness::Failure;
-use mdev_dma::{MdevDma, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
+use mdev_dma::{MdevDma, Outcome, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use vfio_client::{
     Access, BitmapArgs, Container, DeviceNode, Error, Group, Leave, MapArgs, Memory, UnmapArgs,
+    fail_nth::{Workers, counted, with_failure},
 };
 
 /// A command that takes longer is stuck.
@@ -124,7 +125,7 @@ impl LiveContainer {
             | Op::Check => Ok(Answer::of(Ok(()))),
             Op::Open { device } => self.open(device),
             Op::Close { device } => {
-                self.open.remove(&device);
+                counted(|| drop(self.open.remove(&device)));
                 Ok(Answer::of(Ok(())))
             }
             Op::Copy { device, from, to, length } => {
@@ -137,13 +138,29 @@ impl LiveContainer {
                 if op & BACKGROUND != 0 {
                     outcome = self.device(device).wait(LONG)?;
                 }
-                let status = match outcome.status {
-                    0 => Ok(()),
-                    errno => Err(Errno(errno as i32)),
-                };
-                let mdev_dma::Outcome { count, digest, .. } = outcome;
-                Ok(Answer { count, digest, ..Answer::of(status) })
+                Ok(of_command(&outcome))
             }
+        }
+    }
+
+    /// Does `op`, a command, whose `n`th allocation fails where it is run: in the write to COMMAND, or by a
+    /// worker of the kernel. Says whether there were so many.
+    pub fn command_with_failure(&self, op: &Op, n: u32) -> Result<(Answer, bool)> {
+        let Op::Command { device, op, iova, length, seed } = *op else { bail!("no command: {op}") };
+        let device = self.device(device);
+        device.prepare(iova, length, seed)?;
+        if op & BACKGROUND != 0 {
+            let workers = Workers::arm(n)?;
+            device.write_command(op)?;
+            let outcome = device.wait(LONG)?;
+            return Ok((of_command(&outcome), workers.disarm()));
+        }
+        let (rung, used) = with_failure(n, || device.write_command(op))?;
+        match rung {
+            Ok(()) => Ok((of_command(&device.outcome()?), used)),
+            // It wasn't run.
+            Err(error) if error.errno() != 0 => Ok((Answer::of(Err(Errno(error.errno()))), used)),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -184,6 +201,16 @@ impl LiveContainer {
         };
         with_bitmap(status(read)?.map(|words| (0, words)), size)
     }
+}
+
+/// How a command has ended.
+fn of_command(outcome: &Outcome) -> Answer {
+    let &Outcome { status, count, digest } = outcome;
+    let status = match status {
+        0 => Ok(()),
+        errno => Err(Errno(errno as i32)),
+    };
+    Answer { count, digest, ..Answer::of(status) }
 }
 
 /// Opens the group that these devices share.

@@ -27,8 +27,8 @@ const BORDERS: usize = 64;
 
 /// A container with devices and memory in the kernel, and what is expected of it.
 pub struct Testbed<'a> {
-    context: &'a Context<'a>,
-    kernel: LiveContainer,
+    pub(crate) context: &'a Context<'a>,
+    pub(crate) kernel: LiveContainer,
     expected: Expected,
     /// Bytes that this process has locked besides, if that is to be compared.
     locked: Option<u64>,
@@ -155,9 +155,21 @@ impl<'a> Testbed<'a> {
 
     /// As [`Self::apply`]. Returns the answers of both.
     pub(crate) fn apply_both(&mut self, op: Op) -> Result<(Answer<Errnos>, Answer)> {
+        let n = self.begin(&op);
+        let answer = self.in_kernel(&op)?;
+        let expected = self.conclude(n, &op, &answer)?;
+        Ok((expected, answer))
+    }
+
+    /// Logs that `op` begins. Returns its number.
+    pub(crate) fn begin(&self, op: &Op) -> u64 {
         let group = op.device().and_then(|slot| self.kernel.group(slot));
-        let n = self.context.call(op.to_call(group));
-        let answer = match op {
+        self.context.call(op.to_call(group))
+    }
+
+    /// Does `op` in the kernel.
+    pub(crate) fn in_kernel(&mut self, op: &Op) -> Result<Answer> {
+        Ok(match *op {
             Op::Map { iova, size, backed, flags } => {
                 // What gets another address must be the same memory.
                 let updates = flags == VFIO_DMA_MAP_FLAG_VADDR;
@@ -171,29 +183,33 @@ impl<'a> Testbed<'a> {
             }
             Op::Limit { pages } => {
                 self.limit_locked_pages(pages)?;
-                self.kernel.apply(&op)?
+                self.kernel.apply(op)?
             }
             Op::Join { device } => {
                 let devices = slots::bind(self.context, device)?;
                 self.kernel.join(devices)?
             }
-            _ => self.kernel.apply(&op)?,
-        };
-        let expected = self.expected.apply(&op)?;
+            _ => self.kernel.apply(op)?,
+        })
+    }
+
+    /// Does `op`, which began as number `n`, in the model. Fails unless the kernel's answer is the same.
+    pub(crate) fn conclude(&mut self, n: u64, op: &Op, answer: &Answer) -> Result<Answer<Errnos>> {
+        let expected = self.expected.apply(op)?;
         self.context.answer(|| events::Answer {
             n,
-            model: expected.to_reply(&op),
-            kernel: answer.to_reply(&op),
+            model: expected.to_reply(op),
+            kernel: answer.to_reply(op),
         });
-        compare(&op, &expected, &answer)?;
+        compare(op, &expected, answer)?;
         if matches!(op, Op::Command { .. }) {
             self.expected.regions.check_borders(BORDERS)?;
         }
-        if op == Op::Check {
+        if *op == Op::Check {
             self.check_memory()?;
             self.check_counters()?;
         }
-        Ok((expected, answer))
+        Ok(expected)
     }
 
     /// Compares everything that can be asked for: dirty pages if they are being tracked (which

@@ -5,7 +5,7 @@ mod odd;
 
 pub use mapper::Mapper;
 
-use crate::{DeviceNode, Error, Group, Memory, Result, group, sys};
+use crate::{DeviceNode, Error, Group, Memory, Result, fail_nth::counted, group, sys};
 use rustix::io::Errno;
 use std::{
     collections::BTreeMap,
@@ -200,7 +200,7 @@ impl Container {
             groups[at].unset_container()?;
         }
         // INVARIANT: Entries of `mapped` may stay that are no mapping any more.
-        drop(groups.remove(at));
+        counted(|| drop(groups.remove(at)));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Error, Result, sys};
+use crate::{Error, Result, fail_nth::counted, sys};
 use rustix::io::Errno;
 use std::{
     ffi::CString,
@@ -122,9 +122,6 @@ impl AsFd for Group {
 
 /// Opens a file for reading and writing.
 pub(crate) fn open(path: &str) -> std::result::Result<File, Errno> {
-    File::options()
-        .read(true)
-        .write(true)
-        .open(path)
+    counted(|| File::options().read(true).write(true).open(path))
         .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }

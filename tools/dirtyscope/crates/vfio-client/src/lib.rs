@@ -24,6 +24,7 @@
 mod container;
 mod device;
 mod error;
+pub mod fail_nth;
 mod fork;
 mod group;
 mod iommufd;

@@ -2,6 +2,7 @@
 
 //! The calls that the compiler can't check.
 
+use crate::fail_nth::counted;
 use iommufd_bindings::IOMMUFD_TYPE;
 use rustix::{
     io::{Errno, Result},
@@ -83,7 +84,7 @@ unsafe impl Ioctl for Call {
 pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Result<i32> {
     let arg = std::ptr::from_mut(arg).cast();
     // SAFETY: As the caller promises.
-    unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) }
+    counted(|| unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) })
 }
 
 /// Makes the ioctl `request` with a number.
@@ -94,14 +95,14 @@ pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Re
 pub(crate) unsafe fn ioctl_value(fd: impl AsFd, request: Opcode, value: usize) -> Result<i32> {
     let arg = std::ptr::without_provenance_mut(value);
     // SAFETY: As the caller promises.
-    unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) }
+    counted(|| unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) })
 }
 
 /// `VFIO_GROUP_GET_DEVICE_FD`
 pub(crate) fn open_device(group: BorrowedFd<'_>, name: &CStr) -> Result<File> {
     let request = Call { request: GROUP_GET_DEVICE_FD, arg: name.as_ptr().cast_mut().cast() };
     // SAFETY: The kernel reads a string that ends with a zero byte, and writes nothing.
-    let fd = unsafe { rustix::ioctl::ioctl(group, request) }?;
+    let fd = counted(|| unsafe { rustix::ioctl::ioctl(group, request) })?;
     // SAFETY: The kernel just opened this file descriptor for us, nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
