@@ -140,7 +140,6 @@ fn set_u16(bytes: &mut [u8; SIZE], register: u32, value: u32) {
 #[kernel::macros::kunit_tests(rust_mdev_dma_config_space)]
 mod tests {
     use super::*;
-    use kernel::prelude::*;
 
     fn at<const N: usize>(space: &ConfigSpace, offset: u32) -> [u8; N] {
         let mut bytes = [0; N];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Scenarios about what `rust_mdev_dma` has of the parts of VFIO that are up to a driver: interrupts,
-//! migration, DMA logging, use by iommufd.
+//! migration, DMA logging, use by iommufd, and what tests itself.
 //!
 //! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
 //! and add it there.
@@ -13,6 +13,7 @@ mod irq;
 mod logging;
 mod migration_state;
 mod raw_pin;
+mod unit;
 
 use harness::Scenario;
 
@@ -24,6 +25,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         raw_pin::SCENARIOS,
         logging::SCENARIOS,
         iommufd::SCENARIOS,
+        unit::SCENARIOS,
     ]
     .into_iter()
     .flatten()

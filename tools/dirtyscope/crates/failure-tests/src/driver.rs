@@ -82,6 +82,18 @@ pub const SCENARIOS: &[Scenario] = &[
         "device 0 background PIN 0x40003000+0x1000"
     ),
     fails!(
+        "raw-pin",
+        "RAW_PIN of pages",
+        ["MAP 0x40000000+0x40000 rw"],
+        "device 0 RAW_PIN 0x40003000+0x3000 prot 3"
+    ),
+    fails!(
+        "raw-unpin",
+        "RAW_UNPIN of them",
+        ["MAP 0x40000000+0x40000 rw", "START", "device 0 RAW_PIN 0x40003000+0x3000 prot 3"],
+        "device 0 RAW_UNPIN 0x40003000+0x3000 prot 3"
+    ),
+    fails!(
         "unpin/pages",
         "UNPIN",
         ["MAP 0x40000000+0x40000 rw", "START", "device 0 PIN 0x40003000+0x4000"],

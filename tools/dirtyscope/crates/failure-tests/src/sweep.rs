@@ -62,13 +62,14 @@ fn at(error: anyhow::Error, n: u32) -> anyhow::Error {
 }
 
 /// Has allocations of `op` fail, after `setup` on a container of its own with the groups of both
-/// mediated devices, the first of which is open.
-pub fn operation(context: &Context<'_>, setup: &str, op: &str) -> Result<()> {
+/// mediated devices, the first of which is open; `then` is done in the end.
+pub fn operation(context: &Context<'_>, setup: &str, op: &str, then: &str) -> Result<()> {
     let (setup, op) = (program::parse(setup)?, op.parse::<Op>()?);
-    sweep(context, &op.to_string(), |n| once(context, &setup, &op, n))
+    let then = program::parse(then)?;
+    sweep(context, &op.to_string(), |n| once(context, [&setup, &then], &op, n))
 }
 
-fn once(context: &Context<'_>, setup: &[Op], op: &Op, n: u32) -> Result<Injected> {
+fn once(context: &Context<'_>, [setup, then]: [&[Op]; 2], op: &Op, n: u32) -> Result<Injected> {
     let mut bed = Testbed::new(context)?;
     bed.must(Op::Join { device: 1 })?;
     bed.count_locked_memory()?;
@@ -80,6 +81,9 @@ fn once(context: &Context<'_>, setup: &[Op], op: &Op, n: u32) -> Result<Injected
     if injected == Injected::Failed {
         bed.apply(op.clone())?;
         compare(&mut bed)?;
+    }
+    for op in then {
+        bed.apply(op.clone())?;
     }
     release(&mut bed)?;
     Ok(injected)

@@ -5,14 +5,12 @@
 use crate::sweep::operation;
 use harness::{Context, Scenario, scenario};
 
-/// A scenario that does these operations, and has allocations of the last one fail.
+/// A scenario that does these operations, has allocations of the next one fail, and then does another.
 macro_rules! fails {
-    ($name:literal, $about:literal, [$($setup:literal),* $(,)?], $op:literal) => {
-        scenario(
-            concat!("fail-nth/", $name),
-            $about,
-            |context: &Context<'_>| operation(context, concat!($($setup, "\n"),*), $op),
-        )
+    ($name:literal, $about:literal, [$($setup:literal),* $(,)?], $op:literal $(, then $then:literal)?) => {
+        scenario(concat!("fail-nth/", $name), $about, |context: &Context<'_>| {
+            operation(context, concat!($($setup, "\n"),*), $op, concat!($($then)?))
+        })
     };
 }
 pub(crate) use fails;
@@ -175,6 +173,13 @@ pub const SCENARIOS: &[Scenario] = &[
         "the only group with an IOMMU leaves: pages of devices stay pinned",
         ["device 2 JOIN", "MAP 0x40000000+0x4000 rw", "device 0 PIN 0x40001000+0x2000", "START"],
         "device 2 LEAVE"
+    ),
+    fails!(
+        "leave/ranges",
+        "with the only IOMMU go the ranges of IOVA that it can't map",
+        ["device 2 JOIN"],
+        "device 2 LEAVE",
+        then "MAP 0xfee00000+0x1000 rw"
     ),
     fails!(
         "leave/iommu-close",
