@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES REPLAY RUSTC BINDGEN BOOTS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers pins pins-fuzz fuzz scope migrate control bench test module tool install-kselftest \

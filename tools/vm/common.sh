@@ -22,6 +22,14 @@ LOG=$BUILD/log
 # What the cache takes, at most as at last: 1.9 for the build room, 1.9 for the kernel.
 CACHE_GIB=4
 export CACHE
+# A user's kernel tree is known by one path, wherever we are.
+if [ -n "${TREE:-}" ]; then
+	TREE=$(cd "$TREE" 2>/dev/null && pwd -P) || {
+		printf 'error: TREE: cannot enter the directory: give the root of a kernel tree\n' >&2
+		exit 1
+	}
+	export TREE
+fi
 
 # The make that called us must not steer the ones we call.
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
@@ -61,7 +69,19 @@ step() {
 	shift 2
 	say "==> $step_text ..."
 	step_start=$(date +%s)
-	if tied "$@" </dev/null >"$step_log" 2>&1; then
+	: >"$step_log"
+	# Where a step of minutes is.
+	# shellcheck disable=SC2016 # expanded there
+	setpriv --pdeathsig KILL -- sh -c '
+		while setpriv --pdeathsig KILL -- sleep 30; do
+			line=$(tail -n 1 "$1" | tr -d "\r" | cut -c1-60)
+			printf "    %s s: %s\n" $(($(date +%s) - $2)) "$line"
+		done' step "$step_log" "$step_start" </dev/null &
+	step_ticker=$!
+	step_status=0
+	tied "$@" </dev/null >"$step_log" 2>&1 || step_status=$?
+	kill "$step_ticker" 2>/dev/null
+	if [ "$step_status" = 0 ]; then
 		say "    done in $(($(date +%s) - step_start)) s"
 	else
 		tail -n "${STEP_TAIL:-25}" "$step_log" >&2
@@ -135,10 +155,19 @@ packages_dir() {
 		printf '%s/packages-%s' "$CACHE" "$(key tools/vm/kernel-fetch)"
 	fi
 }
+# That of a user's tree and its configuration, CONFIG, the name of ours or a file.
+tree_dir() { printf '%s/tree-%s' "$CACHE" "$(printf '%s\n' "$TREE" "${CONFIG:-lean}" | word)"; }
 kernel_dirs() { printf '%s/kernel-%s' "$CACHE" "$(key tools/vm/room-make tools/vm/kernel-tree)"; }
 kernel_dir() {
+	[ -z "${TREE:-}" ] || { tree_dir; return; }
 	kernel_release=${KERNEL:-$(cat "$(packages_dir)/release" 2>/dev/null || echo none)}
 	printf '%s-%s' "$(kernel_dirs)" "$kernel_release"
+}
+
+# kernel_id: what a product says that was made for this kernel.
+kernel_id() {
+	kernel_dir
+	cat "$(kernel_dir)/id" 2>/dev/null || :
 }
 
 # A root of our own: the caller's id becomes 0, more ids come from /etc/subuid

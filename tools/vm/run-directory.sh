@@ -23,6 +23,19 @@ begin() {
 	exec 6<"$RUN"
 	flock 6
 	exec 9>&-
+	use_tree
+}
+
+# use_tree: a user's tree is built once in a run, and stays as it is until we have ended.
+use_tree() {
+	[ -n "${TREE:-}" ] && [ -z "${TREE_BUILT:-}" ] || return 0
+	exec 3>>"$(kernel_dir).lock"
+	flock -n 3 || {
+		say "==> waiting for another run of $TREE ..."
+		flock 3
+	}
+	tied "$VM/kernel" || return
+	export TREE_BUILT=yes
 }
 
 # Where those are found who want to know what came of the newest run.

@@ -19,18 +19,15 @@ load() {
 }
 
 # in_use: somebody has one of our devices open, or drives one.
-in_use() { cat /sys/module/rust_mdev_dma/refcnt 2>/dev/null | grep -q -v '^0$'; }
+in_use() { grep -q -s -v '^0$' /sys/module/rust_mdev_dma/refcnt; }
 
 devices() { (cd "$parent" && ls -d [0-9a-f]*-*-*-*-*) 2>/dev/null; }
 
 # remove: what was not there before isn't there afterwards. Removing what is in use would
 # wait for it.
 remove() {
-	for second in 1 2 3 4 5; do
-		in_use || break
-		sleep 1
-	done
-	in_use && echo '# rust_mdev_dma is in use still: it and its devices stay' && return 1
+	! in_use || sleep 5
+	! in_use || { echo '# rust_mdev_dma is in use still: it and its devices stay'; return 1; }
 	for device in $(devices); do
 		case " $before " in
 		*" $device "*) ;;
@@ -44,7 +41,7 @@ remove() {
 [ "$(id -u)" = 0 ] || skip 'must be run as root'
 # What is built in needs no loading, what is missing is found missing below.
 for module in vfio vfio_iommu_type1 mdev vfio-pci; do modprobe -q "$module" 2>/dev/null; done
-[ -c /dev/vfio/vfio ] && [ -d /sys/module/vfio_iommu_type1 ] ||
+{ [ -c /dev/vfio/vfio ] && [ -d /sys/module/vfio_iommu_type1 ]; } ||
 	skip 'this kernel has no CONFIG_VFIO_CONTAINER or no CONFIG_VFIO_IOMMU_TYPE1'
 [ -d /sys/bus/mdev ] || skip 'this kernel has no CONFIG_VFIO_MDEV'
 
@@ -66,10 +63,8 @@ tool=$!
 wait $tool
 code=$?
 if [ -n "$stopped" ]; then
-	for second in 1 2 3 4 5 6 7 8 9 10; do
-		kill -0 $tool 2>/dev/null || break
-		sleep 1
-	done
+	end=$(($(date +%s) + 10))
+	while kill -0 $tool 2>/dev/null && [ "$(date +%s)" -lt $end ]; do sleep 0.2; done
 	kill $tool 2>/dev/null && sleep 1 && kill -KILL $tool 2>/dev/null
 	code=1
 fi
