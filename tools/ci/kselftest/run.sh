@@ -55,17 +55,19 @@ before=$(devices | tr '\n' ' ')
 # QEMU's edu is driven where there are some, with dma_mask=0xffffffffffffffff.
 ! cat /sys/bus/pci/devices/*/uevent | grep -q PCI_ID=1234:11E8 || load rust_vfio_edu address_bits=64 || :
 
-# A time-out sends SIGTERM to all of us: the tool ends its scenario then, and what it made.
+# A time-out sends SIGTERM to all of its group, twice. At the first one the tool ends its scenario and
+# removes what it has made, at the second one it ends: it gets only ours.
 stopped=''
 trap 'stopped=yes' HUP INT TERM
-./dirtyscope verify "$@" &
+setsid ./dirtyscope verify "$@" &
 tool=$!
 wait $tool
 code=$?
 if [ -n "$stopped" ]; then
+	kill $tool 2>/dev/null
 	end=$(($(date +%s) + 10))
 	while kill -0 $tool 2>/dev/null && [ "$(date +%s)" -lt $end ]; do sleep 0.2; done
-	kill $tool 2>/dev/null && sleep 1 && kill -KILL $tool 2>/dev/null
+	kill -KILL $tool 2>/dev/null
 	code=1
 fi
 remove || code=1
