@@ -8,8 +8,8 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers pins pins-fuzz fuzz scope migrate control bench test module tool install-kselftest \
-	shell boot-soak clean clean-cache
+.PHONY: help run killers debug pins pins-fuzz fuzz scope migrate control bench test module tool shell boot-soak clean \
+	clean-cache
 
 # What is built for one kernel says nothing of another.
 ifneq ($(and $(KDIR),$(filter-out help module install-kselftest clean clean-cache,$(MAKECMDGOALS))),)
@@ -28,6 +28,7 @@ help:
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
 	@echo '  make control      see that all these find what a broken type1 loses'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
+	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
 	@echo '  make test         formatting, lints and unit tests, then make run'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
 	@echo '  make module       build both drivers for the VM, or for KDIR'
@@ -45,13 +46,17 @@ help:
 	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
 	@echo '  REPLAY=...   files that make fuzz saved, to be replayed, and nothing else'
+	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
+	@echo '               laid over, and tested in place of the stock kernel'
+	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'
+	@echo '               file'
 	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module only;'
 	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
 	@echo '  CACHE=...    where prepared things are kept (about 4 GB), default'
 	@echo '               $${XDG_CACHE_HOME:-~/.cache}/rust-mdev-dma'
 	@echo '  KERNEL=...   a release that is in the cache, default: the one fetched last'
 	@echo '  MIRROR=...   Debian mirror, default: the one this host uses'
-	@echo '  ACCEL=kvm    run the VM on KVM, default: tcg'
+	@echo '  ACCEL=kvm    run the VM on KVM; default: tcg, and for a TREE what works'
 	@echo '  CLOCK=wall   make bench measures time; default: it counts instructions,'
 	@echo '               but for ACCEL=kvm'
 	@echo '  BASE=...     the commit whose driver make test compares with; default: HEAD'
@@ -88,6 +93,9 @@ control:
 bench:
 	$(vm)/bench
 
+debug:
+	$(vm)/debug
+
 test:
 	$(vm)/check
 
@@ -97,6 +105,7 @@ module:
 tool:
 	$(vm)/tool
 
+.PHONY: install-kselftest
 install-kselftest:
 	$(vm)/install-kselftest '$(DIR)'
 

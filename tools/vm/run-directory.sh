@@ -29,13 +29,34 @@ begin() {
 # use_tree: a user's tree is built once in a run, and stays as it is until we have ended.
 use_tree() {
 	[ -n "${TREE:-}" ] && [ -z "${TREE_BUILT:-}" ] || return 0
-	exec 3>>"$(kernel_dir).lock"
+	tied "$VM/tree" check
+	directory "$(kernel_dir)" CACHE
+	exec 3>>"$(kernel_dir)/lock"
 	flock -n 3 || {
 		say "==> waiting for another run of $TREE ..."
 		flock 3
 	}
-	tied "$VM/kernel" || return
+	TREE_LOCKED=yes tied "$VM/kernel" || return
 	export TREE_BUILT=yes
+}
+
+# choose_accel: a user's tree is run on KVM where that boots it. /dev/kvm may be there and
+# run nothing, so it is tried, once since the host has booted.
+choose_accel() {
+	[ -n "${TREE:-}" ] && [ -z "${ACCEL:-}" ] && [ -w /dev/kvm ] || return 0
+	tried=$CACHE/accel-$(cat /proc/sys/kernel/random/boot_id)
+	if [ ! -e "$tried" ]; then
+		say "==> VM: see if it boots on KVM (30 s at most) ..."
+		rm -f "$CACHE"/accel-*
+		if TIMEOUT=30 ACCEL=kvm tied "$VM/boot" quick "$RUN" >"$RUN/kvm.log" 2>&1; then
+			echo kvm >"$tried"
+		else
+			echo tcg >"$tried"
+		fi
+	fi
+	ACCEL=$(cat "$tried")
+	export ACCEL
+	say "    VM on $ACCEL, ACCEL=tcg or kvm overrides that"
 }
 
 # Where those are found who want to know what came of the newest run.
