@@ -5,15 +5,15 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KERNEL MIRROR PATCHES TREE CONFIG REPLAY RUSTC BINDGEN BOOTS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control bench test module tool shell boot-soak \
 	clean clean-cache
 
 # What is built for one kernel says nothing of another.
-ifneq ($(and $(KDIR),$(filter-out help module clean clean-cache,$(MAKECMDGOALS))),)
-$(error KDIR= is for make module only, all else uses the kernel of trixie-backports: leave it out, or boot your kernel as Documentation/vm.rst says)
+ifneq ($(and $(KDIR),$(filter-out help module install-kselftest clean clean-cache,$(MAKECMDGOALS))),)
+$(error KDIR= is for make module and make install-kselftest only, all else uses the kernel of trixie-backports: leave it out, or boot your kernel as Documentation/vm.rst says)
 endif
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo '  make shell        the VM with the device loaded, and a prompt'
 	@echo '  make module       build both drivers for the VM, or for KDIR'
 	@echo '  make tool         build dirtyscope'
+	@echo '  make install-kselftest DIR=...  drivers and tool as a target of kselftest'
 	@echo '  make boot-soak    boot N times and count'
 	@echo '  make clean        remove build/'
 	@echo '  make clean-cache  remove the build room and the kernel; the next run'
@@ -107,6 +108,10 @@ module:
 
 tool:
 	$(vm)/tool
+
+.PHONY: install-kselftest
+install-kselftest:
+	$(vm)/install-kselftest '$(DIR)'
 
 shell:
 	$(vm)/shell

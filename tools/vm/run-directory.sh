@@ -29,12 +29,14 @@ begin() {
 # use_tree: a user's tree is built once in a run, and stays as it is until we have ended.
 use_tree() {
 	[ -n "${TREE:-}" ] && [ -z "${TREE_BUILT:-}" ] || return 0
-	exec 3>>"$(kernel_dir).lock"
+	tied "$VM/tree" check
+	directory "$(kernel_dir)" CACHE
+	exec 3>>"$(kernel_dir)/lock"
 	flock -n 3 || {
 		say "==> waiting for another run of $TREE ..."
 		flock 3
 	}
-	tied "$VM/kernel" || return
+	TREE_LOCKED=yes tied "$VM/kernel" || return
 	export TREE_BUILT=yes
 }
 
