@@ -58,8 +58,7 @@ pub struct Arguments {
     raw_pins: bool,
 
     /// Run the scenarios in which allocations of the kernel fail, one after the other, for which it has to be
-    /// one that can make them fail: CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC, CONFIG_FAULT_INJECTION_USERCOPY,
-    /// CONFIG_FAULT_INJECTION_DEBUG_FS
+    /// one that can make them fail: CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC, CONFIG_FAULT_INJECTION_DEBUG_FS
     #[arg(long, conflicts_with_all = ["killers", "raw_pins"])]
     fail_nth: bool,
 
