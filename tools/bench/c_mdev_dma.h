@@ -42,6 +42,8 @@ struct c_mdev_dma {
 	u8 bar[RUST_MDEV_DMA_BAR_SIZE] __aligned(8);
 	/* DMA_CHUNK bytes for vfio_dma_rw() to copy from or to. */
 	__le64 *window;
+	/* Runs commands in the background. */
+	struct workqueue_struct *thread;
 };
 
 /* What a command has done. */

@@ -6,13 +6,15 @@
  * commands are split are those of include/uapi/linux/rust_mdev_dma.h.
  *
  * It has PIN to DMA_READ, reset, iommufd, and several devices. Not implemented:
- * configuration space, interrupts (IRQ_STATUS is kept), commands in the background
- * (EOPNOTSUPP), the generator (EOPNOTSUPP), migration, logging, raw pins. Userspace sees
- * that in OPS, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_FEATURE, and these errors.
+ * configuration space, interrupts (IRQ_STATUS is kept), the generator (EOPNOTSUPP),
+ * migration, logging, raw pins. Userspace sees that in OPS, VFIO_DEVICE_GET_INFO,
+ * VFIO_DEVICE_FEATURE, and that error. A command in the BACKGROUND is run by a kernel
+ * thread, but has completed when the write to COMMAND returns.
  */
 #include <linux/mdev.h>
 #include <linux/module.h>
 #include <linux/uaccess.h>
+#include <linux/workqueue.h>
 #include "c_mdev_dma.h"
 
 #define NAME		"c_mdev_dma"
@@ -58,13 +60,37 @@ static void write_bar(struct c_mdev_dma *dev, int offset, const u8 *bytes, size_
 	}
 }
 
+/* A command that a kernel thread runs. */
+struct background {
+	struct work_struct work;
+	struct c_mdev_dma *dev;
+	struct outcome *outcome;
+	int ret;
+};
+
+static void run_in_background(struct work_struct *work)
+{
+	struct background *this = container_of(work, struct background, work);
+
+	this->ret = c_mdev_dma_run(this->dev, this->outcome);
+}
+
 /* Runs a command, and shows how it ended. */
 static void doorbell(struct c_mdev_dma *dev)
 {
+	u32 command = le32_to_cpup(reg32(dev, RUST_MDEV_DMA_REG_COMMAND));
 	struct outcome outcome = {};
-	int ret = c_mdev_dma_run(dev, &outcome);
+	struct background this = { .dev = dev, .outcome = &outcome };
 
-	*reg32(dev, RUST_MDEV_DMA_REG_STATUS) = cpu_to_le32(-ret);
+	if (command & RUST_MDEV_DMA_COMMAND_BACKGROUND) {
+		INIT_WORK_ONSTACK(&this.work, run_in_background);
+		queue_work(dev->thread, &this.work);
+		flush_work(&this.work);
+		destroy_work_on_stack(&this.work);
+	} else {
+		this.ret = c_mdev_dma_run(dev, &outcome);
+	}
+	*reg32(dev, RUST_MDEV_DMA_REG_STATUS) = cpu_to_le32(-this.ret);
 	*reg64(dev, RUST_MDEV_DMA_REG_COUNT) = cpu_to_le64(outcome.count);
 	*reg64(dev, RUST_MDEV_DMA_REG_DIGEST) = cpu_to_le64(outcome.digest);
 	*reg32(dev, RUST_MDEV_DMA_REG_IRQ_STATUS) |= cpu_to_le32(RUST_MDEV_DMA_IRQ_COMMAND);
@@ -211,9 +237,14 @@ static int c_mdev_dma_init(struct vfio_device *vdev)
 {
 	struct c_mdev_dma *dev = to_dev(vdev);
 
+	dev->thread = alloc_workqueue(NAME, WQ_UNBOUND, 1);
 	dev->window = kvmalloc(RUST_MDEV_DMA_DMA_CHUNK, GFP_KERNEL);
-	if (!dev->window)
+	if (!dev->thread || !dev->window) {
+		kvfree(dev->window);
+		if (dev->thread)
+			destroy_workqueue(dev->thread);
 		return -ENOMEM;
+	}
 	mutex_init(&dev->lock);
 	xa_init(&dev->batches);
 	return 0;
@@ -226,6 +257,7 @@ static void c_mdev_dma_release(struct vfio_device *vdev)
 	xa_destroy(&dev->batches);
 	mutex_destroy(&dev->lock);
 	kvfree(dev->window);
+	destroy_workqueue(dev->thread);
 }
 
 static const struct vfio_device_ops c_mdev_dma_ops = {

@@ -279,8 +279,8 @@ int c_mdev_dma_run(struct c_mdev_dma *dev, struct outcome *outcome)
 	u64 iova = le64_to_cpup(reg64(dev, RUST_MDEV_DMA_REG_IOVA));
 	u64 length = le64_to_cpup(reg64(dev, RUST_MDEV_DMA_REG_LENGTH));
 	u64 seed = le64_to_cpup(reg64(dev, RUST_MDEV_DMA_REG_SEED));
-	/* With BACKGROUND it is none that exists. */
-	u32 op = le32_to_cpup(reg32(dev, RUST_MDEV_DMA_REG_COMMAND));
+	u32 op = le32_to_cpup(reg32(dev, RUST_MDEV_DMA_REG_COMMAND)) &
+		 ~RUST_MDEV_DMA_COMMAND_BACKGROUND;
 	struct span span = { .iova = iova };
 	int ret;
 
