@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG REPLAY RUSTC BINDGEN BOOTS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control bench test module tool shell boot-soak \
@@ -51,6 +51,8 @@ help:
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'
 	@echo '               file'
+	@echo '  DRIVER=c     the driver in C in place of those in Rust, for what needs commands'
+	@echo '               only; for a TREE that Rust drivers cannot be built for, by itself'
 	@echo '  KDIR=...     a kernel build tree with CONFIG_RUST=y, for make module only;'
 	@echo '               builds with the tools on PATH (RUSTC=, BINDGEN= override)'
 	@echo '  CACHE=...    where prepared things are kept (about 4 GB), default'

@@ -164,6 +164,21 @@ kernel_dir() {
 	printf '%s-%s' "$(kernel_dirs)" "$kernel_release"
 }
 
+# choose_driver: the driver in C where those in Rust can't be built; the kernel exists.
+choose_driver() {
+	case ${DRIVER:=rust} in
+	c) DRIVER_WHY=${DRIVER_WHY:-DRIVER=c} ;;
+	rust)
+		[ ! -s "$(kernel_dir)/no-rust" ] || {
+			DRIVER=c
+			DRIVER_WHY="of TREE: $(head -n 1 "$(kernel_dir)/no-rust")"
+			say "    driver: c_mdev_dma, because $DRIVER_WHY"
+		} ;;
+	*) die "DRIVER=$DRIVER: give c, or leave it out" ;;
+	esac
+	export DRIVER DRIVER_WHY
+}
+
 # kernel_id: what a product says that was made for this kernel.
 kernel_id() {
 	kernel_dir

@@ -49,7 +49,7 @@ const BOOTED: Duration = Duration::from_secs(10);
 /// The driver in question.
 const DRIVER: &str = "rust_mdev_dma";
 
-/// The driver and the mdev type of `tools/bench/c_mdev_dma.c`.
+/// The driver and the mdev type of `tools/bench/device.c`.
 const C_DRIVER: &str = "c_mdev_dma";
 
 /// Measure how fast the driver and type1 are on this kernel

@@ -52,7 +52,7 @@ impl Devices {
         }
         let mdev = self.all[i];
         if !mdev.exists() {
-            MdevType::find()?.create(mdev.uuid).map_err(|error| match Errno::from_raw_os_error(
+            mdev_type(self.all[0])?.create(mdev.uuid).map_err(|error| match Errno::from_raw_os_error(
                 error.errno(),
             ) {
                 Errno::USERS => {
@@ -91,6 +91,11 @@ impl Edus {
         };
         Ok(Self { singles, pair })
     }
+}
+
+/// The type of a device if it exists, so that all are of one driver; else the one there is.
+fn mdev_type(first: Mdev) -> mdev_dma::Result<MdevType> {
+    if first.exists() { first.mdev_type() } else { MdevType::find() }
 }
 
 /// A UUID that nothing has. Not from `getrandom()`, which waits in a VM until there is entropy.

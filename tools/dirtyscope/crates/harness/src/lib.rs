@@ -35,7 +35,7 @@ pub use log::Log;
 pub use machine::{Setting, huge_pages_free, memory_available, pages_pinned};
 pub use process::{count_blocked, locked_memory, locked_memory_of, stacks};
 pub use progress::Progress;
-pub use recorder::{Output, Recorder};
+pub use recorder::{Output, Recorder, other_driver};
 pub use runner::Suite;
 pub use scenario::{Scenario, defect, scenario};
 pub use selection::{Selection, select};

@@ -3,6 +3,7 @@
 use crate::{Log, Messages, context::lock};
 use anyhow::{Context as _, Result};
 use events::{Begin, Event, Run, Sink, TestResult, VERSION, Verdict};
+use mdev_dma::sysfs::MdevType;
 use std::{
     env,
     fs::File,
@@ -61,8 +62,19 @@ impl Output {
             planned,
             skip,
         }))?;
+        if let Some(driver) = other_driver() {
+            let why = env::var("DRIVER_WHY").unwrap_or("rust_mdev_dma isn't loaded".into());
+            let text = format!("driver: {driver}, because {why}");
+            recorder.record(&Event::Progress { text })?;
+        }
         Ok(recorder)
     }
+}
+
+/// The name of the driver if it is the one that has commands only.
+pub fn other_driver() -> Option<String> {
+    let found = MdevType::find().ok().filter(MdevType::has_commands_only)?;
+    Some(found.driver().to_owned())
 }
 
 /// `uname -r`

@@ -6,7 +6,7 @@ use crate::{
     Context, Devices, Failure, KnownDefects, Messages, Recorder, Scenario, Signature, Skip, Stuck,
     context::lock,
     defects::{KernelEntry, Shown},
-    recorder::release,
+    recorder::{other_driver, release},
     stop_on_signals,
     worker::{self, Reported, Worker},
 };
@@ -41,6 +41,8 @@ pub struct Suite<'a> {
     pub strict: bool,
     /// Whether it is a failure to skip what this kernel isn't known to lack.
     pub complete: bool,
+    /// How many scenarios are left out, because the driver has commands only.
+    pub left_out: usize,
     pub known: &'a KnownDefects,
 }
 
@@ -101,7 +103,16 @@ impl Suite<'_> {
             }
         }
         watch.clean_up()?;
-        let Watch { failed, ran, recorder, .. } = watch;
+        let Watch { failed, ran, mut recorder, .. } = watch;
+        if let Some(driver) = other_driver() {
+            let skipped = self.scenarios.len() - ran;
+            let text = format!(
+                "not run, because the driver is {driver}: {} scenarios device/..., and the {skipped} \
+                 skipped here",
+                self.left_out
+            );
+            recorder.record(&Event::Progress { text })?;
+        }
         recorder.end(false)?;
         Ok(match failed {
             0 if ran == 0 => EXIT_SKIP.into(),

@@ -2,7 +2,7 @@
 
 //! Where mediated devices come from, and go: `Documentation/driver-api/vfio-mediated-device.rst`.
 
-use crate::{Error, Result, uapi};
+use crate::{Error, Result};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -11,6 +11,9 @@ use uuid::Uuid;
 use vfio_client::DeviceNode;
 
 const PARENTS: &str = "/sys/class/mdev_bus";
+/// The drivers of such devices; the second one is for kernels that the first can't be built for, and has
+/// the commands only.
+const DRIVERS: [&str; 2] = ["rust_mdev_dma", "c_mdev_dma"];
 const DEVICES: &str = "/sys/bus/mdev/devices";
 
 /// A type of mediated device: a directory `mdev_supported_types/TYPE` of a parent.
@@ -20,9 +23,22 @@ pub struct MdevType {
 }
 
 impl MdevType {
-    /// Finds the type that the driver `rust_mdev_dma` offers, as [`Self::of_driver`] does.
+    /// Finds the type that the driver offers, as [`Self::of_driver`] does: `rust_mdev_dma` or, if that
+    /// isn't there, `c_mdev_dma`.
     pub fn find() -> Result<Self> {
-        Self::of_driver(str_of(uapi::RUST_MDEV_DMA_NAME))
+        let [first, second] = DRIVERS;
+        Self::of_driver(first).or_else(|error| Self::of_driver(second).map_err(|_| error))
+    }
+
+    /// The driver that offers it: `rust_mdev_dma` or `c_mdev_dma`.
+    pub fn driver(&self) -> &str {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.split('-').next().unwrap_or_default()
+    }
+
+    /// Whether the driver has commands only: no generator, interrupts, migration, or logging.
+    pub fn has_commands_only(&self) -> bool {
+        self.driver() == DRIVERS[1]
     }
 
     /// Finds the type that a driver offers: the first one of any parent that begins with its name
@@ -44,9 +60,8 @@ impl MdevType {
 
     /// Finds the type of this name, such as `dma-log`, if the driver offers it.
     pub fn named(name: &str) -> Result<Option<Self>> {
-        let path = Self::find()?.path;
-        let directory = format!("{}-{name}", str_of(uapi::RUST_MDEV_DMA_NAME));
-        let path = path.with_file_name(directory);
+        let found = Self::find()?;
+        let path = found.path.with_file_name(format!("{}-{name}", found.driver()));
         Ok(path.exists().then_some(Self { path }))
     }
 
@@ -99,6 +114,13 @@ impl Mdev {
         self.path().exists()
     }
 
+    /// Its type.
+    pub fn mdev_type(&self) -> Result<MdevType> {
+        let link = self.path().join("mdev_type");
+        let path = fs::canonicalize(&link).map_err(|e| while_doing(e, "follow", &link))?;
+        Ok(MdevType { path })
+    }
+
     /// How VFIO calls it.
     pub fn node(&self) -> Result<DeviceNode> {
         Ok(DeviceNode::from_sysfs(&self.path())?)
@@ -109,11 +131,6 @@ impl Mdev {
         let path = self.path().join("remove");
         fs::write(&path, "1").map_err(|e| while_doing(e, "write", &path))
     }
-}
-
-/// A string constant of the header, without its zero byte.
-fn str_of(constant: &[u8]) -> &str {
-    std::str::from_utf8(constant).unwrap_or_default().trim_end_matches('\0')
 }
 
 /// The entries of a directory, sorted.
