@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control bench test module tool shell boot-soak \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control bench test test-all module tool shell boot-soak \
 	clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -31,6 +31,7 @@ help:
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
 	@echo '  make test         formatting, lints and unit tests, then make run'
+	@echo '  make test-all     and with other people'\''s CI, and make debug'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
 	@echo '  make module       build both drivers for the VM, or for KDIR'
 	@echo '  make tool         build dirtyscope'
@@ -104,6 +105,9 @@ debug:
 
 test:
 	$(vm)/check
+
+test-all:
+	$(vm)/check-all
 
 module:
 	$(vm)/$(if $(KDIR),module-kdir '$(KDIR)',module)
