@@ -52,13 +52,13 @@ impl Devices {
         }
         let mdev = self.all[i];
         if !mdev.exists() {
-            mdev_type(self.all[0])?.create(mdev.uuid).map_err(|error| match Errno::from_raw_os_error(
-                error.errno(),
-            ) {
-                Errno::USERS => {
-                    Skip(format!("needs {} devices, and no more can be made", i + 1)).into()
+            mdev_type(self.all[0])?.create(mdev.uuid).map_err(|error| {
+                match Errno::from_raw_os_error(error.errno()) {
+                    Errno::USERS => {
+                        Skip(format!("needs {} devices, and no more can be made", i + 1)).into()
+                    }
+                    _ => anyhow::Error::from(error),
                 }
-                _ => anyhow::Error::from(error),
             })?;
         }
         Ok(mdev)
