@@ -8,8 +8,6 @@ use harness::{Context, Scenario, scenario};
 
 pub const SCENARIOS: &[Scenario] = &[
     fails!("open/mediated", "a mediated device is opened", [], "device 1 OPEN"),
-    fails!("open/edu", "a PCI function is opened", ["device 2 JOIN"], "device 2 OPEN"),
-    fails!("open/pinning", "one whose driver pins is opened", ["device 6 JOIN"], "device 6 OPEN"),
     fails!(
         "close",
         "a device with pins is closed",

@@ -16,7 +16,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N"),
     ("/sys/kernel/debug/fail_page_alloc/min-order", "0"),
     ("/sys/kernel/debug/fail_page_alloc/verbose", "0"),
-    ("/sys/kernel/debug/fail_usercopy/verbose", "0"),
 ];
 
 /// Lets every allocation fail that can, as long as this is there. Which one does is another matter: see
