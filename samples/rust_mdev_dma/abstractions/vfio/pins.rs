@@ -9,7 +9,7 @@ use kernel::{
     error::to_result,
     page::{PAGE_SHIFT, PAGE_SIZE},
     prelude::*,
-    rbtree::{RBTree, RBTreeNode},
+    rbtree::{RBTree, RBTreeNodeReservation},
 };
 use pin_init::init_zeroed;
 
@@ -282,11 +282,12 @@ impl PinTable {
             // SAFETY: The caller promises that `vdev` is open until all pages are unpinned.
             unsafe { batch.pin(part.pages.clone())? };
         } else {
+            // Before the pin: one that is taken back leaves its pages dirty.
+            let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
             let mut batch = PinnedPages::new(vdev, part.batch)?;
-            // SAFETY: As above. If the allocation below fails, `batch` is dropped, which unpins.
+            // SAFETY: As above.
             unsafe { batch.pin(part.pages.clone())? };
-            let node = RBTreeNode::new(part.batch, batch, GFP_KERNEL)?;
-            self.batches.insert(node);
+            self.batches.insert(node.into_node(part.batch, batch));
         }
         self.held += part.pages.len() as u64;
         Ok(())

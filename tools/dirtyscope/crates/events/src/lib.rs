@@ -361,7 +361,9 @@ mod tests {
         assert!(is_complaint("INFO: task dirtyscope:77 blocked for more than 120 seconds."));
         assert!(!is_complaint("vfio: module loaded"));
         assert!(!is_complaint("INFO: lockdep is turned off."));
-        assert!(is_complaint("kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)"));
+        assert!(is_complaint(
+            "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)"
+        ));
         assert!(!is_complaint("kmemleak: Kernel memory leak detector initialized"));
     }
 }

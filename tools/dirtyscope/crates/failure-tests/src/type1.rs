@@ -226,6 +226,18 @@ pub const SCENARIOS: &[Scenario] = &[
         known D14
     ),
     fails!(
+        "vaddr/invalidate",
+        "a mapping loses its address",
+        [
+            "device 2 JOIN",
+            "device 0 CLOSE",
+            "device 0 LEAVE",
+            "device 1 LEAVE",
+            "MAP 0x40000000+0x4000 rw"
+        ],
+        "UNMAP 0x40000000+0x4000 flags 0x4"
+    ),
+    fails!(
         "vaddr/update",
         "a mapping gets its address again",
         [
