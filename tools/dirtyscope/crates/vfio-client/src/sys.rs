@@ -2,6 +2,7 @@
 
 //! The calls that the compiler can't check.
 
+use crate::coverage;
 use iommufd_bindings::IOMMUFD_TYPE;
 use rustix::{
     io::{Errno, Result},
@@ -12,6 +13,7 @@ use std::{
     ffi::{CStr, c_void},
     fs::File,
     os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 
@@ -83,6 +85,16 @@ unsafe impl Ioctl for Call {
 pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Result<i32> {
     let arg = std::ptr::from_mut(arg).cast();
     // SAFETY: As the caller promises.
+    coverage::call(|| unsafe { raw_ioctl(fd, request, arg) })
+}
+
+/// Makes the ioctl `request`, of which coverage takes no note.
+///
+/// # Safety
+///
+/// As for [`ioctl`], if `arg` is an address; else as for [`ioctl_value`].
+pub(crate) unsafe fn raw_ioctl(fd: impl AsFd, request: Opcode, arg: *mut c_void) -> Result<i32> {
+    // SAFETY: As the caller promises.
     unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) }
 }
 
@@ -94,17 +106,20 @@ pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Re
 pub(crate) unsafe fn ioctl_value(fd: impl AsFd, request: Opcode, value: usize) -> Result<i32> {
     let arg = std::ptr::without_provenance_mut(value);
     // SAFETY: As the caller promises.
-    unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) }
+    coverage::call(|| unsafe { raw_ioctl(fd, request, arg) })
 }
 
 /// `VFIO_GROUP_GET_DEVICE_FD`
 pub(crate) fn open_device(group: BorrowedFd<'_>, name: &CStr) -> Result<File> {
-    let request = Call { request: GROUP_GET_DEVICE_FD, arg: name.as_ptr().cast_mut().cast() };
+    let name = name.as_ptr().cast_mut().cast();
     // SAFETY: The kernel reads a string that ends with a zero byte, and writes nothing.
-    let fd = unsafe { rustix::ioctl::ioctl(group, request) }?;
+    let fd = coverage::call(|| unsafe { raw_ioctl(group, GROUP_GET_DEVICE_FD, name) })?;
     // SAFETY: The kernel just opened this file descriptor for us, nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
+
+/// Whether this process is a child of [`fork`].
+pub(crate) static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// `fork()`. The child does what it is told, and ends; it ends with its parent, too.
 ///
@@ -116,6 +131,7 @@ pub(crate) unsafe fn fork(child: impl FnOnce()) -> Result<Pid> {
     // SAFETY: The child does as the caller promises, and then ends.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
+        FORKED.store(true, Relaxed);
         // SAFETY: The arguments are numbers, and there is nothing that this could take away.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         child();
