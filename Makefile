@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control bench test test-all module tool shell boot-soak \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control coverage bench test test-all module tool shell boot-soak \
 	clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -28,6 +28,7 @@ help:
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
 	@echo '  make control      see that all these find what a broken type1 loses'
+	@echo '  make coverage     which lines of type1 and of the drivers all these run'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
 	@echo '  make test         formatting, lints and unit tests, then make run'
@@ -96,6 +97,9 @@ migrate:
 
 control:
 	$(vm)/control
+
+coverage:
+	$(vm)/coverage
 
 bench:
 	$(vm)/bench

@@ -12,6 +12,7 @@
 pub(crate) mod anon_inode;
 pub(crate) mod class;
 pub(crate) mod eventfd;
+pub(crate) mod kcov;
 pub(crate) mod mdev;
 pub(crate) mod page;
 #[cfg(CONFIG_PCI)]

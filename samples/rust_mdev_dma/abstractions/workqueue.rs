@@ -8,6 +8,7 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
+use super::kcov::KcovHandle;
 use core::{cell::UnsafeCell, marker::PhantomPinned, ptr::NonNull};
 use kernel::{
     bindings, container_of,
@@ -57,6 +58,8 @@ pub(crate) struct ScopedWork<W: WorkItem> {
     /// Whether the work should end early, because [`Self::abort`] or [`Self::disable`] waits for
     /// it.
     aborting: Atomic<bool>,
+    /// Of who queued it last.
+    kcov: KcovHandle,
     #[pin]
     _pin: PhantomPinned,
 }
@@ -101,6 +104,7 @@ impl<W: WorkItem> ScopedWork<W> {
             }),
             item: UnsafeCell::new(NonNull::dangling()),
             aborting: Atomic::new(false),
+            kcov: KcovHandle::none(),
             _pin: PhantomPinned,
         })
     }
@@ -134,6 +138,7 @@ impl<W: WorkItem> ScopedWork<W> {
 
     /// Queues the work to run after `delay`; if it is queued already, only after the new delay.
     pub(crate) fn queue(&self, delay: Jiffies) {
+        self.kcov.set_current();
         // SAFETY: By the type invariant the work is initialised, and it never runs while it is
         // disabled. The system workqueue always exists.
         unsafe {
@@ -181,6 +186,6 @@ impl<W: WorkItem> ScopedWork<W> {
         // SAFETY: By the type invariants `item` isn't written and points to a valid `W`, as the
         // work is enabled. Both stay so while it runs, because `disable()` waits for this.
         let item = unsafe { (*this.item.get()).as_ref() };
-        item.run();
+        this.kcov.cover(|| item.run());
     }
 }

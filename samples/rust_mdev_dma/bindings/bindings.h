@@ -5,6 +5,7 @@
 #include <linux/interval_tree.h>
 #include <linux/iommu.h>
 #include <linux/iova_bitmap.h>
+#include <linux/kcov.h>
 #include <linux/mdev.h>
 #include <linux/vfio.h>
 #include <linux/rust_mdev_dma.h>

@@ -577,8 +577,10 @@ fn ended_file(context: &Context<'_>) -> Result<()> {
     set(&fixture, Stop)?;
     ended("STOP_COPY ended", &file, Errno::ENODEV)?;
     let file = begin(&fixture, Resuming)?;
+    ensure!(!file.is_readable()?, "RESUMING: poll says that there is something to read");
     fixture.device().device().reset()?;
     ended("RESUMING was reset", &file, Errno::ENODEV)?;
+    ensure!(!file.is_readable()?, "RESUMING was reset: poll says that there is something to read");
     let first = begin(&fixture, PreCopy)?;
     fixture.close();
     ended("the device was closed", &first, Errno::ENODEV)?;

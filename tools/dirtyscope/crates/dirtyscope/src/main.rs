@@ -35,6 +35,7 @@ enum Command {
     Migrate(migration::Arguments),
     Bench(bench::Arguments),
     Report(report::Arguments),
+    Coverage(coverage::Arguments),
     Show(show::Arguments),
     #[command(hide = true)]
     Shrink(fuzz::ShrinkArguments),
@@ -43,6 +44,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    vfio_client::coverage::trace();
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::run(&arguments, report::ktap()),
         Command::Fuzz(arguments) => fuzz::run(&arguments, report::ktap()),
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Migrate(arguments) => migration::run(&arguments, report::ktap()),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Coverage(arguments) => coverage::run(&arguments),
         Command::Show(arguments) => show::run(&arguments),
         Command::Shrink(arguments) => fuzz::shrink(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),

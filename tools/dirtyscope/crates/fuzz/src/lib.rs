@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod corpus;
 mod exhaustive;
 mod generate;
 mod search;
@@ -11,7 +12,7 @@ mod shorter;
 mod triggers;
 mod universe;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use events::{EXIT_SKIP, Event, Sink, Verdict, last_sequence};
 use harness::{
     Messages, Output, Recorder, new_uuid, stop_on_signals,
@@ -30,6 +31,7 @@ use std::{
 use testbed::{Op, program};
 use triggers::{TRIGGERS, Trigger};
 use uuid::Uuid;
+use vfio_client::coverage;
 
 pub use exhaustive::{Arguments as ScopeArguments, run as run_scope};
 pub use shorter::{ShrinkArguments, shrink};
@@ -55,6 +57,7 @@ Examples:
   dirtyscope fuzz --seed 1 --seed 2 --ops 20000
   dirtyscope fuzz --strict --seconds 10   finds the known defects again
   dirtyscope fuzz --avoid D5 --avoid D6   all others
+  dirtyscope fuzz --coverage --seconds 20  where the kernel says what it runs
   dirtyscope fuzz --replay fuzz-1.ops     what failed, once more")]
 pub struct Arguments {
     /// An existing mediated device to use; without it, one is created and removed at the end
@@ -72,6 +75,11 @@ pub struct Arguments {
     /// Seconds to go on for a seed [default: 60, no limit with --ops]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
+
+    /// Go on from sequences that run code of the kernel that none before has: by KCOV, of what a kernel
+    /// with CONFIG=coverage has for it
+    #[arg(long)]
+    coverage: bool,
 
     /// The longest sequence
     #[arg(long, value_name = "OPERATIONS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..100_000))]
@@ -158,6 +166,11 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         work(arguments, &job, log)?;
         return Ok(ExitCode::SUCCESS);
     }
+    ensure!(
+        !arguments.coverage || coverage::fresh().is_some(),
+        "--coverage: nothing is traced: set {} to a directory, on a kernel with CONFIG_KCOV",
+        coverage::DIRECTORY
+    );
     let Arguments { output, save, .. } = arguments;
     Engine { name: "fuzz", output, save }.run(jobs(arguments)?, print)
 }
@@ -270,7 +283,8 @@ fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
     let found = match job {
         Job::Replay(file) => search.replay(&read_program(file)?)?,
         &Job::Seed(seed) => {
-            search.run(seed, arguments.ops.unwrap_or(u64::MAX), arguments.limit())?
+            let ops = arguments.ops.unwrap_or(u64::MAX);
+            search.run(seed, arguments.coverage, ops, arguments.limit())?
         }
         Job::Sequences | Job::Pairs => bail!("this is no job of the fuzzer"),
     };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{
+    corpus::Corpus,
     generate,
     triggers::{Trigger, triggers_any},
 };
@@ -26,6 +27,7 @@ use testbed::{
     slots::{EDU, EMULATED, PAIR, PINNING, can_promote},
 };
 use uuid::Uuid;
+use vfio_client::coverage;
 
 /// The longest sequence of which pairs of operations are left out.
 const PAIRS_MAX: usize = 16;
@@ -74,22 +76,37 @@ impl Search {
     }
 
     /// Does so many operations, or goes on for so long. Returns the shortest program that fails, if
-    /// one does.
+    /// one does. Guided, it goes on from sequences that have run code that none before has.
     pub fn run(
         &mut self,
         seed: u64,
+        guided: bool,
         ops: u64,
         seconds: Option<Duration>,
     ) -> Result<Option<Message>> {
         let (contract, avoided) = (self.contract.clone(), self.avoided.clone());
         let slots = self.slots()?;
-        let strategy = generate::sequences(contract, 1..self.length + 1, avoided, slots);
+        let strategy = generate::sequences(contract, 1..self.length + 1, avoided, slots.clone());
         let mut runner = runner(seed);
+        let mut corpus = guided.then(Corpus::default);
+        coverage::fresh();
         let start = Instant::now();
         while self.done.ops < ops && seconds.is_none_or(|limit| start.elapsed() < limit) {
+            if let Some(program) =
+                corpus.as_ref().and_then(|c| self.variant(c, &mut runner, &slots))
+            {
+                if let Some(failed) = self.one(&program)? {
+                    return Ok(Some(failed));
+                }
+                self.learn(&mut corpus, &program);
+                continue;
+            }
             let mut tree = strategy.new_tree(&mut runner).map_err(|e| anyhow::anyhow!("{e}"))?;
             let (_, program, seen) = tree.current();
-            let Err(failed) = self.attempt(&program)? else { continue };
+            let Err(failed) = self.attempt(&program)? else {
+                self.learn(&mut corpus, &program);
+                continue;
+            };
             if let Some(seen) = seen {
                 seen.store(failed.done.min(program.len()), Relaxed);
             }
@@ -101,19 +118,67 @@ impl Search {
         Ok(None)
     }
 
+    /// Whether a program ran something new.
+    fn learn(&mut self, corpus: &mut Option<Corpus>, program: &[Op]) {
+        let fresh = coverage::fresh().unwrap_or(0);
+        self.done.places += fresh;
+        if let Some(corpus) = corpus.as_mut().filter(|_| fresh > 0) {
+            corpus.keep(program.to_vec());
+        }
+    }
+
+    /// A variant of what the corpus has that is possible: what is not is left out of it.
+    fn variant(
+        &self,
+        corpus: &Corpus,
+        runner: &mut TestRunner,
+        slots: &[usize],
+    ) -> Option<Vec<Op>> {
+        let mut rng = runner.new_rng();
+        let make = |before: &[Op], count: usize| {
+            let mut contract = self.contract.clone();
+            for op in before {
+                contract.apply(op);
+            }
+            let count = 1..count.min(self.length) + 1;
+            let slots = slots.to_vec();
+            let tree =
+                generate::sequences(contract, count, self.avoided.clone(), slots).new_tree(runner);
+            tree.map_or_else(|_| Vec::new(), |tree| tree.current().1)
+        };
+        let mut contract = self.contract.clone();
+        let mut program = corpus.variant(&mut rng, make)?;
+        program.retain(|op| {
+            let good = contract.allows(op) && !triggers_any(&self.avoided, &contract, op);
+            if good {
+                contract.apply(op);
+            }
+            good
+        });
+        program.truncate(self.length);
+        Some(program).filter(|program| !program.is_empty())
+    }
+
     /// Does these programs, `what` they are. Returns the shortest one that fails, of those that are part
     /// of the first one that does.
     pub fn all(&mut self, programs: &[Vec<Op>], what: &str) -> Result<Option<Message>> {
         for program in programs {
-            let Err(failed) = self.attempt(program)? else { continue };
-            let done = &program[..failed.done.min(program.len())];
-            self.say(format!("a sequence of {} operations fails, shortening it", done.len()))?;
-            let program = self.shorten(done.to_vec())?;
-            return self.explain(&program).map(Some);
+            if let Some(failed) = self.one(program)? {
+                return Ok(Some(failed));
+            }
         }
         ensure!(self.done.ops > 0, "no operation was done");
         self.say(format!("{what}: {}", self.done))?;
         Ok(None)
+    }
+
+    /// Does a program. Returns the shortest part of it that fails, if it does.
+    fn one(&mut self, program: &[Op]) -> Result<Option<Message>> {
+        let Err(failed) = self.attempt(program)? else { return Ok(None) };
+        let done = &program[..failed.done.min(program.len())];
+        self.say(format!("a sequence of {} operations fails, shortening it", done.len()))?;
+        let program = self.shorten(done.to_vec())?;
+        self.explain(&program).map(Some)
     }
 
     /// Does a program once. Returns how it fails, if it does.
@@ -260,23 +325,26 @@ pub fn runner(seed: u64) -> TestRunner {
 struct Done {
     ops: u64,
     sequences: u64,
+    /// Of the kernel's code, where it is traced.
+    places: usize,
     start: Instant,
 }
 
 impl Done {
     fn nothing() -> Self {
-        Self { ops: 0, sequences: 0, start: Instant::now() }
+        Self { ops: 0, sequences: 0, places: 0, start: Instant::now() }
     }
 }
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ops, sequences, start } = self;
+        let Self { ops, sequences, places, start } = self;
         let seconds = start.elapsed().as_secs_f64();
         let rate = *ops as f64 / seconds.max(0.001);
         write!(
             f,
             "{ops} operations in {sequences} sequences, {seconds:.0} s, {rate:.0} operations/s"
-        )
+        )?;
+        if *places > 0 { write!(f, ", {places} places of the kernel") } else { Ok(()) }
     }
 }

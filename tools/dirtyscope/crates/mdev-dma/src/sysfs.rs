@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use uuid::Uuid;
-use vfio_client::DeviceNode;
+use vfio_client::{DeviceNode, coverage};
 
 const PARENTS: &str = "/sys/class/mdev_bus";
 /// The drivers of such devices; the second one is for kernels that the first can't be built for, and has
@@ -129,6 +129,8 @@ impl Mdev {
     /// Removes it. Blocks while it is open.
     pub fn remove(&self) -> Result<()> {
         let path = self.path().join("remove");
+        // It may be all that a thread does.
+        coverage::trace();
         fs::write(&path, "1").map_err(|e| while_doing(e, "write", &path))
     }
 }

@@ -157,6 +157,12 @@ fn update(context: &Context<'_>) -> Result<()> {
     is("an update", Ok(()), bed.update(&new, SECOND_PAGE, SECOND)?)?;
     bed.all_is_dirty()?;
 
+    is("the second mapping", Ok(SECOND * PAGE), bed.invalidate(SECOND_PAGE, SECOND)?)?;
+    is("all, the second one again", Err(Errno::EINVAL), bed.invalidate_all()?)?;
+    let first = bed.update(&new, 0, FIRST)?;
+    is("an update of the first, which has its address back", Err(Errno::EINVAL), first)?;
+    is("an update", Ok(()), bed.update(&new, SECOND_PAGE, SECOND)?)?;
+
     // A device without an IOMMU uses the address: at the old one the process has nothing any more.
     bed.old.set_access(0..(PAGES * PAGE) as usize, Access::None)?;
     let node = context.device(0)?.node()?;

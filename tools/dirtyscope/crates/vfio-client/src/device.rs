@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Container, DeviceNode, Error, Ioas, Memory, Result, fail_nth::counted, sys};
+use crate::{Container, DeviceNode, Error, Ioas, Memory, Result, sys};
 use rustix::ioctl::Opcode;
 use std::{
     fs::File,
@@ -160,14 +160,14 @@ impl Device {
     /// Reads from the device's file. One call reads once, and may read less.
     pub fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<usize> {
         let len = to.len();
-        counted(|| rustix::io::pread(&self.file, to, offset))
+        sys::call(|| rustix::io::pread(&self.file, to, offset))
             .map_err(|e| self.error(&format!("pread of {len} bytes at {offset:#x}"), e))
     }
 
     /// Writes to the device's file. One call writes once, and may write less.
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<usize> {
         let len = from.len();
-        counted(|| rustix::io::pwrite(&self.file, from, offset))
+        sys::call(|| rustix::io::pwrite(&self.file, from, offset))
             .map_err(|e| self.error(&format!("pwrite of {len} bytes at {offset:#x}"), e))
     }
 

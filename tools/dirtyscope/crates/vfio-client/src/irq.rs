@@ -26,7 +26,7 @@ impl EventFd {
 
     /// Signals it.
     pub fn signal(&self) -> Result<()> {
-        let written = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        let written = sys::call(|| rustix::io::write(&self.0, &1u64.to_ne_bytes()));
         written.map(drop).map_err(|e| Error::new("write to an eventfd", e))
     }
 

@@ -22,6 +22,7 @@
 #![deny(missing_docs)]
 
 mod container;
+pub mod coverage;
 mod device;
 mod error;
 pub mod fail_nth;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Device, Error, Result, fail_nth::counted, sys};
+use crate::{Device, Error, Result, sys};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::OFlags,
@@ -77,7 +77,7 @@ pub struct DataFile(File);
 impl DataFile {
     /// Reads once, which may be less. Fails with `ENOMSG` if there is nothing yet.
     pub fn read(&self, to: &mut [u8]) -> Result<usize> {
-        counted(|| rustix::io::read(&self.0, to))
+        sys::call(|| rustix::io::read(&self.0, to))
             .map_err(|e| Error::new("read of migration data", e))
     }
 
@@ -94,7 +94,7 @@ impl DataFile {
 
     /// Writes once, which may be less.
     pub fn write(&self, from: &[u8]) -> Result<usize> {
-        counted(|| rustix::io::write(&self.0, from))
+        sys::call(|| rustix::io::write(&self.0, from))
             .map_err(|e| Error::new("write of migration data", e))
     }
 

@@ -2,7 +2,7 @@
 
 //! The calls that the compiler can't check.
 
-use crate::fail_nth::counted;
+use crate::{coverage, fail_nth::counted};
 use iommufd_bindings::IOMMUFD_TYPE;
 use rustix::{
     io::{Errno, Result},
@@ -13,6 +13,7 @@ use std::{
     ffi::{CStr, c_void},
     fs::File,
     os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 
@@ -75,6 +76,11 @@ unsafe impl Ioctl for Call {
     }
 }
 
+/// Makes a system call whose allocations count, and whose coverage is taken note of, if either is wanted.
+pub(crate) fn call<T>(call: impl FnOnce() -> T) -> T {
+    coverage::call(|| counted(call))
+}
+
 /// Makes the ioctl `request` with the address of `arg`.
 ///
 /// # Safety
@@ -84,7 +90,17 @@ unsafe impl Ioctl for Call {
 pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Result<i32> {
     let arg = std::ptr::from_mut(arg).cast();
     // SAFETY: As the caller promises.
-    counted(|| unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) })
+    call(|| unsafe { raw_ioctl(fd, request, arg) })
+}
+
+/// Makes the ioctl `request`, of which coverage takes no note.
+///
+/// # Safety
+///
+/// As for [`ioctl`], if `arg` is an address; else as for [`ioctl_value`].
+pub(crate) unsafe fn raw_ioctl(fd: impl AsFd, request: Opcode, arg: *mut c_void) -> Result<i32> {
+    // SAFETY: As the caller promises.
+    unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) }
 }
 
 /// Makes the ioctl `request` with a number.
@@ -95,17 +111,20 @@ pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Re
 pub(crate) unsafe fn ioctl_value(fd: impl AsFd, request: Opcode, value: usize) -> Result<i32> {
     let arg = std::ptr::without_provenance_mut(value);
     // SAFETY: As the caller promises.
-    counted(|| unsafe { rustix::ioctl::ioctl(fd, Call { request, arg }) })
+    call(|| unsafe { raw_ioctl(fd, request, arg) })
 }
 
 /// `VFIO_GROUP_GET_DEVICE_FD`
 pub(crate) fn open_device(group: BorrowedFd<'_>, name: &CStr) -> Result<File> {
-    let request = Call { request: GROUP_GET_DEVICE_FD, arg: name.as_ptr().cast_mut().cast() };
+    let name = name.as_ptr().cast_mut().cast();
     // SAFETY: The kernel reads a string that ends with a zero byte, and writes nothing.
-    let fd = counted(|| unsafe { rustix::ioctl::ioctl(group, request) })?;
+    let fd = call(|| unsafe { raw_ioctl(group, GROUP_GET_DEVICE_FD, name) })?;
     // SAFETY: The kernel just opened this file descriptor for us, nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
+
+/// Whether this process is a child of [`fork`].
+pub(crate) static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// `fork()`. The child does what it is told, and ends; it ends with its parent, too.
 ///
@@ -117,6 +136,7 @@ pub(crate) unsafe fn fork(child: impl FnOnce()) -> Result<Pid> {
     // SAFETY: The child does as the caller promises, and then ends.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
+        FORKED.store(true, Relaxed);
         // SAFETY: The arguments are numbers, and there is nothing that this could take away.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         child();
