@@ -144,6 +144,8 @@ fn save(context: &Context<'_>) -> Result<()> {
         let fixture = Fixture::new(context, PAGES)?;
         fixture.pin(1..1 + PINNED)?;
         let device = fixture.device().device();
+        // The device saves its registers as they were read last.
+        same("PINS", PINNED, fixture.device().pins()?)?;
         let (state, injected) = injected(n, || read_state(device))?;
         if state.is_none() && device.migration_state()? == MigState::Error {
             same("PINS in ERROR", PINNED, fixture.device().pins()?)?;
