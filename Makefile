@@ -8,12 +8,12 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control coverage bench test test-all module tool shell boot-soak \
-	clean clean-cache
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control coverage \
+	bench test test-all module tool install-kselftest shell boot-soak clean clean-cache
 
 # What is built for one kernel says nothing of another.
 ifneq ($(and $(KDIR),$(filter-out help module install-kselftest clean clean-cache,$(MAKECMDGOALS))),)
-$(error KDIR= is for make module and make install-kselftest only, all else uses the kernel of trixie-backports: leave it out, or boot your kernel as Documentation/vm.rst says)
+$(error KDIR= is for make module and make install-kselftest only, for all else give the source, TREE=, see Documentation/tree.rst, or leave both out)
 endif
 
 help:
@@ -119,7 +119,6 @@ module:
 tool:
 	$(vm)/tool
 
-.PHONY: install-kselftest
 install-kselftest:
 	$(vm)/install-kselftest '$(DIR)'
 

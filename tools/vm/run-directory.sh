@@ -40,6 +40,13 @@ use_tree() {
 	export TREE_BUILT=yes
 }
 
+# stock_tree: TREE is the source of the stock kernel.
+stock_tree() {
+	tied "$VM/kernel"
+	TREE=$(cd "$(kernel_dir)/src" && pwd -P)
+	export TREE
+}
+
 # choose_accel: a user's tree is run on KVM where that boots it. /dev/kvm may be there and
 # run nothing, so it is tried, once since the host has booted.
 choose_accel() {
