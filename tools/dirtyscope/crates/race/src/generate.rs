@@ -62,9 +62,9 @@ impl Generator {
     pub fn round(&mut self) -> Round {
         let storm = !self.avoid.d24 && self.rng.one_of(16);
         let lanes = 2 + self.rng.below(self.threads as u64 - 1) as usize;
-        let cpus = match self.rng.below(4) {
-            0 => Cpus::Any,
-            1 => Cpus::One,
+        let cpus = match self.rng.below(8) {
+            0 => Cpus::One,
+            1 | 2 => Cpus::Any,
             _ => Cpus::Each,
         };
         let mut round = Round { cpus, setup: Vec::new(), lanes: vec![Vec::new(); lanes] };
@@ -79,7 +79,7 @@ impl Generator {
     /// Anything, of a few operations each.
     fn mixed(&mut self, round: &mut Round) {
         // What is unlikely for any two threads is likely in some rounds.
-        let focus = self.rng.one_of(2).then(|| self.rng.below(PLACES.len() as u64) as usize);
+        let focus = (!self.rng.one_of(4)).then(|| self.rng.below(PLACES.len() as u64) as usize);
         let lanes = round.lanes.len() as u64;
         let (unmaps, stops) = (self.rng.below(lanes) as usize, self.rng.one_of(2));
         for i in 0..PLACES.len() {
@@ -98,7 +98,7 @@ impl Generator {
         for lane in 0..round.lanes.len() {
             let may_unmap = !self.avoid.d2 || lane == unmaps;
             let (mut open, mut joined) = (true, true);
-            for _ in 0..1 + self.rng.below(self.length) {
+            for _ in 0..self.length / 2 + self.rng.below(self.length / 2 + 1) {
                 let op = self.op(lane, focus, may_unmap, stops, &mut open, &mut joined);
                 let pause = self.pause();
                 round.lanes[lane].push(Step { pause, act: Act::Op(op) });
@@ -214,7 +214,7 @@ impl Generator {
             }
             _ => pages - first,
         };
-        let count = if self.rng.one_of(3) { most } else { 1 + self.rng.below(most.min(4)) };
+        let count = if self.rng.one_of(2) { most } else { 1 + self.rng.below(most.min(4)) };
         let seed = match opcode {
             Opcode::Write | Opcode::DmaWrite => (self.rng.next() >> 32) | 1,
             _ => 0,
@@ -225,16 +225,15 @@ impl Generator {
 
     fn place(&mut self, focus: Option<usize>) -> usize {
         match focus {
-            Some(i) if !self.rng.one_of(4) => i,
+            Some(i) if !self.rng.one_of(8) => i,
             _ => self.rng.below(PLACES.len() as u64) as usize,
         }
     }
 
     fn pause(&mut self) -> u32 {
         match self.rng.below(4) {
-            0 | 1 => 0,
-            2 => self.rng.below(300) as u32,
-            _ => self.rng.below(5000) as u32,
+            0..=2 => 0,
+            _ => self.rng.below(2000) as u32,
         }
     }
 }

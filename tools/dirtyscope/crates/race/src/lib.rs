@@ -88,7 +88,7 @@ pub struct Arguments {
     threads: u64,
 
     /// Operations of a thread in a round, at most
-    #[arg(long, value_name = "OPERATIONS", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=16))]
+    #[arg(long, value_name = "OPERATIONS", default_value_t = 12, value_parser = clap::value_parser!(u64).range(2..=16))]
     length: u64,
 
     /// Steer around this known defect; may be given again

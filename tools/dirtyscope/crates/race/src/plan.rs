@@ -97,20 +97,27 @@ impl Round {
 
     fn is_possible(&self) -> bool {
         self.lanes.iter().all(|steps| {
-            let (mut open, mut joined) = (true, true);
-            steps.iter().all(|step| {
-                let (possible, now) = match &step.act {
+            let (mut open, mut joined, mut generates) = (true, true, false);
+            let possible = steps.iter().all(|step| {
+                let possible;
+                (possible, (open, joined)) = match &step.act {
                     Act::Op(Op::Open { .. }) => (joined && !open, (true, joined)),
                     Act::Op(Op::Close { .. }) => (open, (false, joined)),
                     Act::Op(Op::Leave { .. }) => (joined && !open, (open, false)),
                     Act::Op(Op::Join { .. }) => (!joined, (open, true)),
-                    Act::Op(Op::Command { .. }) | Act::Generate(_) => (open, (open, joined)),
+                    Act::Op(Op::Command { .. }) | Act::Generate(_) | Act::Halt => {
+                        (open, (open, joined))
+                    }
                     Act::Op(_) => (true, (open, joined)),
-                    Act::Halt => (open, (open, joined)),
                 };
-                (open, joined) = now;
+                generates = match step.act {
+                    Act::Generate(_) => true,
+                    Act::Halt | Act::Op(Op::Close { .. }) => false,
+                    _ => generates,
+                };
                 possible
-            })
+            });
+            possible && !generates
         })
     }
 }

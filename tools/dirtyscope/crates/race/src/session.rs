@@ -158,7 +158,7 @@ impl Session {
                 let mut failed = None;
                 for _ in 0..repeat {
                     attempts += 1;
-                    failed = self.attempt(&candidate)?;
+                    failed = self.attempt(&candidate)?.filter(|other| kind(other) == kind(&what));
                     if failed.is_some() {
                         break;
                     }
@@ -290,6 +290,11 @@ fn broken_rule(world: &World, records: &[Record]) -> Option<String> {
             .step_by(PAGE as usize)
             .find_map(|iova| rules::check(records, iova, Some(&world.page(iova))))
     })
+}
+
+/// The word by which a failure is told from others: another one is nothing shorter.
+fn kind(what: &str) -> &str {
+    what.split(' ').next().unwrap_or_default()
 }
 
 /// All that was done, in order of its begin.
