@@ -36,11 +36,17 @@ const KNOWN: &[Known] = &[
     },
 ];
 
+/// What is said of a history that D25 explains, and the model doesn't.
+pub const D25: &str = ", but as D25 has it";
+
 /// What the kernel goes on to say.
 const FOLLOWS: &[&str] = &["Oops: invalid opcode:", "kernel BUG at mm/usercopy.c:", "INFO: task "];
 
-/// Which known defect shows so, if one does: a hang with these stacks, if it hangs, and complaints.
-pub fn name(stacks: Option<&str>, complaints: &[String]) -> Option<&'static str> {
+/// Which known defect shows so, if one does: by what a worker says, the stacks of what hangs, and complaints.
+pub fn name(what: &str, stacks: Option<&str>, complaints: &[String]) -> Option<&'static str> {
+    if stacks.is_none() && complaints.is_empty() {
+        return what.contains(D25).then_some("D25");
+    }
     let found = KNOWN.iter().find(|known| known.shows(stacks, complaints));
     found.map(|known| known.defect)
 }
@@ -72,13 +78,13 @@ mod tests {
     fn defects_are_known_by_what_they_show() {
         let complaint = |text: &[&str]| text.iter().map(|&t| t.to_owned()).collect::<Vec<_>>();
         let bug = complaint(&["kernel BUG at drivers/vfio/vfio_iommu_type1.c:1504!"]);
-        assert_eq!(name(None, &bug), Some("D24"));
+        assert_eq!(name("", None, &bug), Some("D24"));
         let other = complaint(&["kernel BUG at drivers/vfio/vfio_iommu_type1.c:1!", "KASAN: x"]);
-        assert_eq!(name(None, &other), None);
+        assert_eq!(name("", None, &other), None);
         let stacks =
             "task 1: D\n vfio_iommu_type1_unpin_pages+0x1\ntask 2: D\n vfio_iommu_type1_ioctl+0x2";
-        assert_eq!(name(Some(stacks), &[]), Some("D2"));
-        assert_eq!(name(Some("task 1: D\n vfio_iommu_type1_ioctl+0x2"), &[]), None);
-        assert_eq!(name(None, &[]), None);
+        assert_eq!(name("", Some(stacks), &[]), Some("D2"));
+        assert_eq!(name("", Some("task 1: D\n vfio_iommu_type1_ioctl+0x2"), &[]), None);
+        assert_eq!(name("", None, &[]), None);
     }
 }

@@ -46,6 +46,8 @@ pub struct Avoid {
     pub d10: bool,
     /// D24: nobody unmaps while devices pin again and again.
     pub d24: bool,
+    /// D25: nobody unmaps several mappings with the bitmap.
+    pub d25: bool,
 }
 
 /// Makes rounds of so many threads.
@@ -134,7 +136,7 @@ impl Generator {
                 23 | 24 if may_unmap && !(self.avoid.d10 && stops) => Op::unmap_bitmap(iova, size),
                 25 if may_unmap => {
                     let (iova, size) = whole();
-                    if self.rng.one_of(2) || (self.avoid.d10 && stops) {
+                    if self.rng.one_of(2) || self.avoid.d25 || (self.avoid.d10 && stops) {
                         Op::unmap(iova, size)
                     } else {
                         Op::unmap_bitmap(iova, size)
@@ -166,7 +168,7 @@ impl Generator {
 
     /// One thread maps, reads and unmaps, while devices pin again whatever they have been told to unpin.
     fn storm(&mut self, round: &mut Round) {
-        let i = self.rng.below(2) as usize;
+        let i = self.place(Some(2));
         let (iova, length) = place(i);
         round.setup.extend([map(i), Op::Start]);
         let dirty = self.rng.one_of(2);
@@ -177,25 +179,23 @@ impl Generator {
             if n > 0 {
                 push(0, map(i));
             }
-            push(2000, Op::get_bitmap(iova, length));
-            push(2000, unmap);
+            push(1000, Op::get_bitmap(iova, length));
+            push(1000, unmap);
         }
-        for lane in 1..round.lanes.len() {
-            let by_itself = self.rng.one_of(2);
-            let (both, seed) = (self.rng.one_of(3), self.rng.next() >> 32);
-            for _ in 0..if by_itself { 12 } else { 60 } {
-                let act = if by_itself {
-                    let rw = if both { RUST_MDEV_DMA_GEN_DMA_RW } else { 0 };
-                    let mode = RUST_MDEV_DMA_GEN_PIN | rw;
-                    Act::Generate(GeneratorConfig { iova, length, seed, limit: 0, rate: 0, mode })
-                } else {
-                    Act::Op(self.pin(lane, Some(i), Opcode::Pin))
-                };
-                let pause = if by_itself { 3000 } else { self.pause() / 8 };
-                round.lanes[lane].push(Step { pause, act });
-            }
-            if by_itself {
-                round.lanes[lane].push(Step { pause: 3000, act: Act::Halt });
+        for (device, steps) in round.lanes.iter_mut().enumerate().skip(1) {
+            let (by_itself, both) = (self.rng.one_of(4), self.rng.one_of(3));
+            let (seed, limit, rate) = (self.rng.next() >> 32, 0, 0);
+            let rw = if both { RUST_MDEV_DMA_GEN_DMA_RW } else { 0 };
+            let mode = RUST_MDEV_DMA_GEN_PIN | rw;
+            let generate = Act::Generate(GeneratorConfig { iova, length, seed, limit, rate, mode });
+            let op = Opcode::Pin as u32;
+            let pin = Act::Op(Op::Command { device, op, iova, length, seed: 0 });
+            match by_itself {
+                true => {
+                    steps.extend(vec![Step { pause: 3000, act: generate }; 12]);
+                    steps.push(Step { pause: 3000, act: Act::Halt });
+                }
+                false => steps.extend(vec![Step { pause: 0, act: pin }; 60]),
             }
         }
     }
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_is_avoided_is_not_there() {
-        let avoid = Avoid { d2: true, d10: true, d24: true };
+        let avoid = Avoid { d2: true, d10: true, d24: true, d25: true };
         let mut generator = Generator { rng: Rng::new(2), threads: 4, avoid, length: 8 };
         for _ in 0..2000 {
             let round = generator.round();

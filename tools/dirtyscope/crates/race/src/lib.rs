@@ -92,7 +92,7 @@ pub struct Arguments {
     length: u64,
 
     /// Steer around this known defect; may be given again
-    #[arg(long, value_name = "ID", value_parser = ["D2", "D10", "D24"])]
+    #[arg(long, value_name = "ID", value_parser = ["D2", "D10", "D24", "D25"])]
     avoid: Vec<String>,
 
     /// What a known defect shows is a failure
@@ -118,7 +118,8 @@ pub struct Arguments {
 impl Arguments {
     fn generator(&self, seed: u64) -> Generator {
         let avoids = |id: &str| self.avoid.iter().any(|one| one == id);
-        let avoid = Avoid { d2: avoids("D2"), d10: avoids("D10"), d24: avoids("D24") };
+        let avoid =
+            Avoid { d2: avoids("D2"), d10: avoids("D10"), d24: avoids("D24"), d25: avoids("D25") };
         let (rng, threads) = (Rng::new(seed), self.threads as usize);
         Generator { rng, threads, avoid, length: self.length }
     }
@@ -216,7 +217,8 @@ struct Ending {
 impl Ending {
     fn verdict(self, complaints: &[String], strict: bool) -> Verdict {
         let Self { what, stacks } = self;
-        let known = finding::name(stacks.as_deref(), complaints);
+        let known =
+            finding::name(what.as_deref().unwrap_or_default(), stacks.as_deref(), complaints);
         let Some(why) = what.or_else(|| (!complaints.is_empty()).then(String::new)) else {
             return Verdict::Pass;
         };

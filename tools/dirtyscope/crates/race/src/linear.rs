@@ -8,14 +8,23 @@
 //! device unpins its pages, too. What others see meanwhile is searched for as well. And while a mapping
 //! is being unmapped, it may be refused to pin pages of it.
 
-use crate::{live::Counters, plan::Act, record::Record, state::State};
+use crate::{
+    live::Counters,
+    plan::{Act, PLACES},
+    record::Record,
+    state::State,
+};
 use dirty_model::{Bitmap, Errno, Errnos};
+use mdev_dma::{Opcode, PAGE};
 use std::{
     collections::{BTreeMap, HashSet, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
     ops::Range,
 };
 use testbed::{Answer, Op, operation};
+
+/// Bytes of the largest mapping: more than that is unmapped one mapping after the other.
+const PLACE_MAX: u64 = (PLACES[2].end - PLACES[2].start) * PAGE;
 
 /// Steps of a search at most.
 const STEPS_MAX: usize = 30_000;
@@ -32,10 +41,14 @@ pub enum Found {
 }
 
 /// What counters said after so many records, and what the process has locked for itself.
+#[derive(Clone)]
 pub struct Counted {
     pub after: usize,
     pub counters: Counters,
     pub besides: u64,
+    /// Whether the kernel has D25: an unmap that unmaps twice where a mapping was made meanwhile writes
+    /// its bitmap twice there, and what the first had to say is lost.
+    pub overwrites: bool,
 }
 
 /// Searches for an order of `records`, which begins in `state`.
@@ -128,7 +141,14 @@ impl Search<'_> {
         }
         let mut after = node.clone();
         after.done |= 1 << i;
-        let partial = after.partial.remove(&i);
+        let mut partial = after.partial.remove(&i);
+        if let (true, Some((_, Some(dirty))), Some(range)) =
+            (self.counted.overwrites, &mut partial, self.unmapped_by(i))
+        {
+            for mapping in node.state.model.mappings().filter(|one| range.contains(&one.iova)) {
+                forget(dirty, mapping.iova - range.start, mapping.size);
+            }
+        }
         let mut owed = after.state.apply(op);
         if let (Ok(()), Some((count, dirty))) = (&owed.status, partial) {
             owed.count += count;
@@ -160,7 +180,7 @@ impl Search<'_> {
     /// Whether it is to pin pages that are being unmapped.
     fn may_be_refused(&self, op: &Op, next: &[usize]) -> bool {
         let Op::Command { op, iova, length, .. } = *op else { return false };
-        let pin = operation(op) == Some(mdev_dma::Opcode::Pin);
+        let pin = operation(op) == Some(Opcode::Pin);
         let overlaps = |range: Range<u64>| iova < range.end && range.start < iova + length;
         pin && next.iter().any(|&i| self.unmapped_by(i).is_some_and(overlaps))
     }
@@ -186,7 +206,9 @@ impl Search<'_> {
         let Some(range) = self.unmapped_by(i) else { return Vec::new() };
         let mut nodes = revoked(node, &node.state.pins_in(&range));
         let mut mappings = node.state.model.mappings().filter(|one| range.contains(&one.iova));
-        if let (Some(first), Some(_)) = (mappings.next(), mappings.next()) {
+        // The first of several, or one that may be mapped again.
+        let again = range.end - range.start > PLACE_MAX;
+        if let Some(first) = mappings.next().filter(|_| again) {
             let mut after = node.clone();
             let dirty = matches!(self.records[i].act, Act::Op(Op::UnmapBitmap { .. }));
             let op = match dirty {
@@ -195,19 +217,31 @@ impl Search<'_> {
             };
             let Answer { status, bitmap, .. } = after.state.apply(&op);
             if status == Ok::<(), Errnos>(()) {
-                let pages = (range.end - range.start) / mdev_dma::PAGE;
+                let pages = (range.end - range.start) / PAGE;
                 let (count, all) = after
                     .partial
                     .entry(i)
                     .or_insert_with(|| (0, dirty.then(|| Bitmap::new(pages))));
                 *count += first.size;
                 if let (Some(all), Some(bitmap)) = (all, bitmap) {
-                    all.merge(&bitmap, (first.iova - range.start) / mdev_dma::PAGE);
+                    if self.counted.overwrites {
+                        forget(all, first.iova - range.start, first.size);
+                    }
+                    all.merge(&bitmap, (first.iova - range.start) / PAGE);
                 }
                 nodes.push(after);
             }
         }
         nodes
+    }
+}
+
+/// Clears the bits of a mapping.
+fn forget(bitmap: &mut Bitmap, offset: u64, size: u64) {
+    for page in offset / PAGE..(offset + size) / PAGE {
+        if bitmap.get(page) {
+            bitmap.flip(page);
+        }
     }
 }
 
@@ -217,10 +251,10 @@ fn revoked(node: &Node, pins: &[(dirty_model::DeviceId, u64)]) -> Vec<Node> {
     for of_device in pins.chunk_by(|a, b| a.0 == b.0) {
         let mut all = node.clone();
         for &(id, page) in of_device {
-            all.state.model.revoke(id, page..page + mdev_dma::PAGE);
+            all.state.model.revoke(id, page..page + PAGE);
             if of_device.len() > 1 {
                 let mut one = node.clone();
-                one.state.model.revoke(id, page..page + mdev_dma::PAGE);
+                one.state.model.revoke(id, page..page + PAGE);
                 nodes.push(one);
             }
         }
@@ -233,7 +267,6 @@ fn revoked(node: &Node, pins: &[(dirty_model::DeviceId, u64)]) -> Vec<Node> {
 mod tests {
     use super::*;
     use crate::plan::place;
-    use mdev_dma::Opcode;
     use testbed::limits_of;
 
     fn record(lane: usize, time: Range<u64>, op: Op, answer: Answer) -> Record {
@@ -260,7 +293,11 @@ mod tests {
     fn found(records: &[Record]) -> Found {
         let state = State::new(2, 100, limits_of(1000, 1 << 20));
         let counters = Counters { pins: vec![], dma_avail: 0, locked: 0 };
-        search(&state, records, &Counted { after: usize::MAX, counters, besides: 0 })
+        search(
+            &state,
+            records,
+            &Counted { after: usize::MAX, counters, besides: 0, overwrites: false },
+        )
     }
 
     fn begin() -> Vec<Record> {

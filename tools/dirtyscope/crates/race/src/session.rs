@@ -3,6 +3,7 @@
 //! Rounds, one after the other, and the shortest that fails.
 
 use crate::{
+    finding,
     generate::Generator,
     linear::{self, Counted, Found},
     live::{self, Counters, World},
@@ -33,6 +34,9 @@ const CONTAINER_ROUNDS: u64 = 200;
 
 /// Acts of threads at most whose orders are searched.
 const HISTORY_MAX: usize = LANES_MAX * 16;
+
+/// How long it may take to shorten a round.
+const SHRINK_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a worker says.
 #[derive(Serialize, Deserialize)]
@@ -133,7 +137,8 @@ impl Session {
 
     /// Leaves threads out, and then acts, as long as a round fails in one of `repeat` attempts.
     fn shrink(&mut self, mut round: Round, mut what: String, repeat: u32) -> Result<Message> {
-        self.say(format!("a round of {} acts fails, shortening it", round.len()))?;
+        self.say(format!("a round of {} acts fails, shortening it: {what}", round.len()))?;
+        let begin = Instant::now();
         let (mut attempts, mut shorter) = (0u64, true);
         while shorter {
             shorter = false;
@@ -157,6 +162,9 @@ impl Session {
                 }
                 let mut failed = None;
                 for _ in 0..repeat {
+                    if begin.elapsed() > SHRINK_LIMIT {
+                        break;
+                    }
                     attempts += 1;
                     failed = self.attempt(&candidate)?.filter(|other| kind(other) == kind(&what));
                     if failed.is_some() {
@@ -213,7 +221,8 @@ impl Session {
         }
         if wrong.is_none() && !round.generates() && round.len() <= HISTORY_MAX {
             self.done.histories += 1;
-            let counted = Counted { after, counters, besides: begin.counters.locked };
+            let besides = begin.counters.locked;
+            let counted = Counted { after, counters, besides, overwrites: false };
             match linear::search(&begin.state, &records, &counted) {
                 Found::Order => {}
                 Found::Undecided => self.done.undecided += 1,
@@ -293,8 +302,8 @@ fn broken_rule(world: &World, records: &[Record]) -> Option<String> {
 }
 
 /// The word by which a failure is told from others: another one is nothing shorter.
-fn kind(what: &str) -> &str {
-    what.split(' ').next().unwrap_or_default()
+fn kind(what: &str) -> (&str, bool) {
+    (what.split(' ').next().unwrap_or_default(), what.contains(finding::D25))
 }
 
 /// All that was done, in order of its begin.
