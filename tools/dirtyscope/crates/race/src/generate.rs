@@ -2,7 +2,7 @@
 
 //! Rounds by chance.
 
-use crate::plan::{Act, Cpus, PLACES, Round, Step, place, whole};
+use crate::plan::{Act, Cpus, Round, SMALL, Step, place, whole};
 use dirty_model::Protection;
 use mdev_dma::{
     GeneratorConfig, Opcode, PAGE,
@@ -81,10 +81,10 @@ impl Generator {
     /// Anything, of a few operations each.
     fn mixed(&mut self, round: &mut Round) {
         // What is unlikely for any two threads is likely in some rounds.
-        let focus = (!self.rng.one_of(4)).then(|| self.rng.below(PLACES.len() as u64) as usize);
+        let focus = (!self.rng.one_of(4)).then(|| self.rng.below(SMALL as u64) as usize);
         let lanes = round.lanes.len() as u64;
         let (unmaps, stops) = (self.rng.below(lanes) as usize, self.rng.one_of(2));
-        for i in 0..PLACES.len() {
+        for i in 0..SMALL {
             if !self.rng.one_of(4) {
                 round.setup.push(map(i));
             }
@@ -168,35 +168,42 @@ impl Generator {
 
     /// One thread maps, reads and unmaps, while devices pin again whatever they have been told to unpin.
     fn storm(&mut self, round: &mut Round) {
-        let i = self.place(Some(2));
+        let i = if self.rng.one_of(4) { 2 } else { SMALL };
         let (iova, length) = place(i);
         round.setup.extend([map(i), Op::Start]);
-        let dirty = self.rng.one_of(2);
-        for n in 0..8 {
+        let (dirty, long) = (self.rng.one_of(2), i == SMALL);
+        for n in 0..if long { 2 } else { 8 } {
             let unmap =
                 if dirty { Op::unmap_bitmap(iova, length) } else { Op::unmap(iova, length) };
             let mut push = |pause, op| round.lanes[0].push(Step { pause, act: Act::Op(op) });
             if n > 0 {
                 push(0, map(i));
             }
-            push(1000, Op::get_bitmap(iova, length));
-            push(1000, unmap);
+            push(10_000, Op::get_bitmap(iova, length));
+            push(if long { 3_000_000 } else { 10_000 }, unmap);
         }
+        // One that pins all takes long to be told to unpin it; others pin a page meanwhile.
+        let slow = 1 + self.rng.below(round.lanes.len() as u64 - 1) as usize;
         for (device, steps) in round.lanes.iter_mut().enumerate().skip(1) {
-            let (by_itself, both) = (self.rng.one_of(4), self.rng.one_of(3));
-            let (seed, limit, rate) = (self.rng.next() >> 32, 0, 0);
-            let rw = if both { RUST_MDEV_DMA_GEN_DMA_RW } else { 0 };
-            let mode = RUST_MDEV_DMA_GEN_PIN | rw;
-            let generate = Act::Generate(GeneratorConfig { iova, length, seed, limit, rate, mode });
-            let op = Opcode::Pin as u32;
-            let pin = Act::Op(Op::Command { device, op, iova, length, seed: 0 });
-            match by_itself {
-                true => {
-                    steps.extend(vec![Step { pause: 3000, act: generate }; 12]);
-                    steps.push(Step { pause: 3000, act: Act::Halt });
-                }
-                false => steps.extend(vec![Step { pause: 0, act: pin }; 60]),
+            let seed = self.rng.next() >> 32;
+            if !long && self.rng.one_of(3) {
+                let rw = if self.rng.one_of(3) { RUST_MDEV_DMA_GEN_DMA_RW } else { 0 };
+                let (mode, limit, rate) = (RUST_MDEV_DMA_GEN_PIN | rw, 0, 0);
+                let config = GeneratorConfig { iova, length, seed, limit, rate, mode };
+                steps.extend(vec![Step { pause: 30_000, act: Act::Generate(config) }; 12]);
+                steps.push(Step { pause: 30_000, act: Act::Halt });
+                continue;
             }
+            let all = !long || device == slow;
+            let op = Opcode::Pin as u32;
+            let length = if all { length } else { PAGE };
+            let pin = Act::Op(Op::Command { device, op, iova, length, seed: 0 });
+            let (pause, times) = match (long, all) {
+                (true, true) => (200_000, 15),
+                (true, false) => (2_000_000, 200),
+                _ => (0, 60),
+            };
+            steps.extend(vec![Step { pause, act: pin }; times]);
         }
     }
 
@@ -226,14 +233,14 @@ impl Generator {
     fn place(&mut self, focus: Option<usize>) -> usize {
         match focus {
             Some(i) if !self.rng.one_of(8) => i,
-            _ => self.rng.below(PLACES.len() as u64) as usize,
+            _ => self.rng.below(SMALL as u64) as usize,
         }
     }
 
     fn pause(&mut self) -> u32 {
         match self.rng.below(4) {
             0..=2 => 0,
-            _ => self.rng.below(2000) as u32,
+            _ => self.rng.below(20_000) as u32,
         }
     }
 }
@@ -272,7 +279,7 @@ mod tests {
             assert!(does(unmaps) <= 1);
             let bitmap = does(|op| matches!(op, Op::UnmapBitmap { .. }));
             assert!(bitmap == 0 || does(|op| *op == Op::Stop) == 0);
-            assert!(!round.generates());
+            assert!(!round.is_storm());
         }
     }
 }

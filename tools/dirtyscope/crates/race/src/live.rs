@@ -3,7 +3,7 @@
 //! A container, a device for each thread, and the threads.
 
 use crate::{
-    plan::{Act, Cpus, PLACES, Round, Step, place, place_of, whole},
+    plan::{Act, Cpus, PLACES, Round, SMALL, Step, place, place_of, whole},
     record::{Marks, Record},
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -18,6 +18,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     thread,
+    time::{Duration, Instant},
 };
 use testbed::{Answer, Buffer, Op, status};
 use vfio_client::{BitmapArgs, Container, DeviceNode, Group, MapArgs, Memory, UnmapArgs};
@@ -90,7 +91,8 @@ impl World {
 
     /// Forgets what is in memory.
     pub fn clear_memory(&self) {
-        for memory in &self.shared.memory {
+        // Nothing is written to the last one.
+        for memory in &self.shared.memory[..SMALL] {
             memory.write(0, &vec![0; memory.len()]);
         }
     }
@@ -173,9 +175,7 @@ impl Lane {
             thread::yield_now();
         }
         for (i, Step { pause, act }) in steps.iter().enumerate() {
-            for _ in 0..*pause {
-                spin_loop();
-            }
+            idle(Duration::from_nanos((*pause).into()));
             let number = self.number;
             let start = std::cell::Cell::new(0);
             let end = std::cell::Cell::new(0);
@@ -289,6 +289,18 @@ impl Shared {
             Cpus::One => set.set(all[0]),
         }
         sched_setaffinity(None, &set).context("sched_setaffinity")
+    }
+}
+
+/// Waits: busily, unless that is long.
+fn idle(time: Duration) {
+    if time > Duration::from_micros(100) {
+        thread::sleep(time);
+        return;
+    }
+    let begin = Instant::now();
+    while !time.is_zero() && begin.elapsed() < time {
+        spin_loop();
     }
 }
 

@@ -4,7 +4,7 @@
 //! at the same time. Here a page is in a read that an unmap with bitmap makes, too.
 //!
 //! - must: what was written while pages were being tracked is in one of the reads that ended after the
-//!   write began, up to the first that began after it ended.
+//!   write began, up to the first that began after it ended, and those that overlap with that one.
 //! - may: what is in a read was written, or pinned, after the read before it began.
 //! - memory has what one of the last writes put there.
 
@@ -113,7 +113,7 @@ impl<'a> Page<'a> {
             let mut could = self
                 .reads
                 .iter()
-                .filter(|(read, ..)| read.end > written.start && read.start <= last.start);
+                .filter(|(read, ..)| read.end > written.start && read.start < last.end);
             if !could.any(|&(_, dirty, _)| dirty) {
                 return Some(format!(
                     "lost page {iova:#x}: of\n  {write}\nnothing is in\n  {read}"
