@@ -9,9 +9,12 @@
 //! - memory has what one of the last writes put there.
 
 use crate::{plan::Act, record::Record};
-use mdev_dma::{Opcode, PAGE, pattern};
+use mdev_dma::{Opcode, PAGE, pattern, uapi::RUST_MDEV_DMA_PIN_BATCH};
 use std::ops::Range;
 use testbed::{Op, operation};
+
+/// Bytes at most that are pinned at once.
+const BATCH: u64 = RUST_MDEV_DMA_PIN_BATCH as u64 * PAGE;
 
 /// What happens to a page, each at some time in an interval.
 #[derive(Default)]
@@ -83,7 +86,7 @@ impl<'a> Page<'a> {
                 self.reads.push((time, dirty, record));
             }
             Op::UnmapBitmap { .. } if touches => self.breaks.push(time),
-            Op::Command { op, seed, .. } if touches => match operation(*op) {
+            Op::Command { op, seed, length, .. } if touches => match operation(*op) {
                 Some(Opcode::Write | Opcode::DmaWrite) => {
                     self.active.push(time.clone());
                     if good {
@@ -92,6 +95,8 @@ impl<'a> Page<'a> {
                 }
                 // For as long as it may be pinned: how long it is the model knows.
                 Some(Opcode::Pin) if good => self.active.push(time.start..u64::MAX),
+                // Batches before the one that failed were pinned, and unpinned.
+                Some(Opcode::Pin) if *length > BATCH => self.active.push(time),
                 _ => {}
             },
             _ => {}
