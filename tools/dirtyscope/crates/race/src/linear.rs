@@ -229,7 +229,7 @@ impl Search<'_> {
                     }
                     all.merge(&bitmap, (first.iova - range.start) / PAGE);
                 }
-                nodes.push(after);
+                nodes.insert(0, after);
             }
         }
         nodes
@@ -245,6 +245,9 @@ fn forget(bitmap: &mut Bitmap, offset: u64, size: u64) {
     }
 }
 
+/// Pins up to which any of them may be the first to go; of more, the first page's does.
+const ANY_MAX: usize = 6;
+
 /// What is after some of these pins were taken back: those of a device at once, or of one page.
 fn revoked(node: &Node, pins: &[(dirty_model::DeviceId, u64)]) -> Vec<Node> {
     let mut nodes = Vec::new();
@@ -252,13 +255,18 @@ fn revoked(node: &Node, pins: &[(dirty_model::DeviceId, u64)]) -> Vec<Node> {
         let mut all = node.clone();
         for &(id, page) in of_device {
             all.state.model.revoke(id, page..page + PAGE);
-            if of_device.len() > 1 {
-                let mut one = node.clone();
-                one.state.model.revoke(id, page..page + PAGE);
-                nodes.push(one);
-            }
         }
         nodes.insert(0, all);
+        let one_by_one = match of_device.len() {
+            0 | 1 => 0,
+            2..=ANY_MAX => of_device.len(),
+            _ => 1,
+        };
+        for &(id, page) in &of_device[..one_by_one] {
+            let mut one = node.clone();
+            one.state.model.revoke(id, page..page + PAGE);
+            nodes.push(one);
+        }
     }
     nodes
 }
