@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control coverage \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race scope migrate control coverage \
 	bench test test-all module tool install-kselftest shell boot-soak clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -25,6 +25,7 @@ help:
 	@echo '  make fail-nth     what fails when the kernel runs out of memory, one allocation at a time'
 	@echo '  make fuzz         random sequences for a minute'
 	@echo '  make pins-fuzz    the same with such pins'
+	@echo '  make race         several threads and devices at the same time, for ten minutes'
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
 	@echo '  make control      see that all these find what a broken type1 loses'
@@ -48,7 +49,7 @@ help:
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
 	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
-	@echo '  REPLAY=...   files that make fuzz saved, to be replayed, and nothing else'
+	@echo '  REPLAY=...   files that make fuzz or make race saved, to be replayed, and nothing else'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'
@@ -87,6 +88,9 @@ fuzz:
 
 scope:
 	$(vm)/run scope
+
+race:
+	$(vm)/race
 
 pins-fuzz:
 	$(vm)/run pins-fuzz

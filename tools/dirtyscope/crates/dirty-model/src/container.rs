@@ -292,6 +292,12 @@ impl Container {
         self.device(id).revoke_all();
     }
 
+    /// A device unpins a range that is being unmapped: what `dma_unmap` owes, by itself. What an unmap
+    /// has all devices do, one after the other, others may see half done.
+    pub fn revoke(&mut self, id: DeviceId, range: Range<u64>) {
+        self.device(id).revoke(range);
+    }
+
     /// The pages that PIN has pinned of a device, by IOVA.
     pub fn pinned(&self, id: DeviceId) -> impl Iterator<Item = u64> {
         self.devices[&id].pinned(0..u64::MAX)

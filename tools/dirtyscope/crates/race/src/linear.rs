@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Whether what was answered is what some order of the operations would answer that were in progress
+//! at the same time: linearizability, over the model.
+//!
+//! Three things aren't done at once, and nobody promises that they are. An unmap has devices unpin, one
+//! after the other, page by page, before it unmaps, and it unmaps one mapping after the other; closing a
+//! device unpins its pages, too. What others see meanwhile is searched for as well. And while a mapping
+//! is being unmapped, it may be refused to pin pages of it.
+
+use crate::{
+    live::Counters,
+    plan::{Act, PLACES},
+    record::Record,
+    state::State,
+};
+use dirty_model::{Bitmap, Errno, Errnos};
+use mdev_dma::{Opcode, PAGE};
+use std::{
+    collections::{BTreeMap, HashSet, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+    ops::Range,
+};
+use testbed::{Answer, Op, operation};
+
+/// Bytes of the largest mapping: more than that is unmapped one mapping after the other.
+const PLACE_MAX: u64 = (PLACES[2].end - PLACES[2].start) * PAGE;
+
+/// Steps of a search at most.
+const STEPS_MAX: usize = 30_000;
+
+/// What a search says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// There is such an order.
+    Order,
+    /// There is none. Says how far the longest one came: these are what could be no next one.
+    None { stuck: Vec<String> },
+    /// It took too long.
+    Undecided,
+}
+
+/// What counters said after so many records, and what the process has locked for itself.
+#[derive(Clone)]
+pub struct Counted {
+    pub after: usize,
+    pub counters: Counters,
+    pub besides: u64,
+    /// Whether the kernel has D25: an unmap that unmaps twice where a mapping was made meanwhile writes
+    /// its bitmap twice there, and what the first had to say is lost.
+    pub overwrites: bool,
+}
+
+/// Searches for an order of `records`, which begins in `state`.
+pub fn search(state: &State, records: &[Record], counted: &Counted) -> Found {
+    assert!(records.len() < 128, "{} records are too many", records.len());
+    let search =
+        Search { records, counted, seen: HashSet::new(), steps: 0, best: 0, stuck: vec![] };
+    search.run(state)
+}
+
+/// A state, and what unmaps have done that aren't done.
+#[derive(Clone)]
+struct Node {
+    state: State,
+    /// By record: bytes that were unmapped, and what was dirty of them.
+    partial: BTreeMap<usize, (u64, Option<Bitmap>)>,
+    done: u128,
+}
+
+struct Search<'a> {
+    records: &'a [Record],
+    counted: &'a Counted,
+    seen: HashSet<(u128, u64)>,
+    steps: usize,
+    best: u32,
+    stuck: Vec<String>,
+}
+
+impl Search<'_> {
+    fn run(mut self, state: &State) -> Found {
+        let node = Node { state: state.clone(), partial: BTreeMap::new(), done: 0 };
+        match self.goes_on(node) {
+            true => Found::Order,
+            false if self.steps > STEPS_MAX => Found::Undecided,
+            false => Found::None { stuck: self.stuck },
+        }
+    }
+
+    /// Whether there is an order for the rest.
+    fn goes_on(&mut self, node: Node) -> bool {
+        self.steps += 1;
+        if self.steps > STEPS_MAX {
+            return false;
+        }
+        let count = node.done.count_ones();
+        if count as usize == self.counted.after {
+            let Counted { counters, besides, .. } = self.counted;
+            if let Some(why) = node.state.differs(counters, *besides) {
+                self.is_stuck(count, || why);
+                return false;
+            }
+        }
+        if count as usize == self.records.len() {
+            return true;
+        }
+        let next = self.next(node.done);
+        if next.len() > 1 {
+            let mut hasher = DefaultHasher::new();
+            format!("{:?}{:?}", node.state, node.partial).hash(&mut hasher);
+            if !self.seen.insert((node.done, hasher.finish())) {
+                return false;
+            }
+        }
+        for &i in &next {
+            for after in self.done(&node, i, &next) {
+                if self.goes_on(after) {
+                    return true;
+                }
+            }
+        }
+        next.iter().any(|&i| self.half_done(&node, i).into_iter().any(|after| self.goes_on(after)))
+    }
+
+    /// Those that can be next: none that isn't done ended before they began. First who ended first.
+    fn next(&self, done: u128) -> Vec<usize> {
+        let rest = || (0..self.records.len()).filter(|i| done & (1 << i) == 0);
+        let end = rest().map(|i| self.records[i].time.end).min().unwrap_or(0);
+        let mut next: Vec<_> = rest().filter(|&i| self.records[i].time.start < end).collect();
+        next.sort_by_key(|&i| self.records[i].time.end);
+        next
+    }
+
+    /// What is after record `i`, if that can be next.
+    fn done(&mut self, node: &Node, i: usize, next: &[usize]) -> Vec<Node> {
+        let record = &self.records[i];
+        let Act::Op(op) = &record.act else { return Vec::new() };
+        let mut nodes = Vec::new();
+        if record.answer.status == Err(Errno::EINVAL) && self.may_be_refused(op, next) {
+            nodes.push(Node { done: node.done | (1 << i), ..node.clone() });
+        }
+        let mut after = node.clone();
+        after.done |= 1 << i;
+        let mut partial = after.partial.remove(&i);
+        if let (true, Some((_, Some(dirty))), Some(range)) =
+            (self.counted.overwrites, &mut partial, self.unmapped_by(i))
+        {
+            for mapping in node.state.model.mappings().filter(|one| range.contains(&one.iova)) {
+                forget(dirty, mapping.iova - range.start, mapping.size);
+            }
+        }
+        let mut owed = after.state.apply(op);
+        if let (Ok(()), Some((count, dirty))) = (&owed.status, partial) {
+            owed.count += count;
+            if let (Some(bitmap), Some(dirty)) = (&mut owed.bitmap, dirty) {
+                bitmap.merge(&dirty, 0);
+            }
+        }
+        if owed.allows(&Answer { digest: 0, ..record.answer.clone() }) {
+            nodes.insert(0, after);
+        } else if nodes.is_empty() {
+            self.is_stuck(node.done.count_ones(), || format!("{record}, but must be: {owed}"));
+        }
+        nodes
+    }
+
+    fn is_stuck(&mut self, count: u32, why: impl FnOnce() -> String) {
+        if count > self.best {
+            self.best = count;
+            self.stuck.clear();
+        }
+        if count == self.best && self.stuck.len() < 8 {
+            let why = why();
+            if !self.stuck.contains(&why) {
+                self.stuck.push(why);
+            }
+        }
+    }
+
+    /// Whether it is to pin pages that are being unmapped.
+    fn may_be_refused(&self, op: &Op, next: &[usize]) -> bool {
+        let Op::Command { op, iova, length, .. } = *op else { return false };
+        let pin = operation(op) == Some(Opcode::Pin);
+        let overlaps = |range: Range<u64>| iova < range.end && range.start < iova + length;
+        pin && next.iter().any(|&i| self.unmapped_by(i).is_some_and(overlaps))
+    }
+
+    /// The range that record `i` unmaps.
+    fn unmapped_by(&self, i: usize) -> Option<Range<u64>> {
+        match self.records[i].act {
+            Act::Op(Op::Unmap { iova, size, .. } | Op::UnmapBitmap { iova, size, .. }) => {
+                Some(iova..iova + size)
+            }
+            _ => None,
+        }
+    }
+
+    /// What is after a part of record `i`.
+    fn half_done(&self, node: &Node, i: usize) -> Vec<Node> {
+        if let Act::Op(Op::Close { device }) = self.records[i].act {
+            let mut pins = node.state.pins_in(&(0..u64::MAX));
+            let own = node.state.devices().find(|&(lane, _)| lane == device);
+            pins.retain(|&(id, _)| own.is_some_and(|(_, own)| own == id));
+            return revoked(node, &pins);
+        }
+        let Some(range) = self.unmapped_by(i) else { return Vec::new() };
+        let mut nodes = revoked(node, &node.state.pins_in(&range));
+        let mut mappings = node.state.model.mappings().filter(|one| range.contains(&one.iova));
+        // The first of several, or one that may be mapped again.
+        let again = range.end - range.start > PLACE_MAX;
+        if let Some(first) = mappings.next().filter(|_| again) {
+            let mut after = node.clone();
+            let dirty = matches!(self.records[i].act, Act::Op(Op::UnmapBitmap { .. }));
+            let op = match dirty {
+                true => Op::unmap_bitmap(first.iova, first.size),
+                false => Op::unmap(first.iova, first.size),
+            };
+            let Answer { status, bitmap, .. } = after.state.apply(&op);
+            if status == Ok::<(), Errnos>(()) {
+                let pages = (range.end - range.start) / PAGE;
+                let (count, all) = after
+                    .partial
+                    .entry(i)
+                    .or_insert_with(|| (0, dirty.then(|| Bitmap::new(pages))));
+                *count += first.size;
+                if let (Some(all), Some(bitmap)) = (all, bitmap) {
+                    if self.counted.overwrites {
+                        forget(all, first.iova - range.start, first.size);
+                    }
+                    all.merge(&bitmap, (first.iova - range.start) / PAGE);
+                }
+                nodes.insert(0, after);
+            }
+        }
+        nodes
+    }
+}
+
+/// Clears the bits of a mapping.
+fn forget(bitmap: &mut Bitmap, offset: u64, size: u64) {
+    for page in offset / PAGE..(offset + size) / PAGE {
+        if bitmap.get(page) {
+            bitmap.flip(page);
+        }
+    }
+}
+
+/// Pins up to which any of them may be the first to go; of more, the first page's does.
+const ANY_MAX: usize = 6;
+
+/// What is after some of these pins were taken back: those of a device at once, or of one page.
+fn revoked(node: &Node, pins: &[(dirty_model::DeviceId, u64)]) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for of_device in pins.chunk_by(|a, b| a.0 == b.0) {
+        let mut all = node.clone();
+        for &(id, page) in of_device {
+            all.state.model.revoke(id, page..page + PAGE);
+        }
+        nodes.insert(0, all);
+        let one_by_one = match of_device.len() {
+            0 | 1 => 0,
+            2..=ANY_MAX => of_device.len(),
+            _ => 1,
+        };
+        for &(id, page) in &of_device[..one_by_one] {
+            let mut one = node.clone();
+            one.state.model.revoke(id, page..page + PAGE);
+            nodes.push(one);
+        }
+    }
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::place;
+    use testbed::limits_of;
+
+    fn record(lane: usize, time: Range<u64>, op: Op, answer: Answer) -> Record {
+        Record { lane: Some(lane), act: Act::Op(op), time, answer, written: 0 }
+    }
+
+    fn good() -> Answer {
+        Answer::of(Ok(()))
+    }
+
+    fn command(device: usize, op: Opcode) -> Op {
+        let (iova, _) = place(0);
+        Op::Command { device, op: op as u32, iova, length: 4096, seed: 1 }
+    }
+
+    fn done(count: u64) -> Answer {
+        Answer { count, ..good() }
+    }
+
+    fn dirty(bits: u64) -> Answer {
+        Answer { bitmap: Some(Bitmap::from_words(vec![bits], 4)), ..good() }
+    }
+
+    fn found(records: &[Record]) -> Found {
+        let state = State::new(2, 100, limits_of(1000, 1 << 20));
+        let counters = Counters { pins: vec![], dma_avail: 0, locked: 0 };
+        search(
+            &state,
+            records,
+            &Counted { after: usize::MAX, counters, besides: 0, overwrites: false },
+        )
+    }
+
+    fn begin() -> Vec<Record> {
+        let (iova, size) = place(0);
+        let map = Op::map(iova, size, dirty_model::Protection::READ_WRITE);
+        vec![record(0, 1..2, map, good()), record(0, 3..4, Op::Start, good())]
+    }
+
+    fn read(time: Range<u64>, bits: u64) -> Record {
+        let (iova, size) = place(0);
+        record(0, time, Op::get_bitmap(iova, size), dirty(bits))
+    }
+
+    #[test]
+    fn a_write_during_a_read_is_in_it_or_in_the_next() {
+        for (first, second, allowed) in [(1, 0, true), (0, 1, true), (0, 0, false), (1, 1, false)] {
+            let mut records = begin();
+            records.push(record(1, 5..8, command(1, Opcode::DmaWrite), done(4096)));
+            records.push(read(6..7, first));
+            records.push(read(9..10, second));
+            assert_eq!(found(&records) == Found::Order, allowed, "{first} {second}");
+        }
+    }
+
+    #[test]
+    fn a_write_before_a_read_is_in_it() {
+        let mut records = begin();
+        records.push(record(1, 5..6, command(1, Opcode::DmaWrite), done(4096)));
+        records.push(read(7..8, 0));
+        assert!(matches!(found(&records), Found::None { .. }));
+    }
+
+    #[test]
+    fn an_unmap_takes_pins_first_and_may_refuse_others() {
+        let (iova, size) = place(0);
+        let mut records = begin();
+        records.push(record(1, 5..6, command(1, Opcode::Pin), done(4096)));
+        records.push(record(0, 7..20, Op::unmap(iova, size), done(size)));
+        let refused = |errno| Answer::of(Err(errno));
+        records.push(record(1, 8..9, command(1, Opcode::Write), refused(Errno::ENXIO)));
+        records.push(record(1, 10..11, command(1, Opcode::DmaWrite), done(4096)));
+        records.push(record(1, 12..13, command(1, Opcode::Pin), refused(Errno::EINVAL)));
+        records.push(record(1, 14..15, command(1, Opcode::DmaWrite), done(4096)));
+        assert_eq!(found(&records), Found::Order);
+        records.last_mut().unwrap().time = 21..22;
+        assert!(matches!(found(&records), Found::None { .. }));
+    }
+}
