@@ -6,7 +6,10 @@ use anyhow::Result;
 use events::{EXIT_SKIP, Sink};
 use harness::{KnownDefects, Output, Scenario, Selection, Suite, other_driver};
 use mdev_dma::sysfs::MdevType;
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Run scenarios on this kernel
 ///
@@ -34,7 +37,7 @@ pub struct Arguments {
     strict: bool,
 
     /// Take it for a failure if a scenario is skipped, unless the list of known defects says that this
-    /// kernel can't run it
+    /// kernel or driver can't run it
     #[arg(long)]
     complete: bool,
 
@@ -83,7 +86,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         device: arguments.selection.device,
         module: arguments.module.as_deref(),
         strict: arguments.strict,
-        complete: arguments.complete && other_driver.is_none(),
+        complete: arguments.complete,
         left_out,
         known: &known,
     };
@@ -104,7 +107,8 @@ fn raw_pins() -> impl Iterator<Item = &'static Scenario> {
 
 /// All scenarios but killers, and those of raw pins.
 fn all() -> impl Iterator<Item = &'static Scenario> {
-    type1_tests::scenarios()
+    type1_tests::lockdep()
+        .chain(type1_tests::scenarios())
         .chain(scope_tests::scenarios())
         .chain(memory_tests::scenarios())
         .chain(device_tests::scenarios())
@@ -122,6 +126,12 @@ fn scenarios(arguments: &Arguments) -> Vec<&'static Scenario> {
     if arguments.fail_nth {
         return failure_tests::scenarios().collect();
     }
-    let with_module = arguments.module.is_some() || arguments.selection.list;
-    all().filter(|scenario| with_module || !scenario.name.starts_with("device/module/")).collect()
+    let list = arguments.selection.list;
+    let with_module = arguments.module.is_some() || list;
+    let with_lockdep = Path::new("/proc/lockdep").exists() || list;
+    let lockdep = |name| type1_tests::lockdep().any(|one| one.name == name);
+    all()
+        .filter(|one| with_module || !one.name.starts_with("device/module/"))
+        .filter(|one| with_lockdep || !lockdep(one.name))
+        .collect()
 }

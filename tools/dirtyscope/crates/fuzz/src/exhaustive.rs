@@ -20,12 +20,6 @@ use std::{
 use testbed::{Op, slots};
 use uuid::Uuid;
 
-/// Steps of the sequences that are all tried.
-const LENGTH: usize = 4;
-
-/// The most steps to a state from which all pairs are tried.
-const DEPTH: usize = 6;
-
 /// The most steps of a program that does pairs.
 const STEPS_MAX: usize = 100;
 
@@ -33,8 +27,8 @@ const STEPS_MAX: usize = 100;
 ///
 /// In a container with two mappings of two pages and a mediated device, groups with an IOMMU join,
 /// are promoted, and leave; pages are pinned, written, mapped and unmapped, tracked and read. All
-/// sequences of 4 such steps are tried, and every pair of them from every state that 6 steps lead
-/// to. A sequence that fails is shortened, shown, and saved as a file for "dirtyscope fuzz --replay".
+/// sequences of LENGTH such steps are tried, and every pair of them from every state that DEPTH steps
+/// lead to. A sequence that fails is shortened, shown, and saved as a file for "dirtyscope fuzz --replay".
 ///
 /// Needs what "dirtyscope verify" needs, an IOMMU, and two of QEMU's edu in groups of their own. With
 /// the driver rust_vfio_edu, groups are promoted, too. Prints KTAP version 1.
@@ -48,27 +42,35 @@ pub struct Arguments {
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
     save: PathBuf,
 
+    /// Steps of the sequences that are all tried
+    #[arg(long, value_name = "LENGTH", default_value_t = 4)]
+    length: usize,
+
+    /// The most steps to a state from which all pairs are tried
+    #[arg(long, value_name = "DEPTH", default_value_t = 6)]
+    depth: usize,
+
     #[command(flatten)]
     output: Output,
 }
 
 /// Runs the command. `print` gets what happens.
 pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
-    let Arguments { device, save, output } = arguments;
+    let &Arguments { device, ref save, length, depth, ref output } = arguments;
     let Some((job, log)) = worker::job::<Job>()? else {
         return Engine { name: "scope", output, save }.run(vec![Job::Sequences, Job::Pairs], print);
     };
     let universe = Universe::new(slots::can_promote());
     let (programs, what) = match job {
         Job::Sequences => {
-            let all = sequences(&universe, LENGTH);
+            let all = sequences(&universe, length);
             let what =
-                format!("{} sequences of {LENGTH} of {} steps", all.len(), universe.steps.len());
+                format!("{} sequences of {length} of {} steps", all.len(), universe.steps.len());
             (all, what)
         }
         Job::Pairs => {
-            let (all, count) = pairs(&universe, DEPTH);
-            let near = universe.depth.iter().filter(|&&depth| depth <= DEPTH).count();
+            let (all, count) = pairs(&universe, depth);
+            let near = universe.depth.iter().filter(|&&least| least <= depth).count();
             let states = universe.next.len();
             (all, format!("{count} pairs of steps from {near} of {states} states"))
         }
@@ -76,7 +78,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     };
     let longest = programs.iter().map(Vec::len).max().unwrap_or_default();
     let avoided = TRIGGERS.iter().collect();
-    let mut search = Search::new(*device, avoided, longest, stop_on_signals()?, log)?;
+    let mut search = Search::new(device, avoided, longest, stop_on_signals()?, log)?;
     let found = search.all(&programs, &what)?;
     worker::send(&found.unwrap_or(Message::Passed))?;
     Ok(ExitCode::SUCCESS)
@@ -214,10 +216,10 @@ mod tests {
         {
             let universe = Universe::new(promotion);
             assert_eq!((universe.steps.len(), universe.next.len()), (steps, states));
-            assert_eq!(universe.depth.iter().filter(|&&depth| depth <= DEPTH).count(), near);
-            let sequences = sequences(&universe, LENGTH);
+            assert_eq!(universe.depth.iter().filter(|&&least| least <= depth).count(), near);
+            let sequences = sequences(&universe, length);
             assert_eq!(sequences.len(), sequences_count);
-            let (programs, pairs) = pairs(&universe, DEPTH);
+            let (programs, pairs) = pairs(&universe, depth);
             assert_eq!(pairs, count);
             for program in sequences.iter().chain(&programs) {
                 succeeds(program);

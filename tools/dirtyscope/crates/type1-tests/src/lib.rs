@@ -22,7 +22,7 @@ mod v1;
 
 use harness::Scenario;
 
-/// All but those in [`raw_pins`] and [`killers`].
+/// All but those in [`lockdep`], [`raw_pins`] and [`killers`].
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     [
         selftest::SCENARIOS,
@@ -37,6 +37,11 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     ]
     .into_iter()
     .flatten()
+}
+
+/// What lockdep has to say of type1, before any other scenario.
+pub fn lockdep() -> impl Iterator<Item = &'static Scenario> {
+    [&defect::LOCK_ORDER].into_iter()
 }
 
 /// Those of pins from any IOVA with any protection, which devices have if the driver was loaded with
