@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz scope migrate control coverage \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz abuse scope migrate control coverage \
 	bench test test-all module tool install-kselftest shell boot-soak clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -24,6 +24,7 @@ help:
 	@echo '  make pins         pins as real drivers make them, in a VM of their own'
 	@echo '  make fail-nth     what fails when the kernel runs out of memory, one allocation at a time'
 	@echo '  make fuzz         random sequences for a minute'
+	@echo '  make abuse        what no client should do, to see that it harms nobody'
 	@echo '  make pins-fuzz    the same with such pins'
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
@@ -84,6 +85,9 @@ fail-nth:
 
 fuzz:
 	$(vm)/run fuzz
+
+abuse:
+	$(vm)/run abuse
 
 scope:
 	$(vm)/run scope

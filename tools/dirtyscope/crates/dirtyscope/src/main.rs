@@ -31,6 +31,7 @@ struct Arguments {
 enum Command {
     Verify(verify::Arguments),
     Fuzz(fuzz::Arguments),
+    Abuse(abuse::Arguments),
     Scope(fuzz::ScopeArguments),
     Migrate(migration::Arguments),
     Bench(bench::Arguments),
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::run(&arguments, report::ktap()),
         Command::Fuzz(arguments) => fuzz::run(&arguments, report::ktap()),
+        Command::Abuse(arguments) => abuse::run(&arguments, report::ktap()),
         Command::Scope(arguments) => fuzz::run_scope(&arguments, report::ktap()),
         Command::Migrate(arguments) => migration::run(&arguments, report::ktap()),
         Command::Bench(arguments) => bench::run(&arguments),
