@@ -30,6 +30,8 @@ enum Field {
     Argsz,
     /// Flags, of which these exist.
     Flags(u32),
+    /// One of these, if it is to pass.
+    Choice(&'static [u32]),
     /// A number that has to do with these.
     U32(&'static [u64]),
     U64(&'static [u64]),
@@ -64,15 +66,22 @@ const fn entry(
     Entry { name, on, request: Request::vfio(nr), fields, number }
 }
 
-use Field::{Argsz, File, Flags, Iova, Length, MapLength, Pointer, U32, U64, Vaddr};
+use Field::{Argsz, Choice, File, Flags, Iova, Length, MapLength, Pointer, U32, U64, Vaddr};
 use Target::{Container, Data, Device, Group, Iommufd};
 
 const NONE: &[Field] = &[];
 const NO: &[u64] = &[];
 const PAGES: &[u64] = &[PAGE];
 const INDICES: &[u64] = &[0, 1, 2, 3, 4, 5, 7, 9];
-/// `VFIO_DEVICE_FEATURE_*`, with PROBE, GET and SET.
-const FEATURES: u32 = 0x7_000f;
+const SMALL: &[u32] = &[0, 1, 2];
+const STATES: &[u32] = &[0, 1, 2, 3, 4, 5, 6, 7];
+/// `VFIO_IRQ_SET_*`: one action, one kind of data.
+const IRQ_FLAGS: &[u32] = &[0x9, 0xa, 0xc, 0x11, 0x12, 0x14, 0x21, 0x22, 0x24];
+/// `VFIO_DEVICE_FEATURE_*`, with GET, SET and PROBE.
+const FEATURES: &[u32] = &[
+    0x1_0001, 0x1_0002, 0x2_0002, 0x2_0002, 0x2_0002, 0x2_0003, 0x2_0006, 0x2_0007, 0x1_0008,
+    0x1_0009, 0x2_000a, 0x4_0002, 0x7_0002, 0x2_0000, 0x1_000b,
+];
 
 /// All of them. Of those that a mediated device of ours or a kernel hasn't, that they are refused.
 pub const ENTRIES: &[Entry] = &[
@@ -112,7 +121,15 @@ pub const ENTRIES: &[Entry] = &[
         "SET_IRQS",
         Device,
         10,
-        &[Argsz, Flags(0x3f), U32(&[0, 1, 3, 4, 5]), U32(&[0, 1, 2]), U32(&[0, 1, 2]), File, File],
+        &[
+            Argsz,
+            Choice(IRQ_FLAGS),
+            Choice(&[0, 1, 2, 3, 4]),
+            Choice(SMALL),
+            Choice(SMALL),
+            File,
+            File,
+        ],
         NO,
     ),
     entry("RESET", Device, 11, NONE, NO),
@@ -125,7 +142,7 @@ pub const ENTRIES: &[Entry] = &[
         "FEATURE",
         Device,
         17,
-        &[Argsz, Flags(FEATURES), U32(&[8]), File, Iova, Length, Pointer],
+        &[Argsz, Choice(FEATURES), Choice(STATES), File, Iova, Length, Pointer],
         NO,
     ),
     entry("BIND_IOMMUFD", Device, 18, &[Argsz, Flags(1), File, U32(NO), Pointer], NO),
@@ -274,7 +291,7 @@ impl Call {
                 Word::U64(number) => bytes.extend(number.to_le_bytes()),
                 Word::At(spot) => bytes.extend(world.address(spot).to_le_bytes()),
                 Word::DeviceMemory(offset) => {
-                    bytes.extend((device_memory(&world.ground) + offset).to_le_bytes());
+                    bytes.extend((device_memory(world.ground) + offset).to_le_bytes());
                 }
                 Word::Name(other) => {
                     let mut name = [0; 40];
@@ -303,14 +320,14 @@ impl Call {
             memory.write(at, &bytes[..bytes.len().min(last - at)]);
         }
         let flip = self.flip.map(|(offset, other)| Flip { offset, other });
-        Some(file.ioctl(&world.ground, self.request, world.address(self.argument), flip))
+        Some(file.ioctl(world.ground, self.request, world.address(self.argument), flip))
     }
 }
 
 impl Field {
     fn bytes(self) -> u32 {
         match self {
-            Argsz | Flags(_) | U32(_) | File => 4,
+            Argsz | Flags(_) | Choice(_) | U32(_) | File => 4,
             U64(_) | Iova | Length | MapLength | Vaddr | Pointer => 8,
             Field::Name => 40,
         }
@@ -328,11 +345,16 @@ impl Field {
             Flags(known) => {
                 let flags = match rng.below(4) {
                     0 if !careful => rng.u32(&[known.into()]),
-                    1 => 1 << rng.below(20),
+                    1..3 => 1 << rng.below((u32::BITS - known.leading_zeros()).max(1).into()),
                     _ => rng.next() as u32,
                 };
                 let flags = if careful { flags & known } else { flags };
                 (Word::U32(flags), flags & !known == 0)
+            }
+            Choice(all) => {
+                let good = careful || rng.one_in(2);
+                let number = if good { rng.pick(all) } else { rng.u32(&[all[0].into()]) };
+                (Word::U32(number), all.contains(&number))
             }
             U32(limits) => (Word::U32(rng.u32(limits)), true),
             U64(limits) => (Word::U64(rng.u64(limits)), true),

@@ -6,11 +6,11 @@ use crate::{
     calls::Call,
     rng::Rng,
     stream::{self, Change},
-    world::{self, IOVA, MAPPED, RESUMING, RUNNING, RUNNING_P2P, Spot, World},
+    world::{self, IOVA, MAPPED, RUNNING, RUNNING_P2P, Spot, World},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use mdev_dma::{GeneratorConfig, Opcode, PAGE, Width, sysfs::Mdev, uapi};
-use std::{fmt, sync::Arc, thread, time::Duration};
+use std::{fmt, thread, time::Duration};
 use vfio_client::{
     EventFd,
     hostile::{Answer, Ground, HostileFile},
@@ -23,10 +23,29 @@ pub enum Kind {
     Regions,
     Registers,
     States,
+    Signals,
+    Files,
+    Descriptors,
+    Kills,
+    Removals,
+    Listings,
+    Threads,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Ioctls, Self::Regions, Self::Registers, Self::States];
+    pub const ALL: [Self; 11] = [
+        Self::Ioctls,
+        Self::Regions,
+        Self::Registers,
+        Self::States,
+        Self::Signals,
+        Self::Files,
+        Self::Descriptors,
+        Self::Kills,
+        Self::Removals,
+        Self::Listings,
+        Self::Threads,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -34,6 +53,13 @@ impl Kind {
             Self::Regions => "regions",
             Self::Registers => "registers",
             Self::States => "states",
+            Self::Signals => "signals",
+            Self::Files => "files",
+            Self::Descriptors => "descriptors",
+            Self::Kills => "kills",
+            Self::Removals => "removals",
+            Self::Listings => "listings",
+            Self::Threads => "threads",
         }
     }
 
@@ -43,16 +69,33 @@ impl Kind {
             Self::Regions => "reads and writes at every offset and width, and faulting buffers",
             Self::Registers => "every register at every boundary before every command",
             Self::States => "state streams changed field by field, with the right checksum",
+            Self::Signals => "valid states and pins while signals come that end nobody",
+            Self::Files => "two readers or writers of a data file, against states, reset and close",
+            Self::Descriptors => "states that want a file when no more can be opened",
+            Self::Kills => {
+                "clients killed in the midst of it, also forked, exec'd, shared and poor ones"
+            }
+            Self::Removals => {
+                "the device removed and the driver unloaded while something is in use"
+            }
+            Self::Listings => "sysfs read as mdevctl list does while devices come and go",
+            Self::Threads => "all of it from eight threads at once",
         }
     }
 
     /// Inputs a run, and those that one world sees.
     pub fn counts(self) -> (u64, u64) {
         match self {
-            Self::Ioctls => (50_000, 200),
+            Self::Ioctls => (60_000, 200),
             Self::Regions => (50_000, 500),
             Self::Registers => (10_000, 100),
             Self::States => (10_000, 50),
+            Self::Signals => (100, 10),
+            Self::Files => (200, 20),
+            Self::Descriptors => (200, 20),
+            Self::Kills | Self::Removals => (200, 10),
+            Self::Listings => (10, 2),
+            Self::Threads => (10, 1),
         }
     }
 }
@@ -63,6 +106,8 @@ pub enum Input {
     Transfer(Transfer),
     Command(Command),
     Stream(Stream),
+    /// One that has a world of its own.
+    Life(Kind, Rng),
 }
 
 /// A read or write of the device's file.
@@ -101,8 +146,10 @@ pub struct Outcome {
 
 /// What inputs need besides a world: made once.
 pub struct Stock {
-    pub ground: Arc<Ground>,
+    pub ground: &'static Ground,
     pub eventfd: HostileFile,
+    /// Others for further threads.
+    pub grounds: Vec<&'static Ground>,
     /// Valid state streams.
     pub streams: Vec<Vec<u8>>,
 }
@@ -136,6 +183,7 @@ impl Input {
                 // RUNNING, most often.
                 target: rng.pick(&[2, 2, 2, 1, 5, 3]),
             }),
+            _ => Self::Life(kind, rng.clone()),
         }
     }
 
@@ -145,8 +193,8 @@ impl Input {
             Self::Call(call) => {
                 let answer = call.make(world, &stock.eventfd);
                 let errno = answer.as_ref().and_then(Answer::errno);
-                if let Some(Answer::Opened(file)) = answer {
-                    // The device once more, or a data file.
+                // The device once more is closed, a data file is used.
+                if let Some(Answer::Opened(file)) = answer.filter(|_| call.name == "FEATURE") {
                     world.data.push(file);
                     if world.data.len() > 8 {
                         world.data.remove(0);
@@ -157,6 +205,7 @@ impl Input {
             Self::Transfer(transfer) => Ok(transfer.run(world)),
             Self::Command(command) => command.run(world),
             Self::Stream(stream) => stream.run(world, stock),
+            Self::Life(kind, _) => bail!("{} have a world of their own", kind.name()),
         }
     }
 }
@@ -167,7 +216,7 @@ impl Transfer {
         let index = number / 2;
         // Every offset in turn with every width, and between these any.
         let (region, within, len) = match number % 2 {
-            0 => (0, index % OFFSETS, 1 + index / OFFSETS % 9),
+            0 => (0, index % OFFSETS, rng.pick(&[0, 1, 2, 2, 3, 4, 4, 5, 7, 8, 8, 9])),
             _ => {
                 let region = rng.pick(&[0, 0, 7, 7, 7, 1, 6, 8, 9, 255, 0x7f_ffff]);
                 let within = match region {
@@ -201,9 +250,9 @@ impl Transfer {
                 let at = world.address(Spot::Buffer(offset)) - world.ground.address(0);
                 world.ground.memory().write(at as usize, &contents.to_le_bytes());
             }
-            world.file().write(&world.ground, at, len, Some(offset))
+            world.file().write(world.ground, at, len, Some(offset))
         } else {
-            world.file().read(&world.ground, at, len, Some(offset))
+            world.file().read(world.ground, at, len, Some(offset))
         };
         let within = offset & ((1 << 40) - 1);
         let aligned = matches!(len, 1 | 2 | 4 | 8) && within % len as u64 == 0;
@@ -275,6 +324,12 @@ impl Command {
     }
 }
 
+/// Looks at a device that runs a state: what is slow isn't waited for.
+const MOMENT: usize = 20;
+
+/// Threads that share a world.
+const THREADS: usize = 8;
+
 /// Devices whose states are saved.
 const BASES: usize = 4;
 
@@ -283,21 +338,7 @@ impl Stream {
         let base = stock.streams.get(self.base).context("no such stream")?;
         let stream = stream::apply(base, &self.changes);
         world.data.clear();
-        if let Err(errno) = world.set_state(RESUMING) {
-            bail!("RESUMING: errno {errno}");
-        }
-        let file = world.data.last().context("RESUMING came without a file")?;
-        let mut written = Ok(());
-        for part in stream.chunks(self.chunk) {
-            let at = Spot::Buffer(0);
-            let offset = world.address(at) - world.ground.address(0);
-            world.ground.memory().write(offset as usize, part);
-            let answer = file.write(&world.ground, world.address(at), part.len(), None);
-            if answer.errno() != Some(0) {
-                written = Err(answer.errno().unwrap_or(-1));
-                break;
-            }
-        }
+        let written = world.write_state(&stream, self.chunk)?;
         let loaded = world.set_state(self.target);
         let passes = stream::passes_first_gate(&self.changes);
         if loaded.is_ok() {
@@ -319,7 +360,16 @@ fn run_a_moment(world: &mut World) -> Result<()> {
     if let Err(errno) = world.set_state(RUNNING) {
         bail!("to RUNNING with a state that was accepted: errno {errno}");
     }
-    thread::sleep(Duration::from_micros(50));
+    // What it took over runs in the background: some of it before it is asked for more.
+    let before = world.device.generator()?;
+    for _ in 0..MOMENT {
+        let now = world.device.generator()?;
+        let waits = world.device.outcome()?.is_in_progress();
+        if !waits && (!now.is_running() || now.counter != before.counter) {
+            break;
+        }
+        thread::sleep(Duration::from_micros(50));
+    }
     world.device.write(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long, Opcode::DmaRead as u64)?;
     world.device.generator()?;
     world.device.pins()?;
@@ -327,17 +377,23 @@ fn run_a_moment(world: &mut World) -> Result<()> {
 }
 
 impl Stock {
+    /// Without what takes a device to make.
+    pub fn without_streams() -> Result<Self> {
+        let (ground, eventfd) = (world::ground()?, EventFd::new()?.into());
+        Ok(Self { ground, eventfd, grounds: Vec::new(), streams: Vec::new() })
+    }
+
     /// With streams of a device that nobody has open.
     pub fn new(mdev: Mdev) -> Result<Self> {
-        let ground = world::ground()?;
-        let eventfd = EventFd::new()?.into();
+        let this = Self::without_streams()?;
+        let grounds = (0..THREADS).map(|_| world::ground()).collect::<Result<_>>()?;
         let mut streams = Vec::new();
         for base in 0..BASES {
-            let mut world = World::new(mdev, &ground)?;
+            let mut world = World::new(mdev, this.ground)?;
             set_up(&mut world, base)?;
             streams.push(world.save()?);
         }
-        Ok(Self { ground, eventfd, streams })
+        Ok(Self { grounds, streams, ..this })
     }
 }
 
@@ -355,7 +411,14 @@ fn set_up(world: &mut World, base: usize) -> Result<()> {
     if base > 1 {
         let (length, mode) =
             (8 * PAGE, uapi::RUST_MDEV_DMA_GEN_PINNED | uapi::RUST_MDEV_DMA_GEN_DMA_RW);
-        let config = GeneratorConfig { iova: IOVA, length, seed: 9, limit: 0, rate: 1, mode };
+        let config = GeneratorConfig {
+            iova: IOVA,
+            length,
+            seed: 9,
+            limit: 0,
+            rate: [0, 1000][base % 2],
+            mode,
+        };
         device.start_generator(&config)?;
     }
     if base > 2 {
@@ -371,6 +434,7 @@ impl fmt::Display for Input {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call(call) => call.fmt(f),
+            Self::Life(..) => Ok(()),
             Self::Transfer(Transfer { write, offset, len, buffer, contents }) => {
                 let what = if *write { "write" } else { "read" };
                 write!(f, "{what} {len:#x} bytes at {offset:#x}, {buffer}, {contents:#x}")

@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod calls;
+mod client;
 mod input;
+mod lives;
 mod rng;
 mod search;
 mod stream;
@@ -18,12 +20,16 @@ use harness::{Engine, Log, Output, new_uuid, select, stop_on_signals, worker};
 use input::Kind;
 use search::{Name, Search};
 use serde::{Deserialize, Serialize};
+use signal_hook::{consts::SIGUSR1, flag};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 use uuid::Uuid;
+
+pub use client::{ClientArguments, run as run_client};
 
 /// Do what no client should, to see that it harms nobody
 ///
@@ -54,9 +60,14 @@ pub struct Arguments {
     #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     percent: u64,
 
-    /// Only these of ioctls, regions, registers and states; may be given again
+    /// Only those whose name contains this, or matches it if it has * or ?; may be given again
     #[arg(long, value_name = "PATTERN")]
     filter: Vec<String>,
+
+    /// Also do all of it from eight threads at once. On a kernel without our fixes of type1 they deadlock
+    /// (D2) and crash (D10)
+    #[arg(long)]
+    threads: bool,
 
     /// The directory to save inputs in that fail
     #[arg(long, value_name = "DIRECTORY", default_value = ".")]
@@ -128,11 +139,14 @@ fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
         Some(seed) => seed,
         None => (new_uuid()?.as_u128() as u32).into(),
     };
-    let kinds = select(Kind::ALL, |kind| kind.name(), &arguments.filter)?;
+    let all = Kind::ALL.into_iter().filter(|&kind| arguments.threads || kind != Kind::Threads);
+    let kinds = select(all, |kind| kind.name(), &arguments.filter)?;
     Ok(kinds.into_iter().map(|kind| Job::Inputs { kind: kind.name().into(), seed }).collect())
 }
 
 fn work(arguments: &Arguments, job: &Job, log: Log) -> Result<()> {
+    // It interrupts, and ends nobody.
+    flag::register(SIGUSR1, Arc::default())?;
     let mut search = Search::new(arguments.device, stop_on_signals()?, log)?;
     let message = match job {
         Job::Inputs { kind, seed } => {

@@ -4,6 +4,7 @@
 
 use crate::{
     input::{Input, Kind, Stock},
+    lives::live,
     table::Table,
     world::World,
 };
@@ -16,9 +17,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 use uuid::Uuid;
+
+/// What ends by itself has ended after that.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// Attempts to leave something out.
 const ATTEMPTS: usize = 80;
@@ -64,6 +69,7 @@ pub struct Search {
 }
 
 impl Search {
+    /// With a device. It ends early when `stop` is set.
     pub fn new(device: Option<Uuid>, stop: Arc<AtomicBool>, log: Log) -> Result<Self> {
         let mut devices = Devices::new(device)?;
         let mdev = devices.get(0)?;
@@ -131,16 +137,32 @@ impl Search {
 
     fn inputs(&mut self, names: &[Name]) -> Result<()> {
         let (pinned, locked) = (pages_pinned()?, locked_memory()?);
-        let mut world = World::new(self.mdev, &self.stock.ground)?;
+        let mut world = None;
         for (n, name) in (1..).zip(names) {
             let input = name.input();
             self.call(n, name.line())?;
-            let outcome = input.run(&mut world, &self.stock)?;
+            if let Input::Life(kind, mut rng) = input {
+                drop(world.take());
+                live(kind, &mut rng, self.mdev, &self.stock, &mut self.table)?;
+                continue;
+            }
+            let world = match &mut world {
+                Some(world) => world,
+                None => world.insert(World::new(self.mdev, self.stock.ground)?),
+            };
+            let outcome = input.run(world, &self.stock)?;
             self.table.add(&outcome);
         }
-        world.works()?;
-        world.generates()?;
+        if let Some(world) = &world {
+            world.works()?;
+            world.generates()?;
+        }
         drop(world);
+        let begin = Instant::now();
+        // Who was killed may still be ending.
+        while pages_pinned()? != pinned && begin.elapsed() < ENDING {
+            thread::sleep(Duration::from_millis(1));
+        }
         for (what, before, after) in
             [("pinned pages", pinned, pages_pinned()?), ("locked bytes", locked, locked_memory()?)]
         {

@@ -27,6 +27,23 @@ impl Table {
         *self.counts.entry(outcome.entry.clone()).or_default().entry(errno).or_default() += 1;
     }
 
+    /// What came of a call that no first check refuses.
+    pub fn count(&mut self, entry: &str, errno: i32) {
+        self.add(&Outcome { entry: entry.into(), errno: Some(errno), passes: true });
+    }
+
+    pub fn append(&mut self, other: Self) {
+        self.inputs += other.inputs;
+        self.passed += other.passed;
+        self.not_made += other.not_made;
+        for (entry, errnos) in other.counts {
+            let mine = self.counts.entry(entry).or_default();
+            for (errno, count) in errnos {
+                *mine.entry(errno).or_default() += count;
+            }
+        }
+    }
+
     /// A line for each entry point.
     pub fn lines(&self) -> Vec<String> {
         let line = |(entry, errnos): (&String, &BTreeMap<i32, u64>)| {

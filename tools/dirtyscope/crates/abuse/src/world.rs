@@ -4,7 +4,10 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mdev_dma::{MdevDma, PAGE, RegisterAccess, Width, sysfs::Mdev, uapi};
-use std::{fmt, time::Duration};
+use std::{
+    fmt, thread,
+    time::{Duration, Instant},
+};
 use vfio_client::{
     MigState,
     hostile::{Answer, Ground, HostileFile, Request},
@@ -33,6 +36,9 @@ pub const RUNNING: u32 = MigState::Running as u32;
 pub const STOP_COPY: u32 = MigState::StopCopy as u32;
 pub const RESUMING: u32 = MigState::Resuming as u32;
 pub const RUNNING_P2P: u32 = MigState::RunningP2p as u32;
+
+/// `EBUSY`
+const BUSY: i32 = 16;
 
 /// What takes longer is broken.
 const LONG: Duration = Duration::from_secs(20);
@@ -87,7 +93,7 @@ pub struct World {
     pub group: HostileFile,
     pub container: HostileFile,
     pub iommufd: Option<HostileFile>,
-    pub ground: std::sync::Arc<Ground>,
+    pub ground: &'static Ground,
     name: String,
 }
 
@@ -95,22 +101,75 @@ pub struct World {
 #[derive(Debug)]
 pub struct Registers {
     pub file: HostileFile,
-    ground: std::sync::Arc<Ground>,
+    ground: &'static Ground,
 }
 
 impl World {
     /// With a device that nobody has open.
-    pub fn new(mdev: Mdev, ground: &std::sync::Arc<Ground>) -> Result<Self> {
+    pub fn new(mdev: Mdev, ground: &'static Ground) -> Result<Self> {
         let node = mdev.node()?;
-        let group = HostileFile::open(&format!("/dev/vfio/{}", node.group()))?;
+        let path = format!("/dev/vfio/{}", node.group());
+        let begin = Instant::now();
+        let group = loop {
+            match HostileFile::open(&path) {
+                // Who was killed may still be ending.
+                Err(error) if error.errno() == BUSY && begin.elapsed() < LONG => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                opened => break opened?,
+            }
+        };
         let container = HostileFile::open("/dev/vfio/vfio")?;
-        let this = Half { group, container, ground: ground.clone(), name: mdev.uuid.to_string() };
+        let this = Half { group, container, ground, name: mdev.uuid.to_string() };
         this.finish()
+    }
+
+    /// The same container and device by other descriptors, and other memory.
+    pub fn share(&self, ground: &'static Ground) -> Result<Self> {
+        let file = self.file().duplicate()?;
+        Ok(Self {
+            data: Vec::new(),
+            device: MdevDma::new(Registers { file, ground }),
+            group: self.group.duplicate()?,
+            container: self.container.duplicate()?,
+            iommufd: None,
+            ground,
+            name: self.name.clone(),
+        })
+    }
+
+    /// `VFIO_GROUP_GET_DEVICE_FD`, once more.
+    pub fn open_once_more(&self) -> Answer {
+        self.ground.memory().write(OURS, format!("{}\0", self.name).as_bytes());
+        self.group.ioctl(self.ground, Request::vfio(6), self.ground.address(OURS), None)
+    }
+
+    /// Has the device take over a state, and go to another one.
+    pub fn load(&mut self, stream: &[u8], target: u32) -> Result<Result<(), i32>> {
+        self.write_state(stream, stream.len())?
+            .map_or_else(|e| Ok(Err(e)), |()| Ok(self.set_state(target)))
+    }
+
+    /// Writes a state in RESUMING, by so many bytes. Returns how that failed, if it did.
+    pub fn write_state(&mut self, stream: &[u8], chunk: usize) -> Result<Result<(), i32>> {
+        if let Err(errno) = self.set_state(RESUMING) {
+            bail!("RESUMING: errno {errno}");
+        }
+        let file = self.data.last().context("RESUMING came without a file")?;
+        let chunk = chunk.clamp(1, SAVED);
+        for part in stream.chunks(chunk) {
+            self.ground.memory().write(BUFFER, part);
+            let answer = file.write(self.ground, self.ground.address(BUFFER), part.len(), None);
+            if answer.errno() != Some(0) {
+                return Ok(Err(answer.errno().unwrap_or(-1)));
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// The address of a spot.
     pub fn address(&self, spot: Spot) -> u64 {
-        address(&self.ground, spot)
+        address(self.ground, spot)
     }
 
     /// The file of the device.
@@ -152,7 +211,7 @@ impl World {
         let words = [16, flags, state, u32::MAX].map(u32::to_le_bytes);
         self.ground.memory().write(OURS, words.as_flattened());
         let at = self.ground.address(OURS);
-        self.file().ioctl(&self.ground, Request::vfio(17), at, None)
+        self.file().ioctl(self.ground, Request::vfio(17), at, None)
     }
 
     /// Stops the device and reads its state.
@@ -163,7 +222,7 @@ impl World {
         let file = self.data.last().context("STOP_COPY came without a file")?;
         let mut stream = Vec::new();
         loop {
-            let answer = file.read(&self.ground, self.ground.address(BUFFER), SAVED, None);
+            let answer = file.read(self.ground, self.ground.address(BUFFER), SAVED, None);
             let Answer::Done(len) = answer else { bail!("read of a state: {answer:?}") };
             if len == 0 {
                 return Ok(stream);
@@ -176,7 +235,7 @@ impl World {
 
     /// Resets the device, which always works.
     pub fn reset(&self) -> Result<()> {
-        let answer = self.file().ioctl(&self.ground, Request::vfio(11), 0, None);
+        let answer = self.file().ioctl(self.ground, Request::vfio(11), 0, None);
         ensure!(answer.errno() == Some(0), "RESET: {answer:?}");
         Ok(())
     }
@@ -220,7 +279,7 @@ impl World {
             mode: uapi::RUST_MDEV_DMA_GEN_PIN | uapi::RUST_MDEV_DMA_GEN_DMA_RW,
         };
         self.device.start_generator(&config)?;
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         loop {
             let status = self.device.generator()?;
             if !status.is_running() {
@@ -228,7 +287,7 @@ impl World {
                 return Ok(());
             }
             ensure!(begin.elapsed() < LONG, "the generator doesn't end: {status:?}");
-            std::thread::sleep(Duration::from_micros(100));
+            thread::sleep(Duration::from_micros(100));
         }
     }
 
@@ -238,12 +297,12 @@ impl World {
         let unmap = words32(&[24, ALL]).into_iter().chain(words64(&[0, 0])).collect::<Vec<u8>>();
         let answer = self.ours(&unmap, Request::vfio(14));
         ensure!(answer.errno() == Some(0), "UNMAP_DMA of all: {answer:?}");
-        map(&self.container, &self.ground)
+        map(&self.container, self.ground)
     }
 
     fn ours(&self, bytes: &[u8], request: Request) -> Answer {
         self.ground.memory().write(OURS, bytes);
-        self.container.ioctl(&self.ground, request, self.ground.address(OURS), None)
+        self.container.ioctl(self.ground, request, self.ground.address(OURS), None)
     }
 }
 
@@ -262,8 +321,8 @@ pub fn address(ground: &Ground, spot: Spot) -> u64 {
 }
 
 /// Memory for all that a client does.
-pub fn ground() -> Result<std::sync::Arc<Ground>> {
-    Ok(std::sync::Arc::new(Ground::new(PAGES * PAGE as usize)?))
+pub fn ground() -> Result<&'static Ground> {
+    Ok(Ground::new(PAGES * PAGE as usize)?)
 }
 
 /// The address of the device's memory.
@@ -275,7 +334,7 @@ pub fn device_memory(ground: &Ground) -> u64 {
 struct Half {
     group: HostileFile,
     container: HostileFile,
-    ground: std::sync::Arc<Ground>,
+    ground: &'static Ground,
     name: String,
 }
 
@@ -284,14 +343,14 @@ impl Half {
         let Self { group, container, ground, name } = self;
         ground.memory().write(OURS, &container.number().to_le_bytes());
         let at = ground.address(OURS);
-        done("GROUP_SET_CONTAINER", &group.ioctl(&ground, Request::vfio(4), at, None))?;
+        done("GROUP_SET_CONTAINER", &group.ioctl(ground, Request::vfio(4), at, None))?;
         let iommu = u64::from(VFIO_TYPE1v2_IOMMU);
-        done("SET_IOMMU", &container.ioctl(&ground, Request::vfio(2), iommu, None))?;
-        map(&container, &ground)?;
+        done("SET_IOMMU", &container.ioctl(ground, Request::vfio(2), iommu, None))?;
+        map(&container, ground)?;
         ground.memory().write(OURS, format!("{name}\0").as_bytes());
-        let opened = group.ioctl(&ground, Request::vfio(6), at, None);
+        let opened = group.ioctl(ground, Request::vfio(6), at, None);
         let Answer::Opened(file) = opened else { bail!("GROUP_GET_DEVICE_FD: {opened:?}") };
-        let device = MdevDma::new(Registers { file, ground: ground.clone() });
+        let device = MdevDma::new(Registers { file, ground });
         let iommufd = HostileFile::open("/dev/iommu").ok();
         Ok(World { data: Vec::new(), device, group, container, iommufd, ground, name })
     }
@@ -319,12 +378,19 @@ fn words64(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
+impl Registers {
+    /// Of a device that is open.
+    pub fn new(file: HostileFile, ground: &'static Ground) -> Self {
+        Self { file, ground }
+    }
+}
+
 impl RegisterAccess for Registers {
     type Error = anyhow::Error;
 
     fn read(&self, register: u32, width: Width) -> Result<u64> {
         let (len, at) = (width.bytes(), self.ground.address(OURS));
-        let answer = self.file.read(&self.ground, at, len, Some(register.into()));
+        let answer = self.file.read(self.ground, at, len, Some(register.into()));
         transferred(&answer, len).with_context(|| format!("read register {register:#x}"))?;
         let mut bytes = [0; 8];
         self.ground.memory().read(OURS, &mut bytes[..len]);
@@ -334,7 +400,7 @@ impl RegisterAccess for Registers {
     fn write(&self, register: u32, width: Width, value: u64) -> Result<()> {
         let (len, at) = (width.bytes(), self.ground.address(OURS));
         self.ground.memory().write(OURS, &value.to_le_bytes());
-        let answer = self.file.write(&self.ground, at, len, Some(register.into()));
+        let answer = self.file.write(self.ground, at, len, Some(register.into()));
         transferred(&answer, len).with_context(|| format!("write register {register:#x}"))
     }
 }

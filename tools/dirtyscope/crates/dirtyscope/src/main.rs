@@ -41,6 +41,8 @@ enum Command {
     #[command(hide = true)]
     Shrink(fuzz::ShrinkArguments),
     #[command(hide = true)]
+    AbuseClient(abuse::ClientArguments),
+    #[command(hide = true)]
     Hold(device_tests::hold::Arguments),
 }
 
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Coverage(arguments) => coverage::run(&arguments),
         Command::Show(arguments) => show::run(&arguments),
         Command::Shrink(arguments) => fuzz::shrink(&arguments),
+        Command::AbuseClient(arguments) => abuse::run_client(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -9,7 +9,7 @@
 use crate::{Access, Error, EventFd, Memory, Result, sys};
 use rustix::ioctl::{Opcode, opcode};
 use std::{
-    fs::{self, File},
+    fs,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -34,7 +34,7 @@ const ARGUMENT: usize = 256;
 ///
 /// # Invariants
 ///
-/// Its guard has `REACH` bytes or more. When it was made, this process had nothing below `OURS`, where the
+/// It is there for ever. Its guard has `REACH` bytes or more. When it was made, this process had nothing below `OURS`, where the
 /// kernel puts nothing unasked.
 #[derive(Debug)]
 pub struct Ground(Memory);
@@ -92,8 +92,9 @@ impl Answer {
 }
 
 impl Ground {
-    /// So many bytes, zero, the last page of which can only be read.
-    pub fn new(len: usize) -> Result<Self> {
+    /// So many bytes, zero, the last page of which can only be read. It is never given back: a container
+    /// may have it mapped for as long as anybody has it open.
+    pub fn new(len: usize) -> Result<&'static Self> {
         let maps = fs::read_to_string("/proc/self/maps")
             .map_err(|error| Error::other(format!("/proc/self/maps: {error}")))?;
         let lowest = maps.split('-').next().and_then(|text| u64::from_str_radix(text, 16).ok());
@@ -104,7 +105,7 @@ impl Ground {
         let memory = Memory::with_guard(len, 4 * REACH as usize)?;
         let page = rustix::param::page_size();
         memory.set_access(len - page..len, Access::Read)?;
-        Ok(Self(memory))
+        Ok(Box::leak(Box::new(Self(memory))))
     }
 
     /// The memory.
@@ -232,8 +233,8 @@ impl HostileFile {
     fn ioctl_checked(&self, ground: &Ground, request: Request, argument: u64) -> Answer {
         let pointer = std::ptr::without_provenance_mut(argument as usize);
         // SAFETY: By `argument_is_free`, what the kernel reads and writes at the argument or at an
-        // address in it, or maps for devices, is `Ground`, which is only accessed as atomics are, or
-        // memory that this process doesn't have.
+        // address in it, or maps for devices, is `Ground`, which is there for ever and only accessed as
+        // atomics are, or memory that this process doesn't have.
         let result = sys::call(|| unsafe { sys::raw_ioctl(&self.0, request.opcode(), pointer) });
         match (request, result) {
             (Request::GET_DEVICE_FD, Ok(fd)) => Answer::Opened(Self::opened(fd)),
@@ -297,6 +298,12 @@ impl Ground {
     }
 }
 
+impl From<OwnedFd> for HostileFile {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 impl AsFd for HostileFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -309,9 +316,9 @@ impl From<EventFd> for HostileFile {
     }
 }
 
-impl From<HostileFile> for File {
+impl From<HostileFile> for OwnedFd {
     fn from(file: HostileFile) -> Self {
-        file.0.into()
+        file.0
     }
 }
 
