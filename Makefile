@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers debug pins pins-fuzz fail-nth fuzz abuse scope migrate control coverage \
@@ -28,7 +28,7 @@ help:
 	@echo '  make pins-fuzz    the same with such pins'
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
-	@echo '  make control      see that all these find what a broken type1 loses'
+	@echo '  make control      see that all these find what a broken type1 loses, or a broken driver does'
 	@echo '  make coverage     which lines of type1 and of the drivers all these run'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
@@ -49,7 +49,10 @@ help:
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
 	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
-	@echo '  REPLAY=...   files that make fuzz saved, to be replayed, and nothing else'
+	@echo '  DRIVER_PATCHES=...  the same for the drivers, of which a copy is built, e.g.'
+	@echo '               DRIVER_PATCHES="tools/mutants/driver/NAME.patch"'
+	@echo '  REPLAY=...   files that make fuzz or make abuse saved, to be replayed, and nothing else'
+	@echo '  MUTANTS=...  those of make control, e.g. "driver/*"; default: all'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'
@@ -100,7 +103,7 @@ migrate:
 	$(vm)/migrate '$(ROUNDS)'
 
 control:
-	$(vm)/control
+	$(vm)/control $(MUTANTS)
 
 coverage:
 	$(vm)/coverage

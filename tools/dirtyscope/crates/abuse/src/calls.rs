@@ -73,7 +73,6 @@ const NONE: &[Field] = &[];
 const NO: &[u64] = &[];
 const PAGES: &[u64] = &[PAGE];
 const INDICES: &[u64] = &[0, 1, 2, 3, 4, 5, 7, 9];
-const SMALL: &[u32] = &[0, 1, 2];
 const STATES: &[u32] = &[0, 1, 2, 3, 4, 5, 6, 7];
 /// `VFIO_IRQ_SET_*`: one action, one kind of data.
 const IRQ_FLAGS: &[u32] = &[0x9, 0xa, 0xc, 0x11, 0x12, 0x14, 0x21, 0x22, 0x24];
@@ -124,9 +123,9 @@ pub const ENTRIES: &[Entry] = &[
         &[
             Argsz,
             Choice(IRQ_FLAGS),
-            Choice(&[0, 1, 2, 3, 4]),
-            Choice(SMALL),
-            Choice(SMALL),
+            Choice(&[0, 0, 1, 1, 2, 3, 4]),
+            Choice(&[0, 0, 0, 1]),
+            Choice(&[0, 1, 1, 1, 2]),
             File,
             File,
         ],

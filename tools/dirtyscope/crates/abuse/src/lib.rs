@@ -159,6 +159,11 @@ fn work(arguments: &Arguments, job: &Job, log: Log) -> Result<()> {
     worker::send(&message)
 }
 
+/// Whether a line of a saved file is an input.
+pub fn is_input(line: &str) -> bool {
+    Name::parse(line).is_some()
+}
+
 /// The inputs that a saved file names.
 fn read(file: &Path) -> Result<Vec<Name>> {
     let what = || file.display().to_string();

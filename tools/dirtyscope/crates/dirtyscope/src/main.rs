@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report::run(&arguments),
         Command::Coverage(arguments) => coverage::run(&arguments),
         Command::Show(arguments) => show::run(&arguments),
-        Command::Shrink(arguments) => fuzz::shrink(&arguments),
+        Command::Shrink(arguments) => fuzz::shrink(&arguments, abuse::is_input),
         Command::AbuseClient(arguments) => abuse::run_client(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };
