@@ -6,6 +6,10 @@
 //! dirty page tracking can be tested. Its programming interface is in
 //! `include/uapi/linux/rust_mdev_dma.h`.
 
+// The user and migration data set most numbers: what can overflow must say what it means then. An
+// overflow is a BUG in kernels with `CONFIG_RUST_OVERFLOW_CHECKS`.
+#![warn(clippy::arithmetic_side_effects)]
+
 use abstractions::{class::VirtualDevice, mdev, vfio};
 use device::{Kind, MdevDma};
 use kernel::{device::Core, prelude::*};

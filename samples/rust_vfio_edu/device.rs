@@ -42,6 +42,8 @@ use kernel::{
 use pattern::{words_of, Block, Digest, WORD};
 use registers::{check_bar_access, read_value, write_value, Registers, ACCESS, BAR_SIZE};
 
+const PAGE: u64 = PAGE_SIZE as u64;
+
 // A page fits the buffer.
 const _: () = assert!(PAGE_SIZE <= BUFFER_SIZE);
 
@@ -106,7 +108,7 @@ impl Inner {
         Ok(Self {
             limits,
             registers: Registers::new(limits),
-            buffer: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL)?,
+            buffer: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL_ACCOUNT)?,
         })
     }
 
@@ -148,7 +150,7 @@ impl Inner {
         match command.op {
             PIN => {
                 let range = whole_pages(range)?;
-                let pages = (range.end - range.start) / PAGE_SIZE as u64;
+                let pages = range.end.saturating_sub(range.start) / PAGE;
                 let mut pins = pins(dev);
                 if pages > self.limits.pins.saturating_sub(pins.held()) {
                     return Err(ENOSPC);
@@ -196,7 +198,7 @@ impl Inner {
                 };
             }
             if done.is_ok() {
-                *count += bytes.len() as u64;
+                *count = count.wrapping_add(bytes.len() as u64);
                 for i in words_of(&bytes) {
                     digest.add(&bytes, i, self.buffer[i]);
                 }
@@ -227,7 +229,7 @@ impl Inner {
             }
         }
         let byte = |i: usize| self.buffer[i / WORD].to_le_bytes()[i % WORD];
-        let iova = page + bytes.start as u64;
+        let iova = page.wrapping_add(bytes.start as u64);
 
         memory.write_bytes(bytes.clone(), byte);
         let expected = digest_of(memory, bytes);

@@ -12,6 +12,9 @@
 //! Kernel modules written in Rust can't import anything from each other. So this compiles the
 //! abstractions, the bindings and the register interface of `rust_mdev_dma` once more, by `#[path]`.
 
+// As in `rust_mdev_dma`.
+#![warn(clippy::arithmetic_side_effects)]
+
 use abstractions::{
     pci::{enable_device_mem, vfio_override, Adapter},
     vfio,

@@ -17,5 +17,6 @@ pub(crate) mod mdev;
 pub(crate) mod page;
 #[cfg(CONFIG_PCI)]
 pub(crate) mod pci;
+pub(crate) mod task;
 pub(crate) mod vfio;
 pub(crate) mod workqueue;

@@ -60,7 +60,8 @@ impl PageMemory<'_> {
     ) {
         const { assert!(N > 0) };
         let end = words.end.min(Self::WORDS);
-        let whole = words.start..end - end.saturating_sub(words.start) % N;
+        let rest = end.saturating_sub(words.start).checked_rem(N).unwrap_or(0);
+        let whole = words.start..end.saturating_sub(rest);
         for i in whole.clone().step_by(N) {
             // CAST: By the type invariant the page is aligned for words.
             // SAFETY: The length of `whole` is a multiple of `N`: `i + N` is at most `WORDS`.

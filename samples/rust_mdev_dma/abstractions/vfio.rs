@@ -40,7 +40,10 @@
 //!
 //! C header: [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
 
-use super::workqueue::{ScopedWork, WorkItem};
+use super::{
+    task,
+    workqueue::{ScopedWork, Stopped, WorkItem},
+};
 use crate::bindings;
 use core::{cell::UnsafeCell, marker::PhantomData, mem::MaybeUninit, ops::DerefMut, ptr::NonNull};
 use kernel::{
@@ -72,7 +75,7 @@ mod virqfd;
 pub(crate) use backed::Backed;
 pub(crate) use emulated::{Emulated, Pins};
 pub(crate) use iommu::Iommu;
-pub(crate) use migration::MigrationOperations;
+pub(crate) use migration::{LoadError, MigrationOperations};
 pub(crate) use pins::{BATCH_PAGES, PAGE_PINS};
 pub(crate) use raw_pins::RawRange;
 pub(crate) use registration::Registration;
@@ -410,21 +413,37 @@ impl<T: Operations> OpenDevice<T> {
         self.0.base.worker.queue(delay);
     }
 
-    /// Cancels queued [`Operations::work`], and waits for it if it is running. If it queues
-    /// itself meanwhile, that has no effect.
-    pub(crate) fn stop_work(&self) {
-        self.0.base.worker.stop();
+    /// Cancels queued [`Operations::work`], and waits for it if it is running. Until what this
+    /// returns is dropped it doesn't start again, and queueing it may have no effect.
+    ///
+    /// As the work may wait for memory that the caller's process serves, it is aborted when that is
+    /// killed. Only from reset and the methods of [`MigrationOperations`].
+    pub(crate) fn stop_work(&self) -> Stopped<'_, OpenDevice<T>> {
+        self.0.base.worker.stop()
     }
 
-    /// As [`Self::stop_work`]; [`Self::interrupted`] returns true while it waits.
-    pub(crate) fn abort_work(&self) {
-        self.0.base.worker.abort();
+    /// As [`Self::stop_work`], and has the work end: [`Self::interrupted`] returns true, and a page
+    /// fault fails that waits for a process to serve it.
+    pub(crate) fn abort_work(&self) -> Stopped<'_, OpenDevice<T>> {
+        self.0.base.worker.abort()
+    }
+
+    /// Whether [`Operations::work`] should end, and what comes of it won't be looked at: the device is
+    /// being reset or closed.
+    pub(crate) fn aborting(&self) -> bool {
+        self.0.base.worker.aborting()
     }
 
     /// Whether a long operation should fail with `EINTR`: a signal is pending for the current task,
     /// or the device is being reset or closed.
     pub(crate) fn interrupted(&self) -> bool {
-        self.0.base.worker.aborting() || kernel::current!().signal_pending()
+        self.aborting() || kernel::current!().signal_pending()
+    }
+
+    /// Whether an operation that can't be repeated should fail with `EINTR` nevertheless: the current
+    /// task is being killed, or the device is being reset or closed.
+    pub(crate) fn killed(&self) -> bool {
+        self.aborting() || task::killed()
     }
 }
 

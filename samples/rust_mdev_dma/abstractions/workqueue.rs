@@ -8,14 +8,20 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use super::kcov::KcovHandle;
+use super::{
+    kcov::KcovHandle,
+    task::{self, Killable},
+};
 use core::{cell::UnsafeCell, marker::PhantomPinned, ptr::NonNull};
 use kernel::{
-    bindings, container_of,
+    bindings, container_of, new_mutex,
     prelude::*,
     static_lock_class,
-    sync::atomic::{Atomic, Relaxed},
-    time::Jiffies,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Mutex,
+    },
+    time::{delay::fsleep, Delta, Jiffies},
     types::Opaque,
 };
 
@@ -23,6 +29,28 @@ use kernel::{
 pub(crate) trait WorkItem: Sync {
     /// Does the work, in a workqueue. It isn't reentrant.
     fn run(&self);
+}
+
+/// Protected by the mutex of a [`ScopedWork`].
+struct State {
+    /// The worker that runs the work.
+    running: Option<Killable>,
+    /// The work isn't to start.
+    stopped: bool,
+}
+
+/// The time between two looks at work that is waited for.
+const POLL: Delta = Delta::from_micros(50);
+
+/// Work that doesn't run and doesn't start, until this is dropped. What was queued is cancelled, and
+/// so is what is queued meanwhile.
+pub(crate) struct Stopped<'a, W: WorkItem>(&'a ScopedWork<W>);
+
+impl<W: WorkItem> Drop for Stopped<'_, W> {
+    fn drop(&mut self) {
+        self.0.aborting.store(false, Relaxed);
+        self.0.state.lock().stopped = false;
+    }
 }
 
 /// Delayed work on an item that exists only some of the time.
@@ -47,6 +75,7 @@ pub(crate) trait WorkItem: Sync {
 ///     unsafe { work.enable(link.into()) };
 ///     work.queue(msecs_to_jiffies(100));
 ///     // ...
+///     drop(work.stop());
 ///     work.disable();
 /// }
 /// ```
@@ -55,9 +84,13 @@ pub(crate) struct ScopedWork<W: WorkItem> {
     #[pin]
     work: Opaque<bindings::delayed_work>,
     item: UnsafeCell<NonNull<W>>,
-    /// Whether the work should end early, because [`Self::abort`] or [`Self::disable`] waits for
-    /// it.
+    /// Whether the work should end early.
     aborting: Atomic<bool>,
+    /// # Locking
+    ///
+    /// A leaf, but for the locks of signals.
+    #[pin]
+    state: Mutex<State>,
     /// Of who queued it last.
     kcov: KcovHandle,
     #[pin]
@@ -104,6 +137,7 @@ impl<W: WorkItem> ScopedWork<W> {
             }),
             item: UnsafeCell::new(NonNull::dangling()),
             aborting: Atomic::new(false),
+            state <- new_mutex!(State { running: None, stopped: false }, "ScopedWork::state"),
             kcov: KcovHandle::none(),
             _pin: PhantomPinned,
         })
@@ -130,10 +164,9 @@ impl<W: WorkItem> ScopedWork<W> {
     ///
     /// Must not be called with a lock held that the work takes.
     pub(crate) fn disable(&self) {
-        self.aborting.store(true, Relaxed);
+        let _stopped = self.abort();
         // SAFETY: By the type invariant the work is initialised.
         unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
-        self.aborting.store(false, Relaxed);
     }
 
     /// Queues the work to run after `delay`; if it is queued already, only after the new delay.
@@ -151,20 +184,39 @@ impl<W: WorkItem> ScopedWork<W> {
         };
     }
 
-    /// Cancels the work, and waits for it if it is running. If it queues itself meanwhile, that has
-    /// no effect.
+    /// Cancels the work, and waits for it if it is running; if the caller is killed, it has it end
+    /// early. It doesn't start again until what this returns is dropped.
     ///
-    /// Must not be called with a lock held that the work takes.
-    pub(crate) fn stop(&self) {
+    /// Must not be called with a lock held that the work takes, nor by two threads at once.
+    pub(crate) fn stop(&self) -> Stopped<'_, W> {
+        self.state.lock().stopped = true;
+        // What runs may wait for the caller's process, which then has to be killable.
+        while self.state.lock().running.is_some() {
+            if !self.aborting() && task::killed() {
+                self.end_early();
+            }
+            fsleep(POLL);
+        }
         // SAFETY: By the type invariant the work is initialised.
         unsafe { bindings::cancel_delayed_work_sync(self.work.get()) };
+        Stopped(self)
     }
 
-    /// As [`Self::stop`], and asks it to end early.
-    pub(crate) fn abort(&self) {
+    /// As [`Self::stop`], and has it end early.
+    pub(crate) fn abort(&self) -> Stopped<'_, W> {
+        self.end_early();
+        self.stop()
+    }
+
+    /// Has the work end early: [`Self::aborting`] returns true, and a page fault that waits for
+    /// memory to be served fails.
+    fn end_early(&self) {
+        let mut state = self.state.lock();
+        state.stopped = true;
         self.aborting.store(true, Relaxed);
-        self.stop();
-        self.aborting.store(false, Relaxed);
+        if let Some(running) = &mut state.running {
+            running.kill();
+        }
     }
 
     /// Whether the work should end early.
@@ -183,9 +235,20 @@ impl<W: WorkItem> ScopedWork<W> {
             &*container_of!(Opaque::cast_from(work), Self, work)
         };
 
+        {
+            let mut state = this.state.lock();
+            if state.stopped {
+                return;
+            }
+            // SAFETY: This is a worker, which nobody else sends signals. It is dropped below, before
+            // the worker returns to its queue.
+            state.running = Some(unsafe { Killable::current() });
+        }
+
         // SAFETY: By the type invariants `item` isn't written and points to a valid `W`, as the
         // work is enabled. Both stay so while it runs, because `disable()` waits for this.
         let item = unsafe { (*this.item.get()).as_ref() };
         this.kcov.cover(|| item.run());
+        this.state.lock().running = None;
     }
 }

@@ -4,6 +4,7 @@
 
 #![allow(
     clippy::all,
+    clippy::arithmetic_side_effects,
     clippy::cast_lossless,
     clippy::ptr_as_ptr,
     clippy::ref_as_ptr,

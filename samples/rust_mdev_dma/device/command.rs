@@ -5,6 +5,8 @@
 use core::ops::Range;
 use kernel::{page::PAGE_SIZE, prelude::*};
 
+const PAGE: u64 = PAGE_SIZE as u64;
+
 /// What a device takes on.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
@@ -64,7 +66,7 @@ pub(super) struct Outcome {
 
 /// Fails with `EINVAL` unless `range` is whole pages.
 pub(super) fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
-    if (range.start | range.end) % PAGE_SIZE as u64 != 0 {
+    if (range.start | range.end) % PAGE != 0 {
         return Err(EINVAL);
     }
     Ok(range)
@@ -74,8 +76,6 @@ pub(super) fn whole_pages(range: Range<u64>) -> Result<Range<u64>> {
 #[kernel::macros::kunit_tests(rust_mdev_dma_command)]
 mod tests {
     use super::*;
-
-    const PAGE: u64 = PAGE_SIZE as u64;
 
     const LIMITS: Limits = Limits {
         ops: 0b10,

@@ -53,7 +53,7 @@ impl ConfigSpace {
         let command = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE;
         set_u16(&mut this.writable, PCI_COMMAND, command);
         // A 32-bit memory BAR; its read-only address bits give its size.
-        let bar = !(BAR_SIZE as u32 - 1);
+        let bar = (BAR_SIZE as u32).wrapping_neg();
         set(&mut this.writable, PCI_BASE_ADDRESS_0, bar.to_le_bytes());
         set(&mut this.writable, PCI_INTERRUPT_LINE, [u8::MAX]);
         set(&mut this.bytes, PCI_INTERRUPT_PIN, [1]);
@@ -96,10 +96,9 @@ impl ConfigSpace {
 
     /// Whether `PCI_COMMAND_INTX_DISABLE` is set.
     pub(super) fn intx_disabled(&self) -> bool {
-        let command = [
-            self.bytes[PCI_COMMAND as usize],
-            self.bytes[PCI_COMMAND as usize + 1],
-        ];
+        const COMMAND: usize = PCI_COMMAND as usize;
+
+        let command = [self.bytes[COMMAND], self.bytes[COMMAND + 1]];
         u32::from(u16::from_le_bytes(command)) & PCI_COMMAND_INTX_DISABLE != 0
     }
 

@@ -29,6 +29,7 @@ use crate::{
 use core::ops::Range;
 use kernel::{page::PAGE_SIZE, prelude::*};
 
+const PAGE: u64 = PAGE_SIZE as u64;
 const CHUNK: usize = RUST_MDEV_DMA_DMA_CHUNK as usize;
 
 const _: () = assert!(PAGE_PINS as u32 == RUST_MDEV_DMA_PAGE_PINS);
@@ -60,7 +61,7 @@ impl Engine {
     pub(super) fn new(limits: Limits) -> Result<Self> {
         Ok(Self {
             limits,
-            buffer: KVVec::from_elem(0, CHUNK / WORD, GFP_KERNEL)?,
+            buffer: KVVec::from_elem(0, CHUNK / WORD, GFP_KERNEL_ACCOUNT)?,
         })
     }
 
@@ -105,7 +106,7 @@ impl Engine {
 
     fn pin(&self, dev: &OpenDevice<MdevDma>, range: Range<u64>) -> Result {
         let range = whole_pages(range)?;
-        let pages = (range.end - range.start) / PAGE_SIZE as u64;
+        let pages = range.end.saturating_sub(range.start) / PAGE;
         let mut pins = dev.pins();
         if pages > self.limits.pins.saturating_sub(pins.held()) {
             return Err(ENOSPC);
@@ -122,7 +123,7 @@ impl Engine {
             length,
             seed,
         } = command;
-        if length % PAGE_SIZE as u64 != 0 {
+        if length % PAGE != 0 {
             return Err(EINVAL);
         }
         // What RAW_WRITE and RAW_READ need is up to them.
@@ -135,7 +136,7 @@ impl Engine {
         }
         let range = RawRange {
             iova,
-            pages: (length / PAGE_SIZE as u64).try_into()?,
+            pages: (length / PAGE).try_into()?,
             protection,
         };
         let mut pins = dev.pins();
@@ -146,8 +147,8 @@ impl Engine {
             RAW_PIN => pins.raw_pin(range)?,
             RAW_UNPIN => pins.raw_unpin(range)?,
             _ => {
-                let offset = iova % PAGE_SIZE as u64;
-                (iova - offset).checked_add(length).ok_or(EOVERFLOW)?;
+                let offset = iova % PAGE;
+                (iova & !(PAGE - 1)).checked_add(length).ok_or(EOVERFLOW)?;
                 if op == RAW_WRITE {
                     pins.raw_write(range, |page, bytes, memory| {
                         write_page(memory, bytes, Block::of(seed, page));
@@ -160,7 +161,7 @@ impl Engine {
                     outcome.digest = digest.value();
                 }
                 // A raw pin has at least one page.
-                outcome.count = length - offset;
+                outcome.count = length.saturating_sub(offset);
                 return Ok(());
             }
         }
@@ -178,15 +179,15 @@ impl Engine {
         for (chunk, bytes) in chunks(range) {
             check_interrupted(dev)?;
             for (page, bytes) in pages(&bytes) {
-                let block = Block::of(seed, chunk + page as u64);
-                let words = &mut self.buffer[page / WORD..(page + PAGE_SIZE) / WORD];
+                let block = Block::of(seed, chunk.wrapping_add(page as u64));
+                let words = &mut self.buffer[page / WORD..page.wrapping_add(PAGE_SIZE) / WORD];
                 block.fill(words, words_of(&bytes));
             }
             dev.dma_write(
-                chunk + bytes.start as u64,
+                chunk.wrapping_add(bytes.start as u64),
                 &self.buffer.as_bytes()[bytes.clone()],
             )?;
-            *count += bytes.len() as u64;
+            *count = count.wrapping_add(bytes.len() as u64);
         }
         Ok(())
     }
@@ -201,11 +202,11 @@ impl Engine {
         for (chunk, bytes) in chunks(range) {
             check_interrupted(dev)?;
             let data = &mut self.buffer.as_mut_bytes()[bytes.clone()];
-            dev.dma_read(chunk + bytes.start as u64, data)?;
+            dev.dma_read(chunk.wrapping_add(bytes.start as u64), data)?;
             for i in words_of(&bytes) {
                 digest.add(&bytes, i, u64::from_le(self.buffer[i]));
             }
-            *count += bytes.len() as u64;
+            *count = count.wrapping_add(bytes.len() as u64);
         }
         Ok(digest.value())
     }
@@ -219,17 +220,20 @@ fn check_interrupted(dev: &OpenDevice<MdevDma>) -> Result {
     Ok(())
 }
 
-/// Splits `range` at multiples of `size`: the multiple before each part, and the part relative to
-/// it.
-fn split(range: Range<u64>, size: u64) -> impl Iterator<Item = (u64, Range<usize>)> {
+/// Splits `range` at multiples of `SIZE`, a power of 2: the multiple before each part, and the part
+/// relative to it.
+fn split<const SIZE: usize>(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+    const { assert!(SIZE.is_power_of_two()) };
+    let size = SIZE as u64;
     let mut next = range.start;
     core::iter::from_fn(move || {
         if next >= range.end {
             return None;
         }
-        let unit = next - next % size;
-        let first = (next - unit) as usize;
-        let last = (range.end - unit).min(size) as usize;
+        let within = next & size.wrapping_sub(1);
+        let unit = next.wrapping_sub(within);
+        let first = within as usize;
+        let last = range.end.wrapping_sub(unit).min(size) as usize;
         next = unit.saturating_add(size);
         Some((unit, first..last))
     })
@@ -237,13 +241,13 @@ fn split(range: Range<u64>, size: u64) -> impl Iterator<Item = (u64, Range<usize
 
 /// Splits a range of IOVA at chunks: each chunk's IOVA, and the bytes of it that are in the range.
 fn chunks(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
-    split(range, CHUNK as u64)
+    split::<CHUNK>(range)
 }
 
 /// Splits bytes of a chunk at pages.
 fn pages(bytes: &Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
     let bytes = bytes.start as u64..bytes.end as u64;
-    split(bytes, PAGE_SIZE as u64).map(|(page, bytes)| (page as usize, bytes))
+    split::<PAGE_SIZE>(bytes).map(|(page, bytes)| (page as usize, bytes))
 }
 
 /// Writes the pattern of `seed` through pinned pages.
@@ -267,8 +271,8 @@ fn write_page(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
 #[inline(never)]
 fn write_part(memory: &PageMemory<'_>, bytes: Range<usize>, block: Block) {
     let words = bytes.start.div_ceil(WORD)..bytes.end / WORD;
-    let head = bytes.start..bytes.end.min(words.start * WORD);
-    let tail = head.end.max(words.end * WORD)..bytes.end;
+    let head = bytes.start..bytes.end.min(words.start.wrapping_mul(WORD));
+    let tail = head.end.max(words.end.wrapping_mul(WORD))..bytes.end;
 
     memory.write_bytes(head, |i| block.byte(i));
     memory.write_words(words, |i| [block.word(i)]);

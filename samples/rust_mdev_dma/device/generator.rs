@@ -18,7 +18,7 @@ use crate::{
         RUST_MDEV_DMA_GEN_PIN, RUST_MDEV_DMA_GEN_PINNED, RUST_MDEV_DMA_GEN_STRIDE,
     },
 };
-use core::ops::Range;
+use core::{num::NonZero, ops::Range};
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
@@ -26,6 +26,10 @@ use kernel::{
 };
 
 const STRIDE: u64 = RUST_MDEV_DMA_GEN_STRIDE as u64;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+const SECOND: u64 = NSEC_PER_SEC as u64;
 
 /// A range has fewer pages than this.
 const MAX_PAGES: u64 = 1 << 31;
@@ -36,7 +40,6 @@ const SLICE: u64 = 64;
 impl Params {
     /// Checks the parameters. Fails as START does, see the uapi header.
     pub(super) fn check(&self, limits: Limits) -> Result {
-        const PAGE: u64 = PAGE_SIZE as u64;
         const MODES: u32 =
             RUST_MDEV_DMA_GEN_PINNED | RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN;
 
@@ -45,14 +48,15 @@ impl Params {
             return Err(EINVAL);
         }
         self.iova.checked_add(self.length).ok_or(EOVERFLOW)?;
-        if self.length > limits.length || self.pages() >= MAX_PAGES {
+        if self.length > limits.length || self.pages().get() >= MAX_PAGES {
             return Err(E2BIG);
         }
         Ok(())
     }
 
-    fn pages(&self) -> u64 {
-        self.length / PAGE_SIZE as u64
+    /// Number of pages: parameters that were checked have some.
+    fn pages(&self) -> NonZero<u64> {
+        NonZero::new(self.length / PAGE).unwrap_or(NonZero::<u64>::MIN)
     }
 
     /// Whether GEN_LIMIT is reached after `counter` writes.
@@ -63,9 +67,11 @@ impl Params {
     /// The range of write `n`: one page.
     fn page(&self, n: u64) -> Range<u64> {
         let pages = self.pages();
-        let page = (n % pages * STRIDE + mix(self.seed) % pages) % pages;
-        let iova = self.iova + page * PAGE_SIZE as u64;
-        iova..iova + PAGE_SIZE as u64
+        // Nothing of this wraps, as `check()` has seen to it: there are less than `MAX_PAGES`.
+        let page = (n % pages).wrapping_mul(STRIDE);
+        let page = page.wrapping_add(mix(self.seed) % pages) % pages;
+        let iova = self.iova.wrapping_add(page.wrapping_mul(PAGE));
+        iova..iova.wrapping_add(PAGE)
     }
 
     /// The seed of write `n`.
@@ -75,10 +81,12 @@ impl Params {
 
     /// The method of write `n`: one of the bits of the mode.
     fn method(&self, n: u64) -> u32 {
-        let methods = u64::from(self.mode.count_ones());
+        let methods =
+            NonZero::new(u64::from(self.mode.count_ones())).unwrap_or(NonZero::<u64>::MIN);
+        let pages = self.pages();
         let mut mode = self.mode;
-        for _ in 0..(n % self.pages() + n / self.pages()) % methods {
-            mode &= mode - 1;
+        for _ in 0..(n % pages).wrapping_add(n / pages) % methods {
+            mode &= mode.wrapping_sub(1);
         }
         mode & mode.wrapping_neg()
     }
@@ -105,9 +113,9 @@ impl Pace {
         }
         // Starts over after a second: what is still due then is dropped, and nothing overflows.
         let elapsed = self.since.elapsed().as_nanos().clamp(0, 2 * NSEC_PER_SEC) as u64;
-        let due = elapsed * u64::from(rate) / NSEC_PER_SEC as u64;
+        let due = elapsed.saturating_mul(rate.into()) / SECOND;
         let due = due.saturating_sub(self.written);
-        if elapsed >= NSEC_PER_SEC as u64 {
+        if elapsed >= SECOND {
             *self = Self::new();
         }
         due
@@ -115,7 +123,7 @@ impl Pace {
 
     /// The delay before the next page is due, when none is.
     fn interval(rate: u32) -> Jiffies {
-        msecs_to_jiffies(1000 / rate.max(1)).max(1)
+        msecs_to_jiffies(1000u32.checked_div(rate).unwrap_or(0)).max(1)
     }
 }
 
@@ -138,7 +146,7 @@ impl Generator {
             pace: Pace::new(),
             counter: 0,
             status: 0,
-            buffer: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL)?,
+            buffer: KVVec::from_elem(0, PAGE_SIZE / WORD, GFP_KERNEL_ACCOUNT)?,
         })
     }
 
@@ -203,15 +211,20 @@ impl Generator {
         let params = self.params?;
         let due = self.pace.due(params.rate);
         for _ in 0..due.min(SLICE) {
-            if params.reached(self.counter) {
+            if params.reached(self.counter) || dev.interrupted() {
                 break;
             }
             if let Err(e) = self.write(dev, &params, limits) {
+                // A write that was ended for who waits isn't counted, and is made later.
+                if dev.interrupted() {
+                    break;
+                }
                 self.stop(Err(e));
                 return None;
             }
-            self.counter += 1;
-            self.pace.written += 1;
+            // The user and migration data may set it to any value, from which it counts on.
+            self.counter = self.counter.wrapping_add(1);
+            self.pace.written = self.pace.written.wrapping_add(1);
         }
         if params.reached(self.counter) {
             self.stop(Ok(()));
@@ -251,8 +264,6 @@ impl Generator {
 #[kunit_tests(rust_mdev_dma_generator)]
 mod tests {
     use super::*;
-
-    const PAGE: u64 = PAGE_SIZE as u64;
 
     const LIMITS: Limits = Limits {
         ops: 0,

@@ -10,7 +10,7 @@ use super::{
     Inner, MdevDma,
 };
 use crate::{
-    abstractions::vfio::{OpenDevice, Pins, RawRange, PAGE_PINS},
+    abstractions::vfio::{LoadError, OpenDevice, Pins, RawRange, PAGE_PINS},
     bindings::{
         rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_DEVICE as DEVICE,
         rust_mdev_dma_mig_section_RUST_MDEV_DMA_MIG_IDENTITY as IDENTITY,
@@ -25,6 +25,9 @@ use kernel::{page::PAGE_SIZE, prelude::*};
 /// Size of a section's header, and the offset of the checksum at its end.
 const HEADER: usize = 32;
 const CHECKSUM: usize = HEADER - size_of::<u64>();
+const LENGTH: usize = CHECKSUM - size_of::<u64>();
+
+const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Size of a run of pinned pages, and of a raw pin.
 const RUN: usize = 16;
@@ -37,8 +40,12 @@ const IDENTITY_SIZE: usize = HEADER + 2 * size_of::<u64>();
 
 /// Size of the data of a device with `runs` runs of pinned pages, and `raw` raw pins.
 pub(super) fn size(runs: usize, raw: usize) -> usize {
-    let sections = IDENTITY_SIZE + HEADER + FIXED + if raw > 0 { HEADER } else { 0 };
-    sections.saturating_add(runs.saturating_add(raw).saturating_mul(RUN))
+    const LEAST: usize = IDENTITY_SIZE + HEADER + FIXED;
+
+    let raw_header = if raw > 0 { HEADER } else { 0 };
+    LEAST
+        .saturating_add(raw_header)
+        .saturating_add(runs.saturating_add(raw).saturating_mul(RUN))
 }
 
 /// Reads the data, or a section's contents, from the front. All methods fail with `EINVAL` at its
@@ -124,8 +131,8 @@ impl<'a> Section<'a> {
 
     fn end(self) {
         let section = &mut self.stream[self.start..];
-        let length = (section.len() - HEADER) as u64;
-        section[CHECKSUM - size_of::<u64>()..CHECKSUM].copy_from_slice(&length.to_le_bytes());
+        let length = section.len().saturating_sub(HEADER) as u64;
+        section[LENGTH..CHECKSUM].copy_from_slice(&length.to_le_bytes());
         let checksum = pattern::checksum(&[&section[..CHECKSUM], &section[HEADER..]]);
         section[CHECKSUM..HEADER].copy_from_slice(&checksum.to_le_bytes());
     }
@@ -148,7 +155,9 @@ pub(super) fn save_identity(stream: &mut KVVec<u8>) -> Result {
 }
 
 /// Appends the DEVICE section of a quiesced device, and the RAW_PINS section if it has raw pins.
-pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
+pub(super) fn save(inner: &mut Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<u8>) -> Result {
+    let pins = dev.pins();
+    inner.registers.set_pins(pins.held());
     let mut section = Section::begin(stream, DEVICE)?;
     section.bytes(inner.config_space.as_bytes())?;
     section.bytes(inner.registers.as_bytes())?;
@@ -181,10 +190,9 @@ pub(super) fn save(inner: &Inner, dev: &OpenDevice<MdevDma>, stream: &mut KVVec<
         section.u64(value)?;
     }
 
-    let pins = dev.pins();
     section.u64(pins.runs().count() as u64)?;
     for (range, count) in pins.runs() {
-        let pages = (range.end - range.start) / PAGE_SIZE as u64;
+        let pages = range.end.saturating_sub(range.start) / PAGE;
         section.u64(range.start)?;
         section.u64(pages | u64::from(count) << 32)?;
     }
@@ -283,6 +291,11 @@ impl<'a> Saved<'a> {
         for run in saved.runs() {
             run?;
         }
+        for raw in saved.raw() {
+            if raw?.pages == 0 {
+                return Err(EINVAL);
+            }
+        }
         Ok(saved)
     }
 
@@ -291,11 +304,11 @@ impl<'a> Saved<'a> {
         self.runs.0.chunks(RUN).map(|run| {
             let mut run = Reader(run);
             let (iova, pages, count) = (run.u64()?, run.u32()?, run.u32()?);
-            let length = u64::from(pages) * PAGE_SIZE as u64;
+            // 32 and 12 bits.
+            let length = u64::from(pages).wrapping_mul(PAGE);
             let end = iova.checked_add(length).ok_or(EINVAL)?;
-            let valid = iova % PAGE_SIZE as u64 == 0
-                && length != 0
-                && (1..=u32::from(PAGE_PINS)).contains(&count);
+            let valid =
+                iova % PAGE == 0 && length != 0 && (1..=u32::from(PAGE_PINS)).contains(&count);
             valid.then_some((iova..end, count)).ok_or(EINVAL)
         })
     }
@@ -314,7 +327,11 @@ impl<'a> Saved<'a> {
 
     /// Pins the pages and replaces `inner`. The device is quiesced and has no pins. If this fails,
     /// `inner` is unchanged and there are no pins.
-    pub(super) fn restore(self, inner: &mut Inner, dev: &OpenDevice<MdevDma>) -> Result {
+    pub(super) fn restore(
+        self,
+        inner: &mut Inner,
+        dev: &OpenDevice<MdevDma>,
+    ) -> Result<(), LoadError> {
         let mut pins = dev.pins();
         if let Err(e) = self.pin(&mut pins, inner.limits) {
             pins.unpin_all();
@@ -333,22 +350,25 @@ impl<'a> Saved<'a> {
     }
 
     /// Pins the pages. Some of them may be pinned if this fails.
-    fn pin(&self, pins: &mut Pins<'_, MdevDma>, limits: Limits) -> Result {
+    fn pin(&self, pins: &mut Pins<'_, MdevDma>, limits: Limits) -> Result<(), LoadError> {
         let room = |pins: &Pins<'_, MdevDma>, pages: u64| {
             let left = limits.pins.saturating_sub(pins.held());
-            (pages <= left).then_some(()).ok_or(ENOSPC)
+            (pages <= left)
+                .then_some(())
+                .ok_or(LoadError::Invalid(ENOSPC))
         };
         for run in self.runs() {
-            let (range, count) = run?;
+            let (range, count) = run.map_err(LoadError::Invalid)?;
             for _ in 0..count {
-                room(pins, (range.end - range.start) / PAGE_SIZE as u64)?;
-                pins.pin(range.clone())?;
+                room(pins, range.end.saturating_sub(range.start) / PAGE)?;
+                pins.pin_killable(range.clone())
+                    .map_err(LoadError::Refused)?;
             }
         }
         for raw in self.raw() {
-            let raw = raw?;
+            let raw = raw.map_err(LoadError::Invalid)?;
             room(pins, raw.pages.into())?;
-            pins.raw_pin(raw)?;
+            pins.raw_pin(raw).map_err(LoadError::Refused)?;
         }
         Ok(())
     }
@@ -460,7 +480,7 @@ mod tests {
     fn a_size_that_is_no_size_is_refused() -> Result {
         let mut stream = KVVec::new();
         section(&mut stream, KIND, &[])?;
-        stream[CHECKSUM - size_of::<u64>()..CHECKSUM].fill(0xff);
+        stream[LENGTH..CHECKSUM].fill(0xff);
         let sum = pattern::checksum(&[&stream[..CHECKSUM]]);
         stream[CHECKSUM..HEADER].copy_from_slice(&sum.to_le_bytes());
         assert!(Reader(&stream).section(KIND).is_err());
@@ -479,8 +499,6 @@ mod tests {
 
     #[test]
     fn pins_are_read_as_written() -> Result {
-        const PAGE: u64 = PAGE_SIZE as u64;
-
         let stream = data(&[[PAGE, 2 | 3 << 32]], &[[5, 7 | 1 << 32]])?;
         let saved = Saved::new(&stream, limits())?;
         let mut runs = saved.runs();
@@ -493,7 +511,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() -> Result {
-        const PAGE: u64 = PAGE_SIZE as u64;
         const ONCE: u64 = 1 << 32;
 
         assert_eq!(refused(&data(&[], &[])?), None);

@@ -12,7 +12,8 @@ mod registers;
 
 use crate::{
     abstractions::vfio::{
-        DeviceInfo, Emulated, MigrationOperations, OpenDevice, Operations, Parts, RegionInfo,
+        DeviceInfo, Emulated, LoadError, MigrationOperations, OpenDevice, Operations, Parts,
+        RegionInfo,
     },
     bindings::{
         RUST_MDEV_DMA_IRQ_COMMAND as IRQ_COMMAND, RUST_MDEV_DMA_IRQ_GENERATOR as IRQ_GENERATOR,
@@ -49,7 +50,9 @@ pub(crate) struct MdevDma {
     ///
     /// Taken before the locks of [`OpenDevice`] that its methods take (`pins`, `interrupts`,
     /// `logging`), after `migration`. Never taken in `dma_unmap`. [`Operations::work`] takes it, so
-    /// [`OpenDevice::stop_work`] and [`OpenDevice::abort_work`] must not be called with it held.
+    /// [`OpenDevice::stop_work`] and [`OpenDevice::abort_work`] must not be called with it held; and
+    /// they are called before it is taken, as the worker may hold it for as long as a page fault
+    /// takes, and ends that only for them.
     #[pin]
     inner: Mutex<Inner>,
 }
@@ -196,6 +199,7 @@ impl Inner {
         self.show_generator();
         match next {
             Some(delay) => dev.queue_work(delay),
+            None if dev.aborting() => (),
             None => self.raise(dev, IRQ_GENERATOR),
         }
     }
@@ -333,13 +337,13 @@ impl Operations for MdevDma {
     }
 
     fn reset(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        // From here on no work starts, and work in progress is aborted.
-        self.inner.lock().running = false;
-        dev.abort_work();
-
+        // The generator holds `inner` while it writes, for as long as a page fault takes: so it ends
+        // first.
+        let stopped = dev.abort_work();
         let mut inner = self.inner.lock();
         dev.pins().unpin_all();
         inner.reset();
+        drop(stopped);
         inner.resume(dev);
     }
 
@@ -350,7 +354,10 @@ impl Operations for MdevDma {
             let outcome = engine.run(dev, &command);
             inner = self.inner.lock();
             inner.engine = Some(engine);
-            inner.complete(dev, &outcome);
+            // After a reset there was no command, and so it doesn't interrupt.
+            if !dev.aborting() {
+                inner.complete(dev, &outcome);
+            }
         }
         inner.generate(dev);
     }
@@ -358,9 +365,10 @@ impl Operations for MdevDma {
 
 impl MigrationOperations for MdevDma {
     fn quiesce(self: Pin<&Self>, dev: &OpenDevice<Self>) {
-        self.inner.lock().running = false;
-        dev.stop_work();
-        self.inner.lock().update_intx(dev);
+        let _stopped = dev.stop_work();
+        let mut inner = self.inner.lock();
+        inner.running = false;
+        inner.update_intx(dev);
     }
 
     fn resume(self: Pin<&Self>, dev: &OpenDevice<Self>) {
@@ -372,15 +380,16 @@ impl MigrationOperations for MdevDma {
     }
 
     fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result {
-        migration::save(&self.inner.lock(), dev, stream)
+        migration::save(&mut self.inner.lock(), dev, stream)
     }
 
-    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result {
+    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result<(), LoadError> {
         let mut inner = self.inner.lock();
         dev.pins().unpin_all();
         inner.reset();
-        let restored =
-            Saved::new(stream, inner.limits).and_then(|saved| saved.restore(&mut inner, dev));
+        let restored = Saved::new(stream, inner.limits)
+            .map_err(LoadError::Invalid)
+            .and_then(|saved| saved.restore(&mut inner, dev));
         inner.update_intx(dev);
         restored
     }

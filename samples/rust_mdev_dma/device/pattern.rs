@@ -14,6 +14,7 @@ pub(super) const STEP: u64 = RUST_MDEV_DMA_PATTERN_STEP as u64;
 const MIX_1: u64 = RUST_MDEV_DMA_PATTERN_MIX_1 as u64;
 const MIX_2: u64 = RUST_MDEV_DMA_PATTERN_MIX_2 as u64;
 const WORD_STEP: u64 = RUST_MDEV_DMA_PATTERN_WORD_STEP as u64;
+const BLOCK: u64 = BLOCK_SIZE as u64;
 const DIGEST_INIT: u64 = RUST_MDEV_DMA_DIGEST_INIT as u64;
 
 /// Size of a word, the unit of pattern and digest.
@@ -43,7 +44,7 @@ pub(super) struct Block {
 impl Block {
     /// The block that `iova` lies in.
     pub(super) fn of(seed: u64, iova: u64) -> Self {
-        let number = iova / u64::from(BLOCK_SIZE);
+        let number = iova / BLOCK;
         Self {
             first_word: mix(seed.wrapping_add(number.wrapping_mul(STEP))),
         }
@@ -70,7 +71,7 @@ impl Block {
         let mut strides = words[range].chunks_exact_mut(STRIDE);
         for stride in &mut strides {
             stride.copy_from_slice(&self.words::<STRIDE>(next).map(u64::to_le));
-            next += STRIDE;
+            next = next.wrapping_add(STRIDE);
         }
         for (i, word) in (next..).zip(strides.into_remainder()) {
             *word = self.word(i).to_le();
@@ -105,13 +106,16 @@ impl Digest {
     /// Adds word `i` of a page, of which `bytes` are in the range.
     #[inline]
     pub(super) fn add(&mut self, bytes: &Range<usize>, i: usize, word: u64) {
-        let (start, end) = (i * WORD, (i + 1) * WORD);
+        let start = i.wrapping_mul(WORD);
+        let end = start.wrapping_add(WORD);
         let mut word = word;
+        // Bits of a word that `bytes` touches: less than all.
+        let bits = |bytes: usize| bytes.wrapping_mul(8) as u32;
         if start < bytes.start {
-            word &= u64::MAX << (8 * (bytes.start - start));
+            word &= u64::MAX.wrapping_shl(bits(bytes.start.wrapping_sub(start)));
         }
         if end > bytes.end {
-            word &= u64::MAX >> (8 * (end - bytes.end));
+            word &= u64::MAX.wrapping_shr(bits(end.wrapping_sub(bytes.end)));
         }
         self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(DIGEST_MUL);
     }

@@ -44,11 +44,15 @@ const WRITABLE: [Range<usize>; 3] = [
     GEN_IOVA as usize..GEN_STATUS as usize,
 ];
 
+/// The end of IRQ_STATUS and IRQ_ENABLE.
+const IRQ_END: usize = IRQ_ENABLE as usize + size_of::<u32>();
+
 /// STATUS and GEN_STATUS while a command, or the generator, is in progress.
 const IN_PROGRESS: u32 = kernel::bindings::EINPROGRESS;
 
 const fn bytes_of(register: u32, size: usize) -> Range<usize> {
-    register as usize..register as usize + size
+    let start = register as usize;
+    start..start.saturating_add(size)
 }
 
 /// Parameters of the generator: the registers from GEN_IOVA to GEN_MODE.
@@ -75,7 +79,8 @@ pub(super) struct Effects {
 
 /// Fails with `EINVAL` if an access to the BAR isn't valid.
 pub(super) fn check_bar_access(offset: usize, len: usize) -> Result {
-    let legal = matches!(len, 1 | 2 | 4 | 8) && offset % len == 0 && offset < BAR_SIZE;
+    let legal =
+        matches!(len, 1 | 2 | 4 | 8) && offset & len.wrapping_sub(1) == 0 && offset < BAR_SIZE;
     legal.then_some(()).ok_or(EINVAL)
 }
 
@@ -164,7 +169,7 @@ impl Registers {
     /// Whether an access touches PINS.
     pub(super) fn touches_pins(offset: usize, len: usize) -> bool {
         let pins = bytes_of(PINS, size_of::<u64>());
-        offset < pins.end && pins.start < offset + len
+        offset < pins.end && pins.start < offset.saturating_add(len)
     }
 
     /// Sets PINS.
@@ -175,7 +180,7 @@ impl Registers {
     /// Reads the bytes at `offset` of the BAR, which a legal access has.
     pub(super) fn read(&self, offset: usize, bytes: &mut [u8]) {
         const { assert!(FILE_SIZE % ACCESS == 0) };
-        match self.file.get(offset..offset + bytes.len()) {
+        match self.file.get(offset..offset.saturating_add(bytes.len())) {
             Some(file) => bytes.copy_from_slice(file),
             // No aligned access has bytes on both sides of the end.
             None => bytes.fill(0),
@@ -185,7 +190,7 @@ impl Registers {
     /// Writes the bytes at `offset` of the BAR that are writable. Returns what the device must do
     /// then.
     pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) -> Effects {
-        let touched = offset..offset + bytes.len();
+        let touched = offset..offset.saturating_add(bytes.len());
         let writable = |at: &Range<usize>| {
             WRITABLE
                 .iter()
@@ -196,7 +201,7 @@ impl Registers {
             self.file[touched.clone()].copy_from_slice(bytes);
         } else {
             for (at, &byte) in touched.clone().zip(bytes) {
-                if writable(&(at..at + 1)) {
+                if writable(&(at..at.saturating_add(1))) {
                     self.file[at] = byte;
                 } else if irq_status.contains(&at) {
                     self.file[at] &= !byte;
@@ -206,8 +211,7 @@ impl Registers {
 
         let has = |register: u32| touched.contains(&(register as usize));
         Effects {
-            interrupts: touched.start < IRQ_ENABLE as usize + size_of::<u32>()
-                && touched.end > IRQ_STATUS as usize,
+            interrupts: touched.start < IRQ_END && touched.end > IRQ_STATUS as usize,
             command: has(COMMAND).then(|| self.command()),
             generator: has(GEN_CONTROL).then(|| (self.get_u32(GEN_CONTROL), self.params())),
         }

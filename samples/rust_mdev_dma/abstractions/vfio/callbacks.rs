@@ -157,7 +157,7 @@ impl<T: Operations> VTable<T> {
             let done = f(offset)?;
             // CAST: A number of bytes of a user's buffer fits an `loff_t` and an `isize`.
             // SAFETY: The caller promises that `ppos` is valid for writes.
-            unsafe { *ppos += done as bindings::loff_t };
+            unsafe { *ppos = (*ppos).wrapping_add(done as bindings::loff_t) };
             Ok(done as isize)
         })
     }

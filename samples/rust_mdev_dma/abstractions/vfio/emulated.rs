@@ -217,6 +217,13 @@ impl<'a, T: Operations<Iommu: Pinning>> Pins<'a, T> {
         unsafe { self.table.pin(dev.as_raw(), range, || dev.interrupted()) }
     }
 
+    /// As [`Self::pin`], but only a signal that kills the task interrupts it.
+    pub(crate) fn pin_killable(&mut self, range: Range<u64>) -> Result {
+        let dev = self.dev;
+        // SAFETY: As for `Self::pin`.
+        unsafe { self.table.pin(dev.as_raw(), range, || dev.killed()) }
+    }
+
     /// Removes one pin of each page of `range`, which must be page aligned. Fails with `ENXIO` if
     /// one of them isn't pinned; then none is unpinned.
     pub(crate) fn unpin(&mut self, range: Range<u64>) -> Result {

@@ -13,7 +13,10 @@ use kernel::{
 /// The number of a VFIO ioctl, from its offset to `VFIO_BASE`.
 pub(super) const fn vfio_ioctl(nr: u32) -> u32 {
     // CAST: The type is a character.
-    _IO(bindings::VFIO_TYPE as u32, bindings::VFIO_BASE + nr)
+    _IO(
+        bindings::VFIO_TYPE as u32,
+        bindings::VFIO_BASE.wrapping_add(nr),
+    )
 }
 
 /// Reads `words.len()` words at `arg`. Fails with `EINVAL` if the first, `argsz`, is less than

@@ -125,15 +125,14 @@ impl SetIrqs {
             )
         })?;
 
-        let data = UserPtr::from_addr(arg + size_of_val(&words));
+        let data = UserPtr::from_addr(arg.wrapping_add(size_of_val(&words)));
         // INVARIANT: `vfio_set_irqs_validate_and_prepare()` has checked the range and the size of
         // the data.
         Ok(Self {
             index,
             action: flags & bindings::VFIO_IRQ_SET_ACTION_TYPE_MASK,
-            // CAST: From 32 bits to at least as many. They don't overflow: their sum is at most the
-            // number of interrupts.
-            range: start as usize..(start + count) as usize,
+            // CAST: From 32 bits to at least as many. Their sum is at most the number of interrupts.
+            range: start as usize..start.saturating_add(count) as usize,
             data: match flags & bindings::VFIO_IRQ_SET_DATA_TYPE_MASK {
                 bindings::VFIO_IRQ_SET_DATA_BOOL => Data::Bool(read_bools(data, size)?),
                 bindings::VFIO_IRQ_SET_DATA_EVENTFD => Data::EventFd(read_eventfds(data, count)?),
@@ -175,20 +174,22 @@ impl SetIrqs {
 
 fn read_bools(data: UserPtr, size: usize) -> Result<KVec<u8>> {
     let mut bools = KVec::new();
-    UserSlice::new(data, size).read_all(&mut bools, GFP_KERNEL)?;
+    UserSlice::new(data, size).read_all(&mut bools, GFP_KERNEL_ACCOUNT)?;
     Ok(bools)
 }
 
 fn read_eventfds(data: UserPtr, count: u32) -> Result<KVec<(i32, Option<EventFd>)>> {
-    let mut reader = UserSlice::new(data, count as usize * size_of::<i32>()).reader();
-    let mut eventfds = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+    let mut reader =
+        UserSlice::new(data, (count as usize).saturating_mul(size_of::<i32>())).reader();
+    let mut eventfds = KVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
     for _ in 0..count {
         let fd = reader.read::<i32>()?;
         let eventfd = match fd {
             -1 => None,
-            _ => Some(EventFd::from_fd(fd)?),
+            0.. => Some(EventFd::from_fd(fd)?),
+            _ => return Err(EINVAL),
         };
-        eventfds.push((fd, eventfd), GFP_KERNEL)?;
+        eventfds.push((fd, eventfd), GFP_KERNEL_ACCOUNT)?;
     }
     Ok(eventfds)
 }
@@ -351,12 +352,12 @@ impl Interrupts {
                     return Err(EINVAL);
                 }
                 // The first call determines the number of enabled vectors.
-                let mut vectors = KVec::with_capacity(set.range.end, GFP_KERNEL)?;
+                let mut vectors = KVec::with_capacity(set.range.end, GFP_KERNEL_ACCOUNT)?;
                 for _ in 0..set.range.start {
-                    vectors.push(None, GFP_KERNEL)?;
+                    vectors.push(None, GFP_KERNEL_ACCOUNT)?;
                 }
                 for (_, eventfd) in eventfds {
-                    vectors.push(eventfd, GFP_KERNEL)?;
+                    vectors.push(eventfd, GFP_KERNEL_ACCOUNT)?;
                 }
                 self.mode = Mode::Msi(vectors);
             }

@@ -23,15 +23,22 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// Bytes of IOVA per word of the log, which has one bit per page.
 const IOVA_PER_WORD: u64 = u64::BITS as u64 * PAGE;
 
+/// Maximum number of words: what a device writes in the background is charged to nobody, and the
+/// user can map little memory at any number of IOVAs. A word takes 64 bytes, so a log 16 MiB.
+const MAX_WORDS: usize = 1 << 18;
+
 /// The pages that a device has written, in the ranges that the user asked to log.
 ///
 /// # Invariants
 ///
-/// Words are keyed by the IOVA of bit 0, a multiple of [`IOVA_PER_WORD`]; none is 0.
+/// Words are keyed by the IOVA of bit 0, a multiple of [`IOVA_PER_WORD`]; none is 0. With `room`
+/// there are [`MAX_WORDS`].
 struct Log {
     ranges: KVec<Range<u64>>,
     words: RBTree<u64, u64>,
-    /// An allocation has failed: from now on all pages are reported as written.
+    /// How many more words there may be.
+    room: usize,
+    /// There was no memory or no room for a word: from now on all pages are reported as written.
     incomplete: bool,
 }
 
@@ -40,6 +47,7 @@ impl Log {
         Self {
             ranges,
             words: RBTree::new(),
+            room: MAX_WORDS,
             incomplete: false,
         }
     }
@@ -49,18 +57,29 @@ impl Log {
         for i in 0..self.ranges.len() {
             let wanted = &self.ranges[i];
             let (start, end) = (range.start.max(wanted.start), range.end.min(wanted.end));
-            let mut next = start & !(IOVA_PER_WORD - 1);
-            while next < end {
-                let bits = bits(next, &(start..end));
-                match self.words.get_mut(&next) {
-                    Some(word) => *word |= bits,
-                    None => match RBTreeNode::new(next, bits, GFP_KERNEL) {
-                        Ok(node) => drop(self.words.insert(node)),
-                        Err(_) => self.incomplete = true,
-                    },
-                }
-                next += IOVA_PER_WORD;
+            let mut next = Some(start & !(IOVA_PER_WORD - 1));
+            // The last word of the address space has no next one.
+            while let Some(base) = next.filter(|&base| base < end && !self.incomplete) {
+                self.add_bits(base, bits(base, &(start..end)));
+                next = base.checked_add(IOVA_PER_WORD);
             }
+        }
+    }
+
+    /// Sets bits of the word at `base`.
+    fn add_bits(&mut self, base: u64, bits: u64) {
+        if let Some(word) = self.words.get_mut(&base) {
+            *word |= bits;
+            return;
+        }
+        let room = self.room.checked_sub(1);
+        let node = RBTreeNode::new(base, bits, GFP_KERNEL_ACCOUNT);
+        if let (Some(room), Ok(node)) = (room, node) {
+            self.words.insert(node);
+            self.room = room;
+        } else {
+            self.words = RBTree::new();
+            self.incomplete = true;
         }
     }
 
@@ -79,10 +98,11 @@ impl Log {
             let found = *word & bits(base, range);
             *word &= !found;
             for page in (0..u64::from(u64::BITS)).filter(|page| found >> page & 1 != 0) {
-                let iova = base + page * PAGE;
-                f(iova..iova + PAGE);
+                let iova = base.wrapping_add(page.wrapping_mul(PAGE));
+                f(iova..iova.saturating_add(PAGE));
             }
             cursor = if *word == 0 {
+                self.room = self.room.saturating_add(1);
                 at.remove_current().0
             } else {
                 at.move_next()
@@ -97,7 +117,8 @@ fn bits(base: u64, range: &Range<u64>) -> u64 {
     let first = range.start.saturating_sub(base).min(IOVA_PER_WORD) / PAGE;
     match page(range.end).saturating_sub(first) {
         0 => 0,
-        pages => u64::MAX >> (u64::from(u64::BITS) - pages) << first,
+        // CAST: At most 64.
+        pages => u64::MAX.wrapping_shr(u64::BITS.wrapping_sub(pages as u32)) << first,
     }
 }
 
@@ -159,13 +180,13 @@ impl<T: Operations> VTable<T> {
         let dev = unsafe { Self::dev(vdev) };
 
         from_result(|| {
-            let mut ranges = KVec::with_capacity(nnodes as usize, GFP_KERNEL)?;
+            let mut ranges = KVec::with_capacity(nnodes as usize, GFP_KERNEL_ACCOUNT)?;
             // SAFETY: The caller promises that the tree is valid and nothing changes it.
             let mut node = unsafe { bindings::interval_tree_iter_first(tree, 0, usize::MAX) };
             while !node.is_null() {
                 // SAFETY: The node is one of the tree, which the caller promises to be valid.
                 let (start, last) = unsafe { ((*node).start as u64, (*node).last as u64) };
-                ranges.push(start..last.saturating_add(1), GFP_KERNEL)?;
+                ranges.push(start..last.saturating_add(1), GFP_KERNEL_ACCOUNT)?;
                 // SAFETY: The node is in the tree, and the caller promises that it stays so.
                 node = unsafe { bindings::interval_tree_iter_next(node, 0, usize::MAX) };
             }
@@ -204,7 +225,7 @@ impl<T: Operations> VTable<T> {
             let log = logging.0.as_mut().ok_or(EINVAL)?;
             log.read_and_clear(&range, |pages| {
                 let start = pages.start.max(range.start);
-                let length = pages.end.min(range.end) - start;
+                let length = pages.end.min(range.end).saturating_sub(start);
                 // SAFETY: The caller promises that the bitmap is valid and covers the range, which
                 // this part is clamped to. This takes page faults with `logging` held, see
                 // `Base::logging`.
@@ -331,6 +352,31 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(read(&mut log, PAGE..4 * PAGE)?[..], [PAGE..4 * PAGE]);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_end_of_the_address_space() -> Result {
+        let last = u64::MAX - (PAGE - 1);
+        let mut log = log_of(&[last - PAGE..u64::MAX])?;
+        log.add(&(last - 1..u64::MAX));
+        let pages = read(&mut log, 0..u64::MAX)?;
+        assert_eq!(pages[..], [last - PAGE..last, last..u64::MAX]);
+        assert!(read(&mut log, 0..u64::MAX)?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn without_room_all_is_reported() -> Result {
+        let mut log = log_of(&[0..4 * WORD])?;
+        log.room = 1;
+        log.add(&(0..PAGE));
+        assert_eq!(read(&mut log, 0..WORD)?[..], [0..PAGE]);
+        log.add(&(WORD..WORD + PAGE));
+        assert!(!log.incomplete);
+        log.add(&(2 * WORD..2 * WORD + PAGE));
+        assert!(log.incomplete && log.words.iter().count() == 0);
+        assert_eq!(read(&mut log, PAGE..2 * PAGE)?[..], [PAGE..2 * PAGE]);
         Ok(())
     }
 

@@ -78,15 +78,24 @@ pub(crate) trait MigrationOperations: Operations {
     fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result;
 
     /// Loads the migration data that [`Self::save_identity`] and [`Self::save`] wrote. The device
-    /// is quiesced and stays so. Fails with `EINVAL` if `stream` isn't valid, or with the error of
-    /// an operation that this device can't repeat; then the device is reset, but still quiesced.
-    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result;
+    /// is quiesced and stays so. If this fails the device is reset, but still quiesced.
+    fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result<(), LoadError>;
 
     /// Size of what [`Self::save_identity`] and [`Self::save`] would write now.
     fn saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize;
 
     /// Maximum size of what [`Self::load`] accepts.
     fn max_saved_size(self: Pin<&Self>, dev: &OpenDevice<Self>) -> usize;
+}
+
+/// Why [`MigrationOperations::load`] failed.
+pub(crate) enum LoadError {
+    /// The data isn't valid, or not for this device: nothing can be made of it. The device goes to
+    /// ERROR.
+    Invalid(Error),
+    /// What the data asks for was refused for now, e.g. for lack of memory or a mapping, or by a
+    /// signal. The device stays in RESUMING, with its data, and the user may try again.
+    Refused(Error),
 }
 
 /// The migration state of a device.
@@ -114,7 +123,7 @@ impl<T: Operations> Migration<T> {
 
     fn end_session(&mut self) {
         if let Some(session) = self.session.take() {
-            session.set_phase(Phase::Ended);
+            session.end();
         }
     }
 }
@@ -173,12 +182,17 @@ impl<T: MigrationOperations> Migration<T> {
                     .map(Some)
             }
             (RESUMING, STOP) => {
-                let session = self.session.take().ok_or(EINVAL)?;
-                let data = session.set_phase(Phase::Ended);
-                // After a failure the device is reset, which isn't what the user asked for.
-                driver
-                    .load(dev, &data)
-                    .inspect_err(|_| self.state = ERROR)?;
+                let session = self.session.as_ref().ok_or(EINVAL)?;
+                match session.with_data(|data| driver.load(dev, data)) {
+                    Ok(()) => self.end_session(),
+                    Err(LoadError::Refused(e)) => return Err(e),
+                    Err(LoadError::Invalid(e)) => {
+                        self.end_session();
+                        // The device is reset, which isn't what the user asked for.
+                        self.state = ERROR;
+                        return Err(e);
+                    }
+                }
             }
             (PRE_COPY, RUNNING) | (PRE_COPY_P2P, RUNNING_P2P) | (STOP_COPY, STOP) => {
                 self.end_session()
@@ -220,6 +234,9 @@ impl<T: MigrationOperations> Clone for At<'_, T> {
 
 impl<T: MigrationOperations> Copy for At<'_, T> {}
 
+/// Maximum number of bytes that one call reads or writes.
+const COPY: usize = 1 << 16;
+
 /// The phase of a data transfer session.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -238,8 +255,9 @@ enum Phase {
 struct Session<T> {
     /// # Locking
     ///
-    /// Held across copies from and to the user, so taken before `mmap_lock`, and across
-    /// [`MigrationOperations::save`], so taken before the locks of the driver; after `migration`.
+    /// Held across [`MigrationOperations::save`] and [`MigrationOperations::load`], so taken before
+    /// the locks of the driver; after `migration`. Not held across copies from and to the user: a
+    /// page fault may take as long as another process likes, and reset and close take this.
     #[pin]
     stream: Mutex<Stream>,
     /// Waiters for a change of the phase, which includes more to read.
@@ -266,15 +284,17 @@ impl<T: Operations> Session<T> {
         })
     }
 
-    /// Sets the phase. Returns the data if that is [`Phase::Ended`], else nothing.
-    fn set_phase(&self, phase: Phase) -> KVVec<u8> {
+    /// Sets the phase to [`Phase::Ended`], and drops the data.
+    fn end(&self) {
         let mut stream = self.stream.lock();
-        stream.phase = phase;
+        stream.phase = Phase::Ended;
+        stream.data = KVVec::new();
         self.changed.notify_all();
-        match phase {
-            Phase::Ended => core::mem::take(&mut stream.data),
-            _ => KVVec::new(),
-        }
+    }
+
+    /// Calls `load` with the data.
+    fn with_data<R>(&self, load: impl FnOnce(&[u8]) -> R) -> R {
+        load(&self.stream.lock().data)
     }
 
     /// Appends what `save` writes, and sets the phase.
@@ -306,7 +326,7 @@ impl<T: Operations> Session<T> {
             if stream.phase != Phase::PreCopy {
                 return Err(EINVAL);
             }
-            stream.data.len() - stream.read
+            stream.data.len().saturating_sub(stream.read)
         };
         let mut writer = UserSlice::new(UserPtr::from_addr(arg), SIZE).writer();
         writer.write(&argsz)?;
@@ -321,33 +341,49 @@ impl<T: Operations> StreamOperations for Session<T> {
     type OwnerModule = T::OwnerModule;
 
     fn read(&self, mut buf: UserSliceWriter) -> Result<usize> {
-        let mut stream = self.stream.lock();
-        let rest = stream.data.get(stream.read..).unwrap_or_default();
-        let part = &rest[..rest.len().min(buf.len())];
-        match stream.phase {
-            Phase::PreCopy if rest.is_empty() => return Err(ENOMSG),
-            Phase::PreCopy | Phase::StopCopy => buf.write_slice(part)?,
-            Phase::Resuming | Phase::Ended => return Err(ENODEV),
-        }
-        let len = part.len();
-        stream.read += len;
-        Ok(len)
-    }
-
-    fn write(&self, buf: UserSliceReader) -> Result<usize> {
-        let mut stream = self.stream.lock();
-        if stream.phase != Phase::Resuming {
-            return Err(ENODEV);
-        }
-        let len = buf.len();
-        if len > self.max_size.saturating_sub(stream.data.len()) {
-            return Err(EFBIG);
-        }
-        let before = stream.data.len();
-        if let Err(e) = buf.read_all(&mut stream.data, GFP_KERNEL_ACCOUNT) {
-            stream.data.truncate(before);
+        let mut part = KVVec::new();
+        let (start, end) = {
+            let mut stream = self.stream.lock();
+            let rest = stream.data.get(stream.read..).unwrap_or_default();
+            match stream.phase {
+                Phase::PreCopy if rest.is_empty() => return Err(ENOMSG),
+                Phase::PreCopy | Phase::StopCopy => (),
+                Phase::Resuming | Phase::Ended => return Err(ENODEV),
+            }
+            let len = rest.len().min(buf.len()).min(COPY);
+            part.extend_from_slice(rest.get(..len).unwrap_or_default(), GFP_KERNEL_ACCOUNT)?;
+            let start = stream.read;
+            stream.read = start.saturating_add(len);
+            (start, stream.read)
+        };
+        if let Err(e) = buf.write_slice(&part) {
+            // So it is read next, unless others have read on.
+            let mut stream = self.stream.lock();
+            if stream.read == end {
+                stream.read = start;
+            }
             return Err(e);
         }
+        Ok(part.len())
+    }
+
+    fn write(&self, mut buf: UserSliceReader) -> Result<usize> {
+        let check = |stream: &Stream, len: usize| {
+            if stream.phase != Phase::Resuming {
+                return Err(ENODEV);
+            }
+            if len > self.max_size.saturating_sub(stream.data.len()) {
+                return Err(EFBIG);
+            }
+            Ok(())
+        };
+        check(&self.stream.lock(), buf.len())?;
+        let len = buf.len().min(COPY);
+        let mut part = KVVec::from_elem(0, len, GFP_KERNEL_ACCOUNT)?;
+        buf.read_slice(&mut part)?;
+        let mut stream = self.stream.lock();
+        check(&stream, len)?;
+        stream.data.extend_from_slice(&part, GFP_KERNEL_ACCOUNT)?;
         Ok(len)
     }
 

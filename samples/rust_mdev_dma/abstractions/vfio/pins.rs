@@ -24,6 +24,25 @@ pub(crate) const PAGE_PINS: u16 = u16::MAX;
 
 const BATCH_SIZE: u64 = (BATCH_PAGES * PAGE_SIZE) as u64;
 
+/// The number of pages that one `vfio_pin_pages()` may take, and that one `vfio_unpin_pages()`
+/// returns.
+///
+/// type1 counts the pins of each page: parts of what was pinned may be returned, and several pins
+/// at once. iommufd counts those of each range, and wants the ranges back that were pinned. Pages
+/// are returned in other ranges than they were pinned in, so there each is a range of its own.
+///
+/// # Safety
+///
+/// `vdev` is open.
+unsafe fn pages_per_call(_vdev: NonNull<bindings::vfio_device>) -> usize {
+    // SAFETY: The caller promises that the device is open, and VFIO sets this only before that.
+    #[cfg(CONFIG_IOMMUFD)]
+    if !unsafe { (*_vdev.as_ptr()).iommufd_access }.is_null() {
+        return 1;
+    }
+    BATCH_PAGES
+}
+
 /// The pinned pages of one batch.
 ///
 /// Dropping it unpins them.
@@ -51,7 +70,7 @@ impl PinnedPages {
         Ok(Self {
             vdev,
             iova,
-            pages: KBox::init(init_zeroed(), GFP_KERNEL)?,
+            pages: KBox::init(init_zeroed(), GFP_KERNEL_ACCOUNT)?,
             counts: [0; BATCH_PAGES],
             held: 0,
         })
@@ -66,7 +85,7 @@ impl PinnedPages {
     }
 
     fn iova_of(&self, page: usize) -> u64 {
-        self.iova + (page << PAGE_SHIFT) as u64
+        self.iova.wrapping_add((page << PAGE_SHIFT) as u64)
     }
 
     /// Adds one pin to each of `pages`, or to none.
@@ -83,35 +102,41 @@ impl PinnedPages {
         // `vfio_pin_pages()` overwrites the entries of pages that are already pinned: with the same
         // page if it succeeds, with arbitrary values if it fails.
         let before = (self.held != 0).then(|| *self.pages);
-        // SAFETY: `vdev` is open, and there is an entry for each of the pages.
-        let ret = unsafe {
-            bindings::vfio_pin_pages(
-                self.vdev.as_ptr(),
-                self.iova_of(pages.start),
-                pages.len() as c_int,
-                (bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int,
-                self.pages[pages.clone()].as_mut_ptr(),
-            )
-        };
+        // SAFETY: The caller promises that `vdev` is open.
+        let step = unsafe { pages_per_call(self.vdev) };
+        let mut next = pages.start;
+        while next < pages.end {
+            let part = next..next.saturating_add(step).min(pages.end);
+            // SAFETY: `vdev` is open, and there is an entry for each of the pages.
+            let ret = unsafe {
+                bindings::vfio_pin_pages(
+                    self.vdev.as_ptr(),
+                    self.iova_of(part.start),
+                    part.len() as c_int,
+                    (bindings::IOMMU_READ | bindings::IOMMU_WRITE) as c_int,
+                    self.pages[part.clone()].as_mut_ptr(),
+                )
+            };
 
-        // INVARIANT: `vfio_pin_pages()` pinned the first `ret` of the pages.
-        let pinned = pages.start..pages.start + (ret.max(0) as usize).min(pages.len());
-        for count in &mut self.counts[pinned.clone()] {
-            // None was `PAGE_PINS`.
-            *count = count.wrapping_add(1);
+            // INVARIANT: `vfio_pin_pages()` pinned the first `ret` of the pages.
+            let pinned = (ret.max(0) as usize).min(part.len());
+            next = part.start.wrapping_add(pinned);
+            for count in &mut self.counts[part.start..next] {
+                // None was `PAGE_PINS`.
+                *count = count.wrapping_add(1);
+            }
+            self.held = self.held.wrapping_add(pinned as u32);
+            if next < part.end {
+                // INVARIANT: The pages that are still pinned are those that were pinned before.
+                self.unpin(pages.start..next);
+                if let Some(before) = before {
+                    *self.pages = before;
+                }
+                to_result(ret.min(0))?;
+                return Err(EFAULT);
+            }
         }
-        self.held += pinned.len() as u32;
-        if pinned.len() == pages.len() {
-            return Ok(());
-        }
-
-        // INVARIANT: The pages that are still pinned are those that were pinned before.
-        self.unpin(pinned);
-        if let Some(before) = before {
-            *self.pages = before;
-        }
-        to_result(ret.min(0))?;
-        Err(EFAULT)
+        Ok(())
     }
 
     /// Removes one pin of each of `pages`. Does nothing unless all of them are pinned.
@@ -125,34 +150,42 @@ impl PinnedPages {
             // None was 0.
             *count = count.wrapping_sub(1);
         }
-        self.held -= pages.len() as u32;
-        // SAFETY: By the type invariant the device is open, and `self` owned a pin of each page.
-        unsafe {
-            bindings::vfio_unpin_pages(
-                self.vdev.as_ptr(),
-                self.iova_of(pages.start),
-                pages.len() as c_int,
-            )
-        };
+        self.held = self.held.wrapping_sub(pages.len() as u32);
+        // SAFETY: By the type invariant the device is open: there were pins.
+        let step = unsafe { pages_per_call(self.vdev) };
+        let mut next = pages.start;
+        while next < pages.end {
+            let end = next.saturating_add(step).min(pages.end);
+            // SAFETY: By the type invariant the device is open, and `self` owned a pin of each page.
+            unsafe {
+                bindings::vfio_unpin_pages(
+                    self.vdev.as_ptr(),
+                    self.iova_of(next),
+                    end.wrapping_sub(next) as c_int,
+                )
+            };
+            next = end;
+        }
     }
 
     /// Runs of pages with the same number of pins, and that number.
     fn runs(&self) -> impl Iterator<Item = (Range<u64>, u16)> + '_ {
         let mut next = 0;
         core::iter::from_fn(move || {
-            let start = next + self.counts[next..].iter().position(|&count| count > 0)?;
+            let skipped = self.counts[next..].iter().position(|&count| count > 0)?;
+            let start = next.wrapping_add(skipped);
             let count = self.counts[start];
             next = self.counts[start..]
                 .iter()
                 .position(|&other| other != count)
-                .map_or(BATCH_PAGES, |len| start + len);
+                .map_or(BATCH_PAGES, |len| start.wrapping_add(len));
             Some((self.iova_of(start)..self.iova_of(next), count))
         })
     }
 
     /// Removes all pins of `pages`, pinned or not. Returns the number of pins removed.
     fn revoke(&mut self, pages: Range<usize>) -> u64 {
-        let mut pins = 0;
+        let mut pins = 0u64;
         let mut page = pages.start;
         while page < pages.end && !self.is_empty() {
             let run = self.counts[page..pages.end]
@@ -160,11 +193,11 @@ impl PinnedPages {
                 .take_while(|&&count| count > 0)
                 .count();
             if run == 0 {
-                page += 1;
+                page = page.wrapping_add(1);
             } else {
                 // The next iteration starts at `page` again, in case it has more pins.
-                self.unpin(page..page + run);
-                pins += run as u64;
+                self.unpin(page..page.wrapping_add(run));
+                pins = pins.wrapping_add(run as u64);
             }
         }
         pins
@@ -206,9 +239,9 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
         }
         let batch = next & !(BATCH_SIZE - 1);
         let batch_end = batch.saturating_add(BATCH_SIZE);
-        let first = (next - batch) as usize >> PAGE_SHIFT;
+        let first = next.wrapping_sub(batch) as usize >> PAGE_SHIFT;
         next = end.min(batch_end);
-        let last = ((next - batch) as usize).div_ceil(PAGE_SIZE);
+        let last = (next.wrapping_sub(batch) as usize).div_ceil(PAGE_SIZE);
         Some(Part {
             batch,
             pages: first..last,
@@ -240,7 +273,7 @@ impl PinTable {
     }
 
     pub(super) fn held(&self) -> u64 {
-        self.held + self.raw.held()
+        self.held.wrapping_add(self.raw.held())
     }
 
     /// Adds one pin to each page of `range`, or to none. Fails with `EINTR` if `interrupted`
@@ -283,20 +316,20 @@ impl PinTable {
             unsafe { batch.pin(part.pages.clone())? };
         } else {
             // Before the pin: one that is taken back leaves its pages dirty.
-            let node = RBTreeNodeReservation::new(GFP_KERNEL)?;
+            let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
             let mut batch = PinnedPages::new(vdev, part.batch)?;
             // SAFETY: As above.
             unsafe { batch.pin(part.pages.clone())? };
             self.batches.insert(node.into_node(part.batch, batch));
         }
-        self.held += part.pages.len() as u64;
+        self.held = self.held.wrapping_add(part.pages.len() as u64);
         Ok(())
     }
 
     fn unpin_part(&mut self, part: &Part) {
         if let Some(batch) = self.batches.get_mut(&part.batch) {
             batch.unpin(part.pages.clone());
-            self.held -= part.pages.len() as u64;
+            self.held = self.held.wrapping_sub(part.pages.len() as u64);
             if batch.is_empty() {
                 self.batches.remove(&part.batch);
             }
@@ -322,8 +355,9 @@ impl PinTable {
             if iova >= range.end {
                 break;
             }
-            let page = |at: u64| ((at - iova).min(BATCH_SIZE) as usize) >> PAGE_SHIFT;
-            self.held -= batch.revoke(page(range.start.max(iova))..page(range.end));
+            let page = |at: u64| (at.wrapping_sub(iova).min(BATCH_SIZE) as usize) >> PAGE_SHIFT;
+            let revoked = batch.revoke(page(range.start.max(iova))..page(range.end));
+            self.held = self.held.wrapping_sub(revoked);
             cursor = if batch.is_empty() {
                 at.remove_current().0
             } else {
@@ -370,7 +404,7 @@ impl PinTable {
             let batch = self.batches.get(&part.batch).ok_or(ENXIO)?;
             batch.for_each(part.pages, |i, memory| {
                 let page = batch.iova_of(i);
-                let offset = |at: u64| (at - page).min(PAGE_SIZE as u64) as usize;
+                let offset = |at: u64| at.wrapping_sub(page).min(PAGE_SIZE as u64) as usize;
                 f(
                     page,
                     offset(range.start.max(page))..offset(range.end),

@@ -26,7 +26,7 @@ pub(crate) struct RawRange {
 impl RawRange {
     /// The first byte of the page that contains `iova`.
     fn start(&self) -> u64 {
-        self.iova & !(PAGE_SIZE as u64 - 1)
+        self.iova & (PAGE_SIZE as u64).wrapping_neg()
     }
 
     /// The last byte of the last page.
@@ -72,7 +72,7 @@ impl RawPin {
     unsafe fn new(vdev: NonNull<bindings::vfio_device>, range: RawRange) -> Result<Self> {
         let count = c_int::try_from(range.pages)?;
         let null = core::ptr::null_mut();
-        let mut pages = KVVec::from_elem(null, range.pages as usize, GFP_KERNEL)?;
+        let mut pages = KVVec::from_elem(null, range.pages as usize, GFP_KERNEL_ACCOUNT)?;
         // SAFETY: `vdev` is open, and there is an entry for each of the pages.
         let pinned = unsafe {
             bindings::vfio_pin_pages(
@@ -99,7 +99,7 @@ impl RawPin {
     /// from `range.iova` on, and its memory.
     fn for_each(&self, mut f: impl FnMut(u64, Range<usize>, &PageMemory<'_>)) {
         let mut iova = self.range.start();
-        let mut first = (self.range.iova - iova) as usize;
+        let mut first = self.range.iova.wrapping_sub(iova) as usize;
         for &page in &self.pages {
             // SAFETY: By the type invariant the page is pinned, which it is while `self` is
             // borrowed.
@@ -152,7 +152,7 @@ impl RawPins {
         self.pins.retain(|pin| {
             let kept = !pin.range.overlaps(range);
             if !kept {
-                *held -= u64::from(pin.range.pages);
+                *held = held.wrapping_sub(pin.range.pages.into());
             }
             kept
         });
@@ -166,12 +166,13 @@ impl<T: Operations> Pins<'_, T> {
     /// It stays so until it is unpinned as a whole, the user unmaps any page of it, or the device
     /// is closed.
     pub(crate) fn raw_pin(&mut self, range: RawRange) -> Result {
-        self.table.raw.pins.reserve(1, GFP_KERNEL)?;
+        self.table.raw.pins.reserve(1, GFP_KERNEL_ACCOUNT)?;
         // SAFETY: By `OpenDevice`'s invariant the device is open, and stays so while `self` exists.
         // `close_callback` calls `unpin_all()`, which drops all raw pins.
         let pin = unsafe { RawPin::new(self.dev.as_raw(), range)? };
-        self.table.raw.pins.push(pin, GFP_KERNEL)?;
-        self.table.raw.held += u64::from(range.pages);
+        self.table.raw.pins.push(pin, GFP_KERNEL_ACCOUNT)?;
+        let held = &mut self.table.raw.held;
+        *held = held.wrapping_add(range.pages.into());
         Ok(())
     }
 
@@ -180,7 +181,7 @@ impl<T: Operations> Pins<'_, T> {
         let raw = &mut self.table.raw;
         let found = raw.pins.iter().position(|pin| pin.range == range);
         drop(raw.pins.remove(found.ok_or(ENXIO)?).map_err(|_| ENXIO)?);
-        raw.held -= u64::from(range.pages);
+        raw.held = raw.held.wrapping_sub(range.pages.into());
         Ok(())
     }
 
