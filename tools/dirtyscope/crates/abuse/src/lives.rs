@@ -97,6 +97,9 @@ fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
     let writes = rng.one_in(2);
     let state = if writes { RESUMING } else { STOP_COPY };
     ensure!(world.set_state(state).is_ok(), "no state {state}");
+    if writes && rng.one_in(8) {
+        return flood(&mut world, table);
+    }
     let file = world.data.pop().context("no data file")?;
     let others = [file.duplicate()?, file];
     let closes = rng.one_in(4);
@@ -145,6 +148,19 @@ fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
         table.count(if writes { "data file, 2 writers" } else { "data file, 2 readers" }, errno);
     }
     world.map_or(Ok(()), |world| world.works())
+}
+
+/// More is written than a device of ours can have as its state, which must end.
+fn flood(world: &mut World, table: &mut Table) -> Result<()> {
+    const BYTES: usize = 4 * PAGE as usize;
+    const ENOUGH: usize = 16 << 20;
+    let file = world.data.last().context("no data file")?;
+    let at = world.address(Spot::Buffer(0));
+    let write = |_| file.write(world.ground, at, BYTES, None).errno().filter(|&errno| errno != 0);
+    let refused = (0..ENOUGH / BYTES).find_map(write);
+    let errno = refused.context("more than 16 MiB are taken for a state")?;
+    table.count("data file, too much", errno);
+    world.works()
 }
 
 /// No more files can be opened when a state, or the device, wants one.

@@ -2,7 +2,7 @@
 
 //! Raw pins in the migration data.
 
-use crate::migration_state::{fails, not_yet, load, save};
+use crate::migration_state::{fails, load, not_yet, save};
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Skip, scenario};
