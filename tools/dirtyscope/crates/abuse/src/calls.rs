@@ -279,6 +279,20 @@ impl Call {
         Self { name, on, request, words, argument, flip, passes }
     }
 
+    /// Whether it has an eventfd that is none: a negative number but -1, which stands for none.
+    pub fn must_fail(&self) -> bool {
+        const DATA_EVENTFD: u32 = 4;
+        let (Some(Word::U32(flags)), Some(Word::U32(count))) =
+            (self.words.get(1), self.words.get(4))
+        else {
+            return false;
+        };
+        let none = |word: &Word| matches!(word, Word::File(Target::Number(number)) if *number < -1);
+        let eventfds = self.words.iter().skip(5).take(*count as usize);
+        let given = self.name == "SET_IRQS" && flags & DATA_EVENTFD != 0 && self.flip.is_none();
+        given && eventfds.into_iter().any(none)
+    }
+
     /// Makes the call. Nothing if there is no such file here.
     pub fn make(&self, world: &World, eventfd: &HostileFile) -> Option<Answer> {
         let files = Files { world, eventfd };

@@ -192,6 +192,8 @@ impl Input {
         match self {
             Self::Call(call) => {
                 let answer = call.make(world, &stock.eventfd);
+                let done = matches!(answer, Some(Answer::Done(_)));
+                ensure!(!done || !call.must_fail(), "it must fail, and succeeds");
                 let errno = answer.as_ref().and_then(Answer::errno);
                 // The device once more is closed, a data file is used.
                 if let Some(Answer::Opened(file)) = answer.filter(|_| call.name == "FEATURE") {
@@ -342,10 +344,16 @@ impl Stream {
         let loaded = world.set_state(self.target);
         let passes = stream::passes_first_gate(&self.changes);
         if loaded.is_ok() {
+            ensure!(
+                stream::generator_is_valid(&stream),
+                "START refuses the generator of what is taken"
+            );
             run_a_moment(world)?;
         } else {
             let state = world.state()?;
             ensure!(matches!(state, 0 | 4), "a state that was refused leaves state {state}");
+            let pins = world.device.pins()?;
+            ensure!(pins == 0, "a state that was refused leaves {pins} pins");
         }
         let errno = written.and(loaded).err().unwrap_or(0);
         world.data.clear();

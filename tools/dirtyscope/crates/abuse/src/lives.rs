@@ -101,7 +101,7 @@ fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
         return flood(&mut world, table);
     }
     let file = world.data.pop().context("no data file")?;
-    let others = [file.duplicate()?, file];
+    let others = [file.duplicate()?, file.duplicate()?];
     let closes = rng.one_in(4);
     let (next, moment) = (rng.pick(&[0, RUNNING, 1, 7]), Duration::from_micros(rng.below(2000)));
     let seed = rng.next();
@@ -144,6 +144,15 @@ fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
         (world, errnos.collect::<Vec<_>>())
     });
     let (world, errnos) = answers;
+    if closes || next == 0 {
+        let at = stock.ground.address(0);
+        let answer = match writes {
+            true => file.write(stock.ground, at, 8, None),
+            false => file.read(stock.ground, at, 8, None),
+        };
+        const ENODEV: i32 = 19;
+        ensure!(answer.errno() == Some(ENODEV), "a data file after reset or close: {answer:?}");
+    }
     for errno in errnos {
         table.count(if writes { "data file, 2 writers" } else { "data file, 2 readers" }, errno);
     }

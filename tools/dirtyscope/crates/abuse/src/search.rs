@@ -13,6 +13,7 @@ use events::{Call, Event, Kind as Effect, describe_complaints};
 use harness::{Devices, Log, Message, Messages, Progress, locked_memory, pages_pinned, worker};
 use mdev_dma::sysfs::Mdev;
 use std::{
+    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -21,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use uuid::Uuid;
+use vfio_client::{EventFd, hostile::HostileFile};
 
 /// What ends by itself has ended after that.
 const ENDING: Duration = Duration::from_secs(5);
@@ -137,6 +139,8 @@ impl Search {
 
     fn inputs(&mut self, names: &[Name]) -> Result<()> {
         let (pinned, locked) = (pages_pinned()?, locked_memory()?);
+        // One that nobody else refers to, so that references to it that stay are noticed.
+        self.stock.eventfd = EventFd::new()?.into();
         let mut world = None;
         for (n, name) in (1..).zip(names) {
             let input = name.input();
@@ -168,6 +172,15 @@ impl Search {
         {
             ensure!(before == after, "all is closed, and there are {after} {what}, not {before}");
         }
+        let before = eventfd_id(&self.stock.eventfd)?;
+        // Closed before another one is made, which takes the lowest number that is free.
+        self.stock.eventfd = HostileFile::open("/dev/null")?;
+        self.stock.eventfd = EventFd::new()?.into();
+        let after = eventfd_id(&self.stock.eventfd)?;
+        ensure!(
+            before == after,
+            "an eventfd was closed, and the kernel still has it: {before:?}, {after:?}"
+        );
         Ok(())
     }
 
@@ -205,6 +218,13 @@ impl Search {
         }
         Ok(failed(&best, &why))
     }
+}
+
+/// The number that the kernel has for an eventfd as long as anybody refers to it.
+fn eventfd_id(file: &HostileFile) -> Result<Option<u64>> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.number()))?;
+    let id = text.lines().find_map(|line| line.strip_prefix("eventfd-id:"));
+    Ok(id.and_then(|id| id.trim().parse().ok()))
 }
 
 fn failed(names: &[Name], why: &anyhow::Error) -> Message {

@@ -230,6 +230,15 @@ pub fn apply(stream: &[u8], changes: &[Change]) -> Vec<u8> {
     stream
 }
 
+/// Whether the generator of a state that was taken is one that START takes. What isn't must be refused.
+pub fn generator_is_valid(stream: &[u8]) -> bool {
+    let sections = split(stream);
+    let number = |i: usize| sections.get(1).map_or(0, |one| u64_at(one, HEADER + NUMBERS + 8 * i));
+    let [running, iova, length, mode] = [number(5), number(6), number(7), number(10) >> 32];
+    let whole = length != 0 && (iova | length) % PAGE == 0;
+    running != 1 || whole && (1..8).contains(&mode) && iova.checked_add(length).is_some()
+}
+
 fn split(mut stream: &[u8]) -> Vec<Vec<u8>> {
     let mut sections = Vec::new();
     while stream.len() >= HEADER {
