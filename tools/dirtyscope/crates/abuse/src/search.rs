@@ -140,7 +140,7 @@ impl Search {
     fn inputs(&mut self, names: &[Name]) -> Result<()> {
         let (pinned, locked) = (pages_pinned()?, locked_memory()?);
         // One that nobody else refers to, so that references to it that stay are noticed.
-        self.stock.eventfd = EventFd::new()?.into();
+        self.fresh_eventfd()?;
         let mut world = None;
         for (n, name) in (1..).zip(names) {
             let input = name.input();
@@ -173,14 +173,20 @@ impl Search {
             ensure!(before == after, "all is closed, and there are {after} {what}, not {before}");
         }
         let before = eventfd_id(&self.stock.eventfd)?;
-        // Closed before another one is made, which takes the lowest number that is free.
-        self.stock.eventfd = HostileFile::open("/dev/null")?;
-        self.stock.eventfd = EventFd::new()?.into();
+        self.fresh_eventfd()?;
         let after = eventfd_id(&self.stock.eventfd)?;
         ensure!(
             before == after,
             "an eventfd was closed, and the kernel still has it: {before:?}, {after:?}"
         );
+        Ok(())
+    }
+
+    /// An eventfd in place of the one there was, which is closed before: so it takes its number, the lowest
+    /// that is free, unless somebody still refers to that.
+    fn fresh_eventfd(&mut self) -> Result<()> {
+        self.stock.eventfd = HostileFile::open("/dev/null")?;
+        self.stock.eventfd = EventFd::new()?.into();
         Ok(())
     }
 
