@@ -390,7 +390,7 @@ impl Field {
                     true => (1 + rng.below(MAPPED)) * PAGE,
                     false => whole(rng.u64(LIMITS)),
                 };
-                // A bitmap of a mapping this large takes memory that nobody is charged for (D15).
+                // A bitmap of a mapping this large takes memory that nobody is charged for (D16).
                 let large = (1 << 34..1 << 43).contains(&length);
                 let length = if large { length % (1 << 34) } else { length };
                 (Word::U64(length), length % PAGE == 0)

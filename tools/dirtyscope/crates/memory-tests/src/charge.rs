@@ -12,11 +12,11 @@ use testbed::{Op, PAGE, Testbed};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
 
 pub const SCENARIOS: &[Scenario] = &[defect(
-    "type1/defect/D15-not-charged",
+    "type1/defect/D16-not-charged",
     "the bitmaps that START allocates are charged to the cgroup of who starts",
     not_charged,
     Signature {
-        defect: "D15",
+        defect: "D16",
         shows: Shows::Difference {
             what: "START allocates a bitmap of 8192 KiB, and its cgroup is charged less than 1024 KiB",
             lost: &[],

@@ -46,7 +46,7 @@ pub struct Request(pub u8, pub u8);
 impl Request {
     /// The one that comes `nr` after `VFIO_BASE`.
     pub const fn vfio(nr: u8) -> Self {
-        Self(VFIO_TYPE as u8, VFIO_BASE as u8 + nr)
+        Self(VFIO_TYPE, VFIO_BASE as u8 + nr)
     }
 
     const fn opcode(self) -> Opcode {
@@ -168,7 +168,7 @@ impl Request {
     const MAP_DMA: Self = Self::vfio(13);
     const GET_DEVICE_FD: Self = Self::vfio(6);
     const DEVICE_FEATURE: Self = Self::vfio(17);
-    const IOAS_MAP: Self = Self(VFIO_TYPE as u8, 0x85);
+    const IOAS_MAP: Self = Self(VFIO_TYPE, 0x85);
 }
 
 /// A file that calls which mean harm are made on.
