@@ -42,12 +42,53 @@ static void free_if_empty(struct c_mdev_dma *dev, struct batch *batch, u64 iova)
 		kfree(xa_erase(&dev->batches, iova / BATCH_SIZE));
 }
 
+/*
+ * The number of pages that one vfio_pin_pages() may take. iommufd wants ranges back as
+ * they were pinned, type1 takes any part of them.
+ */
+static int pages_per_call(struct c_mdev_dma *dev)
+{
+#if IS_ENABLED(CONFIG_IOMMUFD)
+	if (dev->vdev.iommufd_access)
+		return 1;
+#endif
+	return BATCH_PAGES;
+}
+
+/* As vfio_unpin_pages(), of pages that pin_pages() has pinned, or parts of them. */
+static void unpin_pages(struct c_mdev_dma *dev, u64 iova, int n)
+{
+	int size, at, step = pages_per_call(dev);
+
+	for (at = 0; at < n; at += size) {
+		size = min(step, n - at);
+		vfio_unpin_pages(&dev->vdev, iova + at * PAGE_SIZE, size);
+	}
+}
+
+/* Pins n pages, or none. Returns 0 or an errno; *pages is anything then. */
+static int pin_pages(struct c_mdev_dma *dev, u64 iova, int n, struct page **pages)
+{
+	int ret, size, at, step = pages_per_call(dev);
+
+	for (at = 0; at < n; at += size) {
+		size = min(step, n - at);
+		ret = vfio_pin_pages(&dev->vdev, iova + at * PAGE_SIZE, size,
+				     IOMMU_READ | IOMMU_WRITE, pages + at);
+		if (ret != size) {
+			unpin_pages(dev, iova, at + max(ret, 0));
+			return ret < 0 ? ret : -EFAULT;
+		}
+	}
+	return 0;
+}
+
 /* Removes one pin of each of n pages, all of which must be pinned. */
 static void unpin_part(struct c_mdev_dma *dev, struct batch *batch, u64 iova, int n)
 {
 	int i, first = iova % BATCH_SIZE / PAGE_SIZE;
 
-	vfio_unpin_pages(&dev->vdev, iova, n);
+	unpin_pages(dev, iova, n);
 	for (i = first; i < first + n; i++)
 		batch->counts[i]--;
 	batch->held -= n;
@@ -83,20 +124,17 @@ static int pin_part(struct c_mdev_dma *dev, struct batch *batch, u64 iova, int n
 	/* If it fails, vfio_pin_pages() may leave anything there. */
 	if (shared)
 		memcpy(before, batch->pages, sizeof(before));
-	ret = vfio_pin_pages(&dev->vdev, iova, n, IOMMU_READ | IOMMU_WRITE,
-			     batch->pages + first);
-	if (ret == n) {
-		for (i = first; i < first + n; i++)
-			batch->counts[i]++;
-		batch->held += n;
-		dev->held += n;
-		return 0;
+	ret = pin_pages(dev, iova, n, batch->pages + first);
+	if (ret) {
+		if (shared)
+			memcpy(batch->pages, before, sizeof(before));
+		return ret;
 	}
-	if (ret > 0)
-		vfio_unpin_pages(&dev->vdev, iova, ret);
-	if (shared)
-		memcpy(batch->pages, before, sizeof(before));
-	return ret < 0 ? ret : -EFAULT;
+	for (i = first; i < first + n; i++)
+		batch->counts[i]++;
+	batch->held += n;
+	dev->held += n;
+	return 0;
 }
 
 /* The batch at iova, which is made if there is none, or an error pointer. */
@@ -107,10 +145,11 @@ static struct batch *make_batch(struct c_mdev_dma *dev, u64 iova)
 
 	if (batch)
 		return batch;
-	batch = kcalloc(1, sizeof(*batch), GFP_KERNEL);
+	batch = kcalloc(1, sizeof(*batch), GFP_KERNEL_ACCOUNT);
 	if (!batch)
 		return ERR_PTR(-ENOMEM);
-	ret = xa_err(xa_store(&dev->batches, iova / BATCH_SIZE, batch, GFP_KERNEL));
+	ret = xa_err(xa_store(&dev->batches, iova / BATCH_SIZE, batch,
+			      GFP_KERNEL_ACCOUNT));
 	if (!ret)
 		return batch;
 	kfree(batch);

@@ -7,7 +7,7 @@
 use core::{
     mem::transmute,
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 use kernel::{bindings, prelude::*};
 
@@ -41,10 +41,13 @@ pub(crate) fn killed() -> bool {
 /// signal end, e.g. those of page faults in memory that a process serves. It goes on with what it
 /// does: the signal has no other effect, and is forgotten when this is dropped.
 ///
+/// There is no function of the kernel for this: kernel threads ignore `SIGKILL`, or, if they accept
+/// it, find it among the signals of their process, where a page fault doesn't look for it.
+///
 /// # Invariants
 ///
-/// `self.0` is a kernel thread that accepts `SIGKILL`, which nobody else sends it, and exists as long
-/// as this.
+/// `self.0` is a kernel thread that handles no signal and has none blocked, which nobody else sends
+/// any, and exists as long as this.
 pub(crate) struct Killable(NonNull<bindings::task_struct>);
 
 // SAFETY: Tasks may be signalled from any thread.
@@ -55,11 +58,9 @@ impl Killable {
     ///
     /// # Safety
     ///
-    /// Nobody else sends the thread signals, and it drops this itself, before it ends.
+    /// It handles no signals, nobody else sends it any, and it drops this itself, before it ends.
     pub(crate) unsafe fn current() -> Self {
-        // `allow_kernel_signal()`: what user space sends is ignored.
-        accept(SIG_KTHREAD_KERNEL);
-        // INVARIANT: It just accepted `SIGKILL`, and the caller promises the rest.
+        // INVARIANT: The caller promises that.
         Self(current())
     }
 
@@ -67,28 +68,24 @@ impl Killable {
     pub(crate) fn kill(&mut self) {
         // SAFETY: By the type invariant the task is valid.
         let pending = unsafe { pending(self.0) };
-        // For those that look for a fatal signal: a thread that handles `SIGKILL` itself has it
-        // pending among those of its process only, where they don't look.
         pending.fetch_or(KILL, Ordering::Relaxed);
-        // SAFETY: As above; this wakes it.
-        unsafe { bindings::send_sig(bindings::SIGKILL as c_int, self.0.as_ptr(), 1) };
+        // SAFETY: As above; all change the flags by atomic operations.
+        let flags = unsafe { AtomicUsize::from_ptr(&raw mut (*self.0.as_ptr()).thread_info.flags) };
+        // After the signal, before it is woken: what `signal_wake_up()` does.
+        flags.fetch_or(1 << bindings::TIF_SIGPENDING, Ordering::SeqCst);
+        // SAFETY: As above. A task that is woken without need looks again for what it waits for.
+        unsafe { bindings::wake_up_process(self.0.as_ptr()) };
     }
 }
 
 impl Drop for Killable {
     fn drop(&mut self) {
-        // `disallow_signal()`, which forgets those that are pending.
-        accept(SIG_IGN);
+        const SIG_IGN: usize = 1;
+
+        // SAFETY: A handler is nullable and never called if it is `SIG_IGN`.
+        let ignore = unsafe { transmute::<usize, bindings::__sighandler_t>(SIG_IGN) };
+        // `disallow_signal()`, which forgets what is pending. Kernel threads ignore it already.
+        // SAFETY: Every task may set its handlers; a kernel thread shares them with nobody.
+        unsafe { bindings::kernel_sigaction(bindings::SIGKILL as c_int, ignore) };
     }
-}
-
-const SIG_IGN: usize = 1;
-const SIG_KTHREAD_KERNEL: usize = 3;
-
-/// Sets what the current task does on `SIGKILL`.
-fn accept(action: usize) {
-    // SAFETY: A handler is nullable and never called if it is one of these numbers.
-    let action = unsafe { transmute::<usize, bindings::__sighandler_t>(action) };
-    // SAFETY: Every task may set its handlers; a kernel thread shares them with nobody.
-    unsafe { bindings::kernel_sigaction(bindings::SIGKILL as c_int, action) };
 }

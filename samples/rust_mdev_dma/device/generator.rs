@@ -207,11 +207,16 @@ impl Generator {
 
     /// Writes the pages that are due, at most a slice. Returns the delay until the next call, or
     /// `None` if the generator has stopped.
-    pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, limits: Limits) -> Option<Jiffies> {
+    pub(super) fn run(
+        &mut self,
+        dev: &OpenDevice<MdevDma>,
+        limits: Limits,
+        awaited: &impl Fn() -> bool,
+    ) -> Option<Jiffies> {
         let params = self.params?;
         let due = self.pace.due(params.rate);
         for _ in 0..due.min(SLICE) {
-            if params.reached(self.counter) || dev.interrupted() {
+            if params.reached(self.counter) || dev.interrupted() || awaited() {
                 break;
             }
             if let Err(e) = self.write(dev, &params, limits) {

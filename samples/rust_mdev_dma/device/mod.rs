@@ -11,6 +11,7 @@ mod pattern;
 mod registers;
 
 use crate::{
+    abstractions::task::killed,
     abstractions::vfio::{
         DeviceInfo, Emulated, LoadError, MigrationOperations, OpenDevice, Operations, Parts,
         RegionInfo,
@@ -30,7 +31,11 @@ use generator::Generator;
 use kernel::{
     new_mutex,
     prelude::*,
-    sync::Mutex,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Mutex, MutexGuard,
+    },
+    time::{delay::fsleep, Delta},
     uaccess::{UserSliceReader, UserSliceWriter},
 };
 use migration::Saved;
@@ -55,6 +60,43 @@ pub(crate) struct MdevDma {
     /// takes, and ends that only for them.
     #[pin]
     inner: Mutex<Inner>,
+    /// How many tasks wait for `inner`, so that the generator lets them have it.
+    waiting: Atomic<u32>,
+}
+
+/// The time between two attempts to lock.
+const POLL: Delta = Delta::from_micros(50);
+
+impl MdevDma {
+    /// Locks `inner` for a system call. Fails with `EINTR` if the task is killed meanwhile: who holds
+    /// the lock may wait for memory that this very process provides.
+    fn lock(&self) -> Result<MutexGuard<'_, Inner>> {
+        match self.inner.try_lock() {
+            Some(inner) => Ok(inner),
+            None => self.lock_killable(),
+        }
+    }
+
+    #[cold]
+    fn lock_killable(&self) -> Result<MutexGuard<'_, Inner>> {
+        self.waiting.fetch_add(1, Relaxed);
+        let inner = loop {
+            if let Some(inner) = self.inner.try_lock() {
+                break Ok(inner);
+            }
+            if killed() {
+                break Err(EINTR);
+            }
+            fsleep(POLL);
+        };
+        self.waiting.fetch_sub(1, Relaxed);
+        inner
+    }
+
+    /// Whether who holds `inner` for long should unlock it soon.
+    fn is_awaited(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
 }
 
 struct Inner {
@@ -191,14 +233,15 @@ impl Inner {
     }
 
     /// Has the generator write the pages that are due, and queues the work for the next ones.
-    fn generate(&mut self, dev: &OpenDevice<MdevDma>) {
+    fn generate(&mut self, dev: &OpenDevice<MdevDma>, awaited: impl Fn() -> bool) {
         if !self.running || self.generator.params().is_none() {
             return;
         }
-        let next = self.generator.run(dev, self.limits);
+        let next = self.generator.run(dev, self.limits, &awaited);
         self.show_generator();
         match next {
-            Some(delay) => dev.queue_work(delay),
+            // Who waits looks once in a while.
+            Some(delay) => dev.queue_work(if awaited() { delay.max(1) } else { delay }),
             None if dev.aborting() => (),
             None => self.raise(dev, IRQ_GENERATOR),
         }
@@ -256,6 +299,7 @@ impl Operations for MdevDma {
     fn open(_dev: &OpenDevice<Self>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             inner <- new_mutex!(Inner::new()?, "MdevDma::inner"),
+            waiting: Atomic::new(0),
         })
     }
 
@@ -294,7 +338,7 @@ impl Operations for MdevDma {
             Region::ConfigSpace => {
                 let mut bytes = [0; config_space::SIZE];
                 let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
-                self.inner.lock().config_space.read(offset, bytes);
+                self.lock()?.config_space.read(offset, bytes);
                 buf.write_slice(bytes)?;
                 Ok(bytes.len())
             }
@@ -302,7 +346,7 @@ impl Operations for MdevDma {
                 let len = buf.len();
                 check_bar_access(offset, len)?;
                 let mut bytes = [0; registers::ACCESS];
-                self.inner.lock().read_bar(dev, offset, &mut bytes[..len]);
+                self.lock()?.read_bar(dev, offset, &mut bytes[..len]);
                 write_value(&mut buf, u64::from_le_bytes(bytes))?;
                 Ok(len)
             }
@@ -321,7 +365,7 @@ impl Operations for MdevDma {
                 let mut bytes = [0; config_space::SIZE];
                 let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
                 buf.read_slice(bytes)?;
-                let mut inner = self.inner.lock();
+                let mut inner = self.lock()?;
                 inner.config_space.write(offset, bytes);
                 inner.update_intx(dev);
                 Ok(bytes.len())
@@ -330,7 +374,7 @@ impl Operations for MdevDma {
                 let len = buf.len();
                 check_bar_access(offset, len)?;
                 let bytes = read_value(&mut buf)?.to_le_bytes();
-                self.inner.lock().write_bar(dev, offset, &bytes[..len]);
+                self.lock()?.write_bar(dev, offset, &bytes[..len]);
                 Ok(len)
             }
         }
@@ -359,7 +403,7 @@ impl Operations for MdevDma {
                 inner.complete(dev, &outcome);
             }
         }
-        inner.generate(dev);
+        inner.generate(dev, || self.is_awaited());
     }
 }
 
@@ -380,7 +424,7 @@ impl MigrationOperations for MdevDma {
     }
 
     fn save(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &mut KVVec<u8>) -> Result {
-        migration::save(&mut self.inner.lock(), dev, stream)
+        migration::save(&mut *self.lock()?, dev, stream)
     }
 
     fn load(self: Pin<&Self>, dev: &OpenDevice<Self>, stream: &[u8]) -> Result<(), LoadError> {

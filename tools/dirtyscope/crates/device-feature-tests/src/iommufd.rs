@@ -23,7 +23,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "commands pin, write and read memory, in the foreground and in the background",
         commands,
     ),
-    scenario("device/iommufd/unmap", "what is unmapped is unpinned, and can't be written", unmap),
+    scenario(
+        "device/iommufd/unmap",
+        "parts of what was pinned can be unpinned; what is unmapped is, and can't be written",
+        unmap,
+    ),
     scenario(
         "device/iommufd/generator",
         "the generator writes in all ways, and stops when its memory is unmapped",
@@ -103,6 +107,10 @@ fn unmap(context: &Context<'_>) -> Result<()> {
     for _ in 0..2 {
         succeeded("PIN", device.pin(at(0, 0), PAGES * PAGE)?)?;
         succeeded("PIN", device.pin(at(5, 0), PAGE)?)?;
+        // iommufd wants ranges back as they were pinned, the device's user doesn't care.
+        succeeded("UNPIN of a part", device.unpin(at(10, 0), 20 * PAGE)?)?;
+        succeeded("PIN across parts", device.pin(at(40, 0), 60 * PAGE)?)?;
+        succeeded("UNPIN across parts", device.unpin(at(35, 0), 30 * PAGE)?)?;
         opened.unmap()?;
         same("PINS", 0, device.pins()?)?;
         let outcome = device.write_pinned(at(0, 0), PAGE, 1)?;

@@ -8,11 +8,13 @@
 
 #![forbid(unsafe_code)]
 
+mod hostile;
 mod iommufd;
 mod irq;
 mod logging;
 mod migration_state;
 mod raw_pin;
+mod stream;
 mod unit;
 
 use harness::Scenario;
@@ -22,6 +24,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     [
         irq::SCENARIOS,
         migration_state::SCENARIOS,
+        hostile::SCENARIOS,
         raw_pin::SCENARIOS,
         logging::SCENARIOS,
         iommufd::SCENARIOS,

@@ -2,6 +2,7 @@
 
 //! Migration of the device: its states, the stream of its state, and that it is quiesced.
 
+use crate::stream::{changed, field, long, quad};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, scenario};
@@ -501,33 +502,6 @@ fn bad_stream(context: &Context<'_>) -> Result<()> {
     ensure!(error == Errno::EFBIG, "writing on and on: {error}");
     other.device().device().reset()?;
     load(&other, &stream)
-}
-
-/// Where the DEVICE section has its field number `n` behind the registers: see the header.
-pub(crate) fn field(n: usize) -> usize {
-    48 + 32 + 256 + uapi::RUST_MDEV_DMA_REG_GEN_COUNTER as usize + 8 + 8 * n
-}
-
-/// The bytes of a number of 64 bits.
-pub(crate) fn quad(value: u64) -> Vec<u8> {
-    value.to_le_bytes().to_vec()
-}
-
-fn long(value: u32) -> Vec<u8> {
-    value.to_le_bytes().to_vec()
-}
-
-/// A stream of IDENTITY and DEVICE with other bytes `at` an offset, and checksums that are right.
-pub(crate) fn changed(stream: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
-    let mut changed = stream.to_vec();
-    changed[at..at + bytes.len()].copy_from_slice(bytes);
-    for section in [0..48, 48..stream.len()] {
-        let section = &mut changed[section];
-        let summed = [&section[..24], &section[32..]].concat();
-        let checksum = pattern::digest(&summed, 0);
-        section[24..32].copy_from_slice(&checksum.to_le_bytes());
-    }
-    changed
 }
 
 fn bad_state(context: &Context<'_>) -> Result<()> {

@@ -34,7 +34,9 @@ mod irq;
 mod logging;
 mod memory;
 mod migration;
+mod signals;
 mod sys;
+mod unserved;
 
 pub use container::{
     BitmapArgs, Container, IommuInfo, Leave, MapArgs, Mapper, MigrationInfo, UnmapArgs,
@@ -47,5 +49,7 @@ pub use iommufd::Ioas;
 pub use irq::{EventFd, IrqData, SetIrqs};
 pub use memory::{Access, Memory};
 pub use migration::{DataFile, MigState, PrecopyInfo};
+pub use signals::Signals;
+pub use unserved::Unserved;
 /// Constants and structures of `include/uapi/linux/vfio.h`.
 pub use vfio_bindings::bindings::vfio as uapi;

@@ -8,7 +8,7 @@ use rustix::{
 use std::{
     fmt,
     fs::File,
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FEATURE_GET as GET, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE,
@@ -166,5 +166,11 @@ impl Device {
     fn migration_feature<T>(&self, flags: u32, data: T) -> Result<T> {
         // SAFETY: The callers pass the data that belongs to the feature; it has no pointers.
         unsafe { self.feature_with(flags, data) }
+    }
+}
+
+impl AsFd for DataFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

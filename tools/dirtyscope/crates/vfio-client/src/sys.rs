@@ -197,3 +197,49 @@ pub(crate) unsafe fn become_shell(commands: i32, answers: i32, kept: &mut [i32])
     // SAFETY: These are strings that end with a zero byte, in arrays that end with a null pointer.
     unsafe { libc::execve(c"/bin/sh".as_ptr(), argv.as_ptr(), envp.as_ptr()) };
 }
+
+/// The signal of [`send_signal`].
+const SIGNAL: i32 = libc::SIGUSR2;
+
+/// Has [`SIGNAL`] do nothing, but interrupt system calls.
+pub(crate) fn handle_signal() -> Result<()> {
+    extern "C" fn handler(_signal: i32) {}
+    let handler = handler as extern "C" fn(i32) as libc::sighandler_t;
+    // SAFETY: All zero, an action is valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler;
+    // SAFETY: The action is valid, and the handler may be called at any time.
+    match unsafe { libc::sigaction(SIGNAL, &action, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// Sends [`SIGNAL`] to a thread of this process, if it exists.
+pub(crate) fn send_signal(thread: Pid) {
+    let (process, thread) = (rustix::process::getpid(), thread.as_raw_nonzero().get());
+    // SAFETY: The arguments are numbers.
+    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw_nonzero().get(), thread, SIGNAL) };
+}
+
+/// Reads `len` bytes of a file to an address, or writes them.
+///
+/// # Safety
+///
+/// The kernel may read and write so many bytes there.
+pub(crate) unsafe fn transfer(
+    file: impl AsFd,
+    address: u64,
+    len: usize,
+    read: bool,
+) -> Result<usize> {
+    use std::os::fd::AsRawFd;
+    let (fd, number) =
+        (file.as_fd().as_raw_fd(), if read { libc::SYS_read } else { libc::SYS_write });
+    // SAFETY: As the caller promises.
+    let done = unsafe { libc::syscall(number, fd, address, len) };
+    usize::try_from(done).map_err(|_| {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        Errno::from_raw_os_error(errno)
+    })
+}

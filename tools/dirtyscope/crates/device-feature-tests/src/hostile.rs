@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a client that means harm does, and that it harms nobody: each of these once brought the kernel
+//! or the device down. `dirtyscope abuse` looks for more.
+
+use crate::{
+    migration_state::{begin, save, set, write},
+    stream::{changed, field, quad},
+};
+use anyhow::{Result, anyhow, ensure};
+use dirty_model::Errno;
+use harness::{Context, Scenario, scenario};
+use mdev_dma::{
+    GeneratorConfig, Opcode,
+    uapi::{
+        RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
+        RUST_MDEV_DMA_GEN_PINNED as PINNED, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
+        RUST_MDEV_DMA_IRQ_GENERATOR as GENERATOR,
+    },
+};
+use std::{os::fd::AsFd, thread, time::Duration};
+use testbed::fixture::{Fixture, LONG, succeeded};
+use testbed::{PAGE, at, same, status};
+use vfio_client::{
+    EventFd, IrqData, Memory,
+    MigState::{Resuming, Running, Stop},
+    SetIrqs, Signals,
+    uapi::{VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_MSI_IRQ_INDEX},
+};
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "device/hostile/counter",
+        "a generator whose counter is the largest number goes on from 0, in all modes",
+        counter,
+    ),
+    scenario(
+        "device/hostile/signals",
+        "signals that kill nobody don't keep a device from loading its state",
+        signals,
+    ),
+    scenario(
+        "device/hostile/unserved-reset",
+        "RESET ends what waits for memory that nobody serves: a command, the generator",
+        unserved_reset,
+    ),
+    scenario(
+        "device/hostile/unserved-close",
+        "closing the device ends what waits for memory that nobody serves",
+        unserved_close,
+    ),
+    scenario(
+        "device/hostile/unserved-data",
+        "RESET doesn't wait for who writes or reads migration data that nobody serves",
+        unserved_data,
+    ),
+    scenario(
+        "device/hostile/reset-interrupts",
+        "what RESET ends doesn't interrupt",
+        reset_interrupts,
+    ),
+];
+
+/// Pages of memory.
+const PAGES: u64 = 64;
+
+/// Time in which something comes to wait.
+const A_WHILE: Duration = Duration::from_millis(50);
+
+fn config(mode: u32) -> GeneratorConfig {
+    GeneratorConfig { iova: at(0, 0), length: PAGES * PAGE, seed: 3, limit: 0, rate: 0, mode }
+}
+
+fn counter(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, PAGES)?;
+    fixture.pin(0..PAGES)?;
+    let other = Fixture::without_mapping(context, 1, PAGES)?;
+    other.map(0..PAGES)?;
+    for mode in [PINNED, DMA_RW, PIN, PINNED | DMA_RW | PIN] {
+        set(&fixture, Stop)?;
+        fixture.device().start_generator(&config(mode))?;
+        let stream = changed(&save(&fixture)?, field(11), &quad(u64::MAX));
+        write(&begin(&other, Resuming)?, &stream)?;
+        set(&other, Running)?;
+        while other.device().generator()?.counter > 1 << 32 {
+            ensure!(other.device().generator()?.is_running(), "it stopped");
+            thread::sleep(Duration::from_millis(1));
+        }
+        other.wait_for_writes(PAGES)?;
+        other.device().device().reset()?;
+        fixture.device().stop_generator()?;
+    }
+    Ok(())
+}
+
+fn signals(context: &Context<'_>) -> Result<()> {
+    const MANY: u64 = 1 << 13;
+    let fixture = Fixture::new(context, MANY)?;
+    fixture.pin(0..MANY)?;
+    let stream = save(&fixture)?;
+    let other = Fixture::without_mapping(context, 1, MANY)?;
+    other.map(0..MANY)?;
+    for _ in 0..3 {
+        write(&begin(&other, Resuming)?, &stream)?;
+        let signals = Signals::every(Duration::from_millis(1))?;
+        let found = status(other.device().device().set_migration_state(Stop))?.map(drop);
+        drop(signals);
+        ensure!(found == Ok(()), "RESUMING to STOP: {found:?}");
+        same("PINS", MANY, other.device().pins()?)?;
+    }
+    Ok(())
+}
+
+/// A device whose memory nobody serves, and that is about to wait for it.
+fn unserved(fixture: &Fixture, generator: bool) -> Result<()> {
+    if generator {
+        fixture.device().start_generator(&config(DMA_RW))?;
+    } else {
+        fixture.device().run_in_background(Opcode::DmaWrite, at(0, 0), PAGES * PAGE, 1)?;
+    }
+    thread::sleep(A_WHILE);
+    Ok(())
+}
+
+fn unserved_reset(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, PAGES)?;
+    for generator in [false, true] {
+        let waits = fixture.memory.unserved()?;
+        unserved(&fixture, generator)?;
+        fixture.device().device().reset()?;
+        same("STATUS", 0, fixture.device().outcome()?.status.into())?;
+        drop(waits);
+    }
+    succeeded("DMA_WRITE", fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1)?)
+}
+
+fn unserved_close(context: &Context<'_>) -> Result<()> {
+    for generator in [false, true] {
+        let mut fixture = Fixture::new(context, PAGES)?;
+        let waits = fixture.memory.unserved()?;
+        unserved(&fixture, generator)?;
+        fixture.close();
+        drop(waits);
+        fixture.open()?;
+        succeeded("DMA_WRITE", fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1)?)?;
+    }
+    Ok(())
+}
+
+fn unserved_data(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, 1)?;
+    let device = fixture.device().device();
+    for state in [Resuming, vfio_client::MigState::StopCopy] {
+        let file = begin(&fixture, state)?;
+        let memory = Memory::new(PAGE as usize)?;
+        let waits = memory.unserved()?;
+        thread::scope(|scope| -> Result<()> {
+            let transfer = scope.spawn(|| status(file.transfer(&memory, PAGE as usize)));
+            thread::sleep(A_WHILE);
+            ensure!(!transfer.is_finished(), "{state}: nothing waits");
+            let done = device.reset();
+            drop(waits);
+            transfer.join().map_err(|_| anyhow!("a thread panicked"))??.ok();
+            Ok(done?)
+        })?;
+        let ended = status(file.transfer(&memory, 1))?;
+        ensure!(ended == Err(Errno::ENODEV), "{state}: {ended:?}");
+    }
+    Ok(())
+}
+
+fn reset_interrupts(context: &Context<'_>) -> Result<()> {
+    const MANY: u64 = 1 << 14;
+    let fixture = Fixture::new(context, MANY)?;
+    let (device, eventfd) = (fixture.device(), EventFd::new()?);
+    let fds = [Some(eventfd.as_fd())];
+    device.device().set_irqs(&SetIrqs {
+        index: VFIO_PCI_MSI_IRQ_INDEX,
+        action: VFIO_IRQ_SET_ACTION_TRIGGER,
+        start: 0,
+        count: 1,
+        data: IrqData::EventFd(&fds),
+        argsz: None,
+    })?;
+    for _ in 0..5 {
+        device.enable_irqs(COMMAND | GENERATOR)?;
+        device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
+        thread::sleep(Duration::from_millis(5));
+        ensure!(device.outcome()?.is_in_progress(), "it was too quick");
+        device.device().reset()?;
+        same("signals of what RESET ended", 0, eventfd.take()?)?;
+    }
+    // One that isn't reset interrupts.
+    device.enable_irqs(COMMAND)?;
+    device.run_in_background(Opcode::DmaWrite, at(0, 0), PAGE, 1)?;
+    same("signals of what was completed", 1, eventfd.wait(LONG)?)
+}
