@@ -5,10 +5,10 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS PHASES RUNS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS PHASES RUNS SECONDS_OF_RACE
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race scope migrate control coverage \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate control coverage \
 	bench test test-all module tool install-kselftest shell boot-soak clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -24,11 +24,12 @@ help:
 	@echo '  make pins         pins as real drivers make them, in a VM of their own'
 	@echo '  make fail-nth     what fails when the kernel runs out of memory, one allocation at a time'
 	@echo '  make fuzz         random sequences for a minute'
+	@echo '  make abuse        what no client should do, to see that it harms nobody'
 	@echo '  make pins-fuzz    the same with such pins'
 	@echo '  make race         several threads and devices at the same time, for ten minutes'
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
-	@echo '  make control      see that all these find what a broken type1 loses'
+	@echo '  make control      see that all these find what a broken type1 loses, or a broken driver does'
 	@echo '  make coverage     which lines of type1 and of the drivers all these run'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
@@ -49,7 +50,10 @@ help:
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
 	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
-	@echo '  REPLAY=...   files that make fuzz or make race saved, to be replayed, and nothing else'
+	@echo '  DRIVER_PATCHES=...  the same for the drivers, of which a copy is built, e.g.'
+	@echo '               DRIVER_PATCHES="tools/mutants/driver/NAME.patch"'
+	@echo '  REPLAY=...   files that make fuzz, race or abuse saved, to be replayed, and nothing else'
+	@echo '  MUTANTS=...  those of make control, e.g. "driver/*"; default: all'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'
@@ -86,6 +90,9 @@ fail-nth:
 fuzz:
 	$(vm)/run fuzz
 
+abuse:
+	$(vm)/run abuse
+
 scope:
 	$(vm)/run scope
 
@@ -100,7 +107,7 @@ migrate:
 	$(vm)/migrate '$(ROUNDS)'
 
 control:
-	$(vm)/control
+	$(vm)/control $(MUTANTS)
 
 coverage:
 	$(vm)/coverage

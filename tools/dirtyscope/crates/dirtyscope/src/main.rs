@@ -31,6 +31,7 @@ struct Arguments {
 enum Command {
     Verify(verify::Arguments),
     Fuzz(fuzz::Arguments),
+    Abuse(abuse::Arguments),
     Scope(fuzz::ScopeArguments),
     Race(race::Arguments),
     Migrate(migration::Arguments),
@@ -41,6 +42,8 @@ enum Command {
     #[command(hide = true)]
     Shrink(fuzz::ShrinkArguments),
     #[command(hide = true)]
+    AbuseClient(abuse::ClientArguments),
+    #[command(hide = true)]
     Hold(device_tests::hold::Arguments),
 }
 
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::run(&arguments, report::ktap()),
         Command::Fuzz(arguments) => fuzz::run(&arguments, report::ktap()),
+        Command::Abuse(arguments) => abuse::run(&arguments, report::ktap()),
         Command::Scope(arguments) => fuzz::run_scope(&arguments, report::ktap()),
         Command::Race(arguments) => race::run(&arguments, report::ktap()),
         Command::Migrate(arguments) => migration::run(&arguments, report::ktap()),
@@ -56,7 +60,8 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report::run(&arguments),
         Command::Coverage(arguments) => coverage::run(&arguments),
         Command::Show(arguments) => show::run(&arguments),
-        Command::Shrink(arguments) => fuzz::shrink(&arguments),
+        Command::Shrink(arguments) => fuzz::shrink(&arguments, abuse::is_input),
+        Command::AbuseClient(arguments) => abuse::run_client(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -4,14 +4,14 @@
 //! steps from every state.
 
 use crate::{
-    Engine, Job,
-    search::{Message, Search},
+    Job,
+    search::Search,
     triggers::TRIGGERS,
     universe::{State, Universe},
 };
 use anyhow::{Result, bail};
 use events::Sink;
-use harness::{Output, stop_on_signals, worker};
+use harness::{Engine, Message, Output, stop_on_signals, worker};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
@@ -58,7 +58,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     let &Arguments { device, ref save, length, depth, ref output } = arguments;
     let Some((job, log)) = worker::job::<Job>()? else {
-        return Engine { name: "scope", output, save }.run(vec![Job::Sequences, Job::Pairs], print);
+        return Engine { name: "scope", output, save }.run(&[Job::Sequences, Job::Pairs], print);
     };
     let universe = Universe::new(slots::can_promote());
     let (programs, what) = match job {

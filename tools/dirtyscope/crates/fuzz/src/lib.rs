@@ -13,19 +13,14 @@ mod triggers;
 mod universe;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use events::{EXIT_SKIP, Event, Sink, Verdict, last_sequence};
-use harness::{
-    Messages, Output, Recorder, new_uuid, stop_on_signals,
-    worker::{self, Reported, Worker},
-};
-use mdev_dma::sysfs::MdevType;
-use search::{Message, Search};
+use events::Sink;
+use harness::{Engine, Message, Output, new_uuid, stop_on_signals, worker};
+use search::Search;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 use testbed::{Op, program};
@@ -35,9 +30,6 @@ use vfio_client::coverage;
 
 pub use exhaustive::{Arguments as ScopeArguments, run as run_scope};
 pub use shorter::{ShrinkArguments, shrink};
-
-/// After so long without a word, a sequence hangs.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Try random sequences of operations on this kernel
 ///
@@ -128,7 +120,7 @@ pub(crate) enum Job {
     Pairs,
 }
 
-impl Job {
+impl harness::Job for Job {
     fn name(&self) -> String {
         match self {
             Self::Seed(seed) => format!("fuzz/seed-{seed}"),
@@ -140,7 +132,6 @@ impl Job {
         }
     }
 
-    /// The file for a sequence that fails; none if there is one.
     fn file(&self) -> Option<String> {
         match self {
             Self::Seed(seed) => Some(format!("fuzz-{seed}.ops")),
@@ -172,96 +163,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         coverage::DIRECTORY
     );
     let Arguments { output, save, .. } = arguments;
-    Engine { name: "fuzz", output, save }.run(jobs(arguments)?, print)
-}
-
-/// What does jobs, each in a worker of its own.
-pub(crate) struct Engine<'a> {
-    pub name: &'static str,
-    pub output: &'a Output,
-    /// The directory to save sequences in that fail.
-    pub save: &'a Path,
-}
-
-impl Engine<'_> {
-    pub fn run(&self, jobs: Vec<Job>, print: Sink) -> Result<ExitCode> {
-        let &Self { name, output, .. } = self;
-        if let Err(error) = MdevType::find() {
-            output.begin(name, 0, Some(error.to_string()), print)?.end(false)?;
-            return Ok(EXIT_SKIP.into());
-        }
-        let stop = stop_on_signals()?;
-        let mut recorder = output.begin(name, jobs.len(), None, print)?;
-        let mut messages = Messages::from_now()?;
-        let mut all_passed = true;
-        for job in jobs {
-            recorder.begin(&job.name(), &job.about())?;
-            let Some((mut verdict, hung)) = self.watch(&job, &mut recorder, &stop)? else {
-                recorder.end(true)?;
-                return Ok(ExitCode::FAILURE);
-            };
-            let complaints = recorder.complaints(&mut messages)?;
-            if !complaints.is_empty() {
-                verdict = verdict.with_complaints(&complaints);
-            }
-            all_passed &= verdict == Verdict::Pass;
-            recorder.result(&job.name(), verdict)?;
-            if hung {
-                // What hangs has the devices: nothing more can be tried.
-                all_passed = false;
-                break;
-            }
-        }
-        recorder.end(false)?;
-        Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-    }
-
-    /// Has a worker do a job. Says what came of it, and whether it hangs; nothing if it was stopped.
-    fn watch(
-        &self,
-        job: &Job,
-        recorder: &mut Recorder,
-        stop: &AtomicBool,
-    ) -> Result<Option<(Verdict, bool)>> {
-        let mut worker = Worker::start(job, &recorder.log_path())?;
-        loop {
-            let reported = worker.next(LIMIT)?;
-            recorder.follow()?;
-            let (what, hung) = match reported {
-                Reported::Message(Message::Progress) => continue,
-                Reported::Message(Message::Passed) => return Ok(Some((Verdict::Pass, false))),
-                Reported::Message(Message::Failed { what, program }) => {
-                    return Ok(Some((self.failed(job, what, &program, recorder)?, false)));
-                }
-                Reported::Hung(stacks) => {
-                    (format!("hung for {} s\n{stacks}", LIMIT.as_secs()), true)
-                }
-                Reported::Ended(_) if stop.load(Relaxed) => return Ok(None),
-                Reported::Ended(status) => {
-                    (format!("the process that did it ended, {status}"), false)
-                }
-            };
-            let program = last_sequence(&recorder.rest()?);
-            return Ok(Some((self.failed(job, what, &program, recorder)?, hung)));
-        }
-    }
-
-    /// Saves a sequence that failed.
-    fn failed(
-        &self,
-        job: &Job,
-        what: String,
-        program: &str,
-        recorder: &mut Recorder,
-    ) -> Result<Verdict> {
-        if let Some(file) = job.file() {
-            let text = format!("# {}\n{program}", what.lines().next().unwrap_or_default());
-            let path = self.save.join(&file);
-            fs::write(&path, &text).with_context(|| format!("save {}", path.display()))?;
-            recorder.record(&Event::Saved { file, text })?;
-        }
-        Ok(Verdict::Fail { why: what })
-    }
+    Engine { name: "fuzz", output, save }.run(&jobs(arguments)?, print)
 }
 
 fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {

@@ -7,12 +7,11 @@ use crate::{
 };
 use anyhow::{Result, ensure};
 use events::Event;
-use harness::{Context, Devices, Failure, Log, Progress, Skip, worker};
+use harness::{Context, Devices, Failure, Log, Message, Progress, Skip, worker};
 use proptest::{
     strategy::{Strategy, ValueTree},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
-use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     sync::{
@@ -31,17 +30,6 @@ use vfio_client::coverage;
 
 /// The longest sequence of which pairs of operations are left out.
 const PAIRS_MAX: usize = 16;
-
-/// What a worker says.
-#[derive(Serialize, Deserialize)]
-pub enum Message {
-    /// The log says how far it got.
-    Progress,
-    /// All of it passed.
-    Passed,
-    /// A program failed; the log has what was done.
-    Failed { what: String, program: String },
-}
 
 /// Does sequences of operations, each on a container of its own.
 pub struct Search {

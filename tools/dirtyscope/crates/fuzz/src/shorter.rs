@@ -16,20 +16,28 @@ pub struct ShrinkArguments {
     directory: PathBuf,
 }
 
-/// Runs the command.
-pub fn shrink(arguments: &ShrinkArguments) -> Result<ExitCode> {
-    let ops = read_program(&arguments.file)?;
-    let all = shorter(&ops).into_iter().chain([ops]);
-    for (number, ops) in (0..).zip(all) {
+/// Runs the command. Lines that are no operations, as `is_input` says, depend on no others.
+pub fn shrink(arguments: &ShrinkArguments, is_input: fn(&str) -> bool) -> Result<ExitCode> {
+    let file = &arguments.file;
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let texts: Vec<String> = if lines.iter().all(|line| is_input(line)) {
+        let all = shorter(&lines, |_| true).into_iter().chain([lines]);
+        all.map(|lines| lines.join("\n") + "\n").collect()
+    } else {
+        let ops = read_program(file)?;
+        let all = shorter(&ops, is_possible).into_iter().chain([ops]);
+        all.map(|ops| program::text(&ops)).collect()
+    };
+    for (number, text) in texts.iter().enumerate() {
         let path = arguments.directory.join(format!("{number:04}.ops"));
-        fs::write(&path, program::text(&ops)).with_context(|| path.display().to_string())?;
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is left when a part is left out, large parts first, as long as devices are opened before they
-/// are used.
-fn shorter(ops: &[Op]) -> Vec<Vec<Op>> {
+/// What is left when a part is left out, large parts first, if that is possible.
+fn shorter<T: Clone>(ops: &[T], is_possible: fn(&[T]) -> bool) -> Vec<Vec<T>> {
     let mut all = Vec::new();
     let mut len = ops.len().div_ceil(2);
     while len > 0 {
@@ -45,6 +53,7 @@ fn shorter(ops: &[Op]) -> Vec<Vec<Op>> {
     all
 }
 
+/// Whether devices are opened before they are used.
 fn is_possible(ops: &[Op]) -> bool {
     let mut contract = program::contract(u32::MAX, limits_of(u64::MAX, u64::MAX));
     ops.iter().all(|op| {
@@ -63,7 +72,8 @@ mod tests {
     #[test]
     fn every_part_is_left_out() {
         let ops = program::parse("START\ndevice 1 OPEN\ndevice 1 RESET\nSTOP\n").unwrap();
-        let texts: Vec<_> = shorter(&ops).iter().map(|ops| program::text(ops)).collect();
+        let texts: Vec<_> =
+            shorter(&ops, is_possible).iter().map(|ops| program::text(ops)).collect();
         // A device that isn't open can't be reset.
         assert_eq!(
             texts,

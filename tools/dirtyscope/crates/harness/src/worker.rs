@@ -23,7 +23,7 @@ use std::{
 };
 
 /// The environment variable that says what a worker is to do.
-const JOB: &str = "DIRTYSCOPE_WORKER";
+pub const JOB: &str = "DIRTYSCOPE_WORKER";
 
 /// How long a process may take to be killed that isn't blocked.
 const KILLED: Duration = Duration::from_secs(1);

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod charge;
 mod limit;
 mod mapper;
 mod memory;
@@ -20,6 +21,7 @@ use harness::Scenario;
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     [
         limit::SCENARIOS,
+        charge::SCENARIOS,
         buffer::SCENARIOS,
         memory::SCENARIOS,
         mapper::SCENARIOS,

@@ -11,8 +11,8 @@ use std::io::Write;
 const OUTSIDE: &str = "vm/console";
 const ABOUT: &str = "outside of tests, the VM ends as it should, and its kernel doesn't complain";
 
-/// What the fuzzer's tests are called, before the seed.
-const FUZZ: &str = "fuzz/seed-";
+/// What tests are called that save what kills, and the begin of its file's name.
+const SAVING: [(&str, &str); 2] = [("fuzz/seed-", "fuzz-"), ("abuse/", "abuse-")];
 
 /// Adds to the results what was still to be read, and what follows from how the VM ended. What went
 /// wrong is the failure of the test in progress, if there is one.
@@ -96,9 +96,10 @@ fn fail<W: Write>(
     why: String,
     killer: Option<String>,
 ) -> Result<()> {
-    let seed = test.name.strip_prefix(FUZZ);
-    if let Some((seed, program)) = seed.zip(killer).filter(|(_, program)| !program.is_empty()) {
-        let file = format!("fuzz-{seed}.ops");
+    let file = SAVING.iter().find_map(|(prefix, begin)| {
+        Some(format!("{begin}{}.ops", test.name.strip_prefix(prefix)?))
+    });
+    if let Some((file, program)) = file.zip(killer).filter(|(_, program)| !program.is_empty()) {
         let text = format!("# {}\n{program}", why.lines().next().unwrap_or_default());
         results.event(Event::Saved { file, text })?;
     }

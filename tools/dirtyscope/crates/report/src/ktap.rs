@@ -93,7 +93,10 @@ impl<W: Write> Printer<W> {
             Some(directory) => {
                 let path = directory.join(file);
                 let path = path.display();
-                self.comment(&format!("saved as {path}, to be replayed: make fuzz REPLAY={path}"))
+                let engine = if file.starts_with("abuse-") { "abuse" } else { "fuzz" };
+                self.comment(&format!(
+                    "saved as {path}, to be replayed: make {engine} REPLAY={path}"
+                ))
             }
             None => self.comment(&format!("saved as {file}, to be replayed:\n{text}")),
         }

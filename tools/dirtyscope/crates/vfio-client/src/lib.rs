@@ -28,6 +28,7 @@ mod error;
 pub mod fail_nth;
 mod fork;
 mod group;
+pub mod hostile;
 mod iommufd;
 mod irq;
 mod logging;

@@ -133,13 +133,19 @@ pub(crate) static FORKED: AtomicBool = AtomicBool::new(false);
 /// `child` only makes system calls, which neither allocate nor return to where the parent is: it may
 /// have been forked while other threads held locks.
 pub(crate) unsafe fn fork(child: impl FnOnce()) -> Result<Pid> {
+    // SAFETY: It takes no arguments.
+    let parent = unsafe { libc::getpid() };
     // SAFETY: The child does as the caller promises, and then ends.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         FORKED.store(true, Relaxed);
         // SAFETY: The arguments are numbers, and there is nothing that this could take away.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        child();
+        // SAFETY: It takes no arguments.
+        if unsafe { libc::getppid() } == parent {
+            // Had the parent ended before that, nothing would end us.
+            child();
+        }
         // SAFETY: It takes a number, and doesn't return.
         unsafe { libc::_exit(0) };
     }
