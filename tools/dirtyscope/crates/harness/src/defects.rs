@@ -239,7 +239,7 @@ mod tests {
         assert!(may("device/iommufd/unmap", false));
         assert!(!may("device/client/mdevctl", false));
         assert!(
-            may("type1/scope/promoted-by-pin", true) && !may("type1/scope/promoted-by-pin", false)
+            may("type1/scope/stays-promoted", true) && !may("type1/scope/stays-promoted", false)
         );
         assert!(!may("type1/scope/joins-while-tracking", true));
         assert!(known.may_skip("6.1.0", "device/client/mdevctl", false), "nothing is known of it");
