@@ -95,6 +95,7 @@ fn compile(pattern: &str) -> Result<Pattern, PatternError> {
 #[serde(deny_unknown_fields)]
 pub struct KnownDefects {
     /// What needs the driver in Rust, or rust_vfio_edu beside it, on any kernel.
+    #[serde(default)]
     rust_only: Vec<String>,
     kernel: Vec<KernelEntry>,
 }

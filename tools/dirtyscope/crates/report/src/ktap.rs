@@ -93,7 +93,10 @@ impl<W: Write> Printer<W> {
             Some(directory) => {
                 let path = directory.join(file);
                 let path = path.display();
-                let engine = if file.starts_with("abuse-") { "abuse" } else { "fuzz" };
+                let engine = match file.split_once('-') {
+                    Some((engine @ ("abuse" | "race"), _)) => engine,
+                    _ => "fuzz",
+                };
                 self.comment(&format!(
                     "saved as {path}, to be replayed: make {engine} REPLAY={path}"
                 ))
