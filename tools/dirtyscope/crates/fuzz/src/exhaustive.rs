@@ -20,6 +20,12 @@ use std::{
 use testbed::{Op, slots};
 use uuid::Uuid;
 
+/// What --length is by default.
+const LENGTH: usize = 4;
+
+/// What --depth is by default.
+const DEPTH: usize = 6;
+
 /// The most steps of a program that does pairs.
 const STEPS_MAX: usize = 100;
 
@@ -43,11 +49,11 @@ pub struct Arguments {
     save: PathBuf,
 
     /// Steps of the sequences that are all tried
-    #[arg(long, value_name = "LENGTH", default_value_t = 4)]
+    #[arg(long, value_name = "LENGTH", default_value_t = LENGTH)]
     length: usize,
 
     /// The most steps to a state from which all pairs are tried
-    #[arg(long, value_name = "DEPTH", default_value_t = 6)]
+    #[arg(long, value_name = "DEPTH", default_value_t = DEPTH)]
     depth: usize,
 
     #[command(flatten)]
@@ -216,10 +222,10 @@ mod tests {
         {
             let universe = Universe::new(promotion);
             assert_eq!((universe.steps.len(), universe.next.len()), (steps, states));
-            assert_eq!(universe.depth.iter().filter(|&&least| least <= depth).count(), near);
-            let sequences = sequences(&universe, length);
+            assert_eq!(universe.depth.iter().filter(|&&least| least <= DEPTH).count(), near);
+            let sequences = sequences(&universe, LENGTH);
             assert_eq!(sequences.len(), sequences_count);
-            let (programs, pairs) = pairs(&universe, depth);
+            let (programs, pairs) = pairs(&universe, DEPTH);
             assert_eq!(pairs, count);
             for program in sequences.iter().chain(&programs) {
                 succeeds(program);
