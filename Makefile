@@ -73,6 +73,7 @@ help:
 	@echo '               if the driver has changed since, else its parent'
 	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
 	@echo '  ROUNDS=...   migrations in a row, after one of each kind, default: 50'
+	@echo '  SECONDS_OF_RACE=...  for make race, in as many boots as that takes, default: 600'
 	@echo '  N=...        boots of make boot-soak, default: 100'
 
 run:
