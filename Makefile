@@ -108,7 +108,7 @@ migrate:
 	$(vm)/migrate '$(ROUNDS)'
 
 control:
-	$(vm)/control $(MUTANTS)
+	$(vm)/control $(patsubst %,'%',$(MUTANTS))
 
 coverage:
 	$(vm)/coverage

@@ -317,7 +317,7 @@ impl Command {
             let name = Opcode::from_number(value & !(1 << 31))
                 .map_or_else(|| "no command".into(), |op| format!("command {op}"));
             // One in the background blocks others: the device is to be busy, too, but not for long.
-            (name, world.device.wait(Duration::from_secs(20))?.status)
+            (name, world.device.wait(world.patience)?.status)
         } else {
             ("generator".into(), world.device.generator()?.status)
         };

@@ -43,6 +43,9 @@ const BUSY: i32 = 16;
 /// What takes longer is broken.
 const LONG: Duration = Duration::from_secs(20);
 
+/// A device that others stop may not go on. Nobody learns anything from waiting for it.
+const SHORT: Duration = Duration::from_millis(100);
+
 /// An address that a call is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spot {
@@ -94,6 +97,8 @@ pub struct World {
     pub container: HostileFile,
     pub iommufd: Option<HostileFile>,
     pub ground: &'static Ground,
+    /// How long commands and the generator may take.
+    pub patience: Duration,
     name: String,
 }
 
@@ -134,6 +139,7 @@ impl World {
             container: self.container.duplicate()?,
             iommufd: None,
             ground,
+            patience: SHORT,
             name: self.name.clone(),
         })
     }
@@ -286,7 +292,7 @@ impl World {
                 ensure!(status.status == 0 && status.counter == 8, "the generator: {status:?}");
                 return Ok(());
             }
-            ensure!(begin.elapsed() < LONG, "the generator doesn't end: {status:?}");
+            ensure!(begin.elapsed() < self.patience, "the generator doesn't end: {status:?}");
             thread::sleep(Duration::from_micros(100));
         }
     }
@@ -352,7 +358,8 @@ impl Half {
         let Answer::Opened(file) = opened else { bail!("GROUP_GET_DEVICE_FD: {opened:?}") };
         let device = MdevDma::new(Registers { file, ground });
         let iommufd = HostileFile::open("/dev/iommu").ok();
-        Ok(World { data: Vec::new(), device, group, container, iommufd, ground, name })
+        let data = Vec::new();
+        Ok(World { data, device, group, container, iommufd, ground, patience: LONG, name })
     }
 }
 
