@@ -16,7 +16,7 @@ mod world;
 
 use anyhow::{Context as _, Result};
 use events::Sink;
-use harness::{Engine, Log, Output, new_uuid, select, stop_on_signals, worker};
+use harness::{Engine, Log, Output, new_seed, select, stop_on_signals, worker};
 use input::Kind;
 use search::{Name, Search};
 use serde::{Deserialize, Serialize};
@@ -134,11 +134,7 @@ fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
     if !arguments.replay.is_empty() {
         return Ok(arguments.replay.iter().cloned().map(Job::Replay).collect());
     }
-    // Small enough to be typed.
-    let seed = match arguments.seed {
-        Some(seed) => seed,
-        None => (new_uuid()?.as_u128() as u32).into(),
-    };
+    let seed = arguments.seed.map_or_else(new_seed, Ok)?;
     let all = Kind::ALL.into_iter().filter(|&kind| arguments.threads || kind != Kind::Threads);
     let kinds = select(all, |kind| kind.name(), &arguments.filter)?;
     Ok(kinds.into_iter().map(|kind| Job::Inputs { kind: kind.name().into(), seed }).collect())

@@ -18,14 +18,14 @@ use mdev_dma::{
         RUST_MDEV_DMA_IRQ_GENERATOR as GENERATOR,
     },
 };
-use std::{os::fd::AsFd, thread, time::Duration};
+use std::{thread, time::Duration};
 use testbed::fixture::{Fixture, LONG, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
-    EventFd, IrqData, Memory,
+    EventFd, Memory,
     MigState::{Resuming, Running, Stop},
-    SetIrqs, Signals,
-    uapi::{VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_MSI_IRQ_INDEX},
+    Signals,
+    uapi::VFIO_PCI_MSI_IRQ_INDEX,
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -173,15 +173,7 @@ fn reset_interrupts(context: &Context<'_>) -> Result<()> {
     const MANY: u64 = 1 << 14;
     let fixture = Fixture::new(context, MANY)?;
     let (device, eventfd) = (fixture.device(), EventFd::new()?);
-    let fds = [Some(eventfd.as_fd())];
-    device.device().set_irqs(&SetIrqs {
-        index: VFIO_PCI_MSI_IRQ_INDEX,
-        action: VFIO_IRQ_SET_ACTION_TRIGGER,
-        start: 0,
-        count: 1,
-        data: IrqData::EventFd(&fds),
-        argsz: None,
-    })?;
+    device.device().set_trigger(VFIO_PCI_MSI_IRQ_INDEX, &eventfd)?;
     for _ in 0..5 {
         device.enable_irqs(COMMAND | GENERATOR)?;
         device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;

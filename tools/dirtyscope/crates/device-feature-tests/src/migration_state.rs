@@ -13,16 +13,15 @@ use mdev_dma::{
         RUST_MDEV_DMA_GEN_PINNED as PINNED, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND,
     },
 };
-use std::{os::fd::AsFd, thread, time::Duration};
+use std::{thread, time::Duration};
 use testbed::fixture::{Fixture, LONG, stopped_with, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
-    DataFile, EventFd, IrqData,
+    DataFile, EventFd,
     MigState::{self, PreCopy, PreCopyP2p, Resuming, Running, RunningP2p, Stop, StopCopy},
-    SetIrqs,
     uapi::{
-        VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_MIGRATION_P2P, VFIO_MIGRATION_PRE_COPY,
-        VFIO_MIGRATION_STOP_COPY, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
+        VFIO_MIGRATION_P2P, VFIO_MIGRATION_PRE_COPY, VFIO_MIGRATION_STOP_COPY,
+        VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
     },
 };
 
@@ -358,15 +357,7 @@ fn interrupt(context: &Context<'_>) -> Result<()> {
     let stream = save(&fixture)?;
 
     let (other, eventfd) = (Fixture::without_mapping(context, 1, 1)?, EventFd::new()?);
-    let fds = [Some(eventfd.as_fd())];
-    other.device().device().set_irqs(&SetIrqs {
-        index: VFIO_PCI_INTX_IRQ_INDEX,
-        action: VFIO_IRQ_SET_ACTION_TRIGGER,
-        start: 0,
-        count: 1,
-        data: IrqData::EventFd(&fds),
-        argsz: None,
-    })?;
+    other.device().device().set_trigger(VFIO_PCI_INTX_IRQ_INDEX, &eventfd)?;
     load(&other, &stream)?;
     thread::sleep(Duration::from_millis(10));
     same("interrupts while it is quiesced", 0, eventfd.take()?)?;

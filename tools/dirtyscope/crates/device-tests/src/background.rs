@@ -23,8 +23,8 @@ use std::{
 use testbed::fixture::{Fixture, LONG, succeeded};
 use testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
 use vfio_client::{
-    EventFd, IrqData, MigState, SetIrqs,
-    uapi::{VFIO_BASE, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_MSI_IRQ_INDEX, VFIO_TYPE},
+    EventFd, MigState,
+    uapi::{VFIO_BASE, VFIO_PCI_MSI_IRQ_INDEX, VFIO_TYPE},
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -115,15 +115,7 @@ fn same_errors(context: &Context<'_>) -> Result<()> {
 fn in_progress(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, MANY)?;
     let (device, eventfd) = (fixture.device(), EventFd::new()?);
-    let fds = [Some(std::os::fd::AsFd::as_fd(&eventfd))];
-    device.device().set_irqs(&SetIrqs {
-        index: VFIO_PCI_MSI_IRQ_INDEX,
-        action: VFIO_IRQ_SET_ACTION_TRIGGER,
-        start: 0,
-        count: 1,
-        data: IrqData::EventFd(&fds),
-        argsz: None,
-    })?;
+    device.device().set_trigger(VFIO_PCI_MSI_IRQ_INDEX, &eventfd)?;
     device.enable_irqs(COMMAND)?;
 
     device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;

@@ -14,14 +14,13 @@ mod universe;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use events::Sink;
-use harness::{Engine, Message, Output, new_uuid, stop_on_signals, worker};
+use harness::{Amount, Engine, Message, Output, stop_on_signals, worker};
 use search::Search;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 use testbed::{Op, program};
 use triggers::{TRIGGERS, Trigger};
@@ -56,17 +55,8 @@ pub struct Arguments {
     #[arg(long, value_name = "UUID")]
     device: Option<Uuid>,
 
-    /// Where to begin; the same seed gives the same sequences. May be given again
-    #[arg(long, value_name = "NUMBER")]
-    seed: Vec<u64>,
-
-    /// Operations to do for a seed [default: no limit]
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
-    ops: Option<u64>,
-
-    /// Seconds to go on for a seed [default: 60, no limit with --ops]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: Option<u64>,
+    #[command(flatten)]
+    amount: Amount,
 
     /// Go on from sequences that run code of the kernel that none before has: by KCOV, of what a kernel
     /// with CONFIG=coverage has for it
@@ -103,11 +93,6 @@ impl Arguments {
         let all = self.avoid.is_empty() && !self.strict;
         let chosen = |one: &&Trigger| all || self.avoid.iter().any(|id| id == one.defect);
         TRIGGERS.iter().filter(chosen).collect()
-    }
-
-    fn limit(&self) -> Option<Duration> {
-        let seconds = self.seconds.or(self.ops.is_none().then_some(60));
-        seconds.map(Duration::from_secs)
     }
 }
 
@@ -170,12 +155,7 @@ fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
     if !arguments.replay.is_empty() {
         return Ok(arguments.replay.iter().cloned().map(Job::Replay).collect());
     }
-    if !arguments.seed.is_empty() {
-        return Ok(arguments.seed.iter().copied().map(Job::Seed).collect());
-    }
-    // Small enough to be typed.
-    let seed = new_uuid()?.as_u128() as u32;
-    Ok(vec![Job::Seed(seed.into())])
+    Ok(arguments.amount.seeds()?.into_iter().map(Job::Seed).collect())
 }
 
 fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
@@ -185,8 +165,8 @@ fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
     let found = match job {
         Job::Replay(file) => search.replay(&read_program(file)?)?,
         &Job::Seed(seed) => {
-            let ops = arguments.ops.unwrap_or(u64::MAX);
-            search.run(seed, arguments.coverage, ops, arguments.limit())?
+            let amount = &arguments.amount;
+            search.run(seed, arguments.coverage, amount.ops(), amount.limit())?
         }
         Job::Sequences | Job::Pairs => bail!("this is no job of the fuzzer"),
     };

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod amount;
 mod context;
 mod defects;
 mod devices;
@@ -26,6 +27,7 @@ mod selection;
 mod signals;
 pub mod worker;
 
+pub use amount::{Amount, new_seed};
 pub use context::Context;
 pub use defects::{KnownDefects, Shows, Signature};
 pub use devices::{Devices, Edus, new_uuid};

@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result, anyhow};
 use events::{EXIT_SKIP, Event, Sink, Verdict};
 use generate::{Avoid, Generator, Rng};
 use harness::{
-    Messages, Output, Recorder, Setting, new_uuid, stop_on_signals,
+    Amount, Messages, Output, Recorder, Setting, stop_on_signals,
     worker::{self, Reported, Worker},
 };
 use mdev_dma::sysfs::MdevType;
@@ -55,7 +55,8 @@ const PANIC_ON_OOPS: &str = "/proc/sys/kernel/panic_on_oops";
 /// the bitmap, maps, unmaps, START, STOP, devices opened and closed, groups that come and go. Checks that
 /// what was answered is what some order of them would answer, in a model of what the kernel must do; that
 /// each page is in the reads that it must be in, and in no others; memory, and counters. A round that
-/// fails is shortened; one that hangs or crashes is reported with all that was in progress.
+/// fails is shortened; one that hangs or crashes is reported with all that was in progress. The same seed
+/// gives the same rounds, but not the same timing.
 ///
 /// Needs what "dirtyscope verify" needs. Prints KTAP version 1, a result for each seed.
 #[derive(clap::Args)]
@@ -71,17 +72,8 @@ pub struct Arguments {
     #[arg(long, value_name = "UUID")]
     device: Option<Uuid>,
 
-    /// Where to begin; the same seed gives the same rounds, but not the same timing. May be given again
-    #[arg(long, value_name = "NUMBER")]
-    seed: Vec<u64>,
-
-    /// Operations to do for a seed [default: no limit]
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
-    ops: Option<u64>,
-
-    /// Seconds to go on for a seed [default: 60, no limit with --ops]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: Option<u64>,
+    #[command(flatten)]
+    amount: Amount,
 
     /// Threads at most
     #[arg(long, value_name = "NUMBER", default_value_t = LANES_MAX as u64, value_parser = clap::value_parser!(u64).range(2..=LANES_MAX as u64))]
@@ -128,11 +120,7 @@ impl Arguments {
         if !self.replay.is_empty() {
             return Ok(self.replay.iter().cloned().map(What::Replay).collect());
         }
-        if !self.seed.is_empty() {
-            return Ok(self.seed.iter().copied().map(What::Seed).collect());
-        }
-        // Small enough to be typed.
-        Ok(vec![What::Seed((new_uuid()?.as_u128() as u32).into())])
+        Ok(self.amount.seeds()?.into_iter().map(What::Seed).collect())
     }
 }
 
@@ -311,9 +299,7 @@ fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
     let message = match &job.what {
         What::Replay(file) => session.replay(&read(file)?, arguments.repeat)?,
         &What::Seed(seed) => {
-            let ops = arguments.ops.unwrap_or(u64::MAX);
-            let seconds = arguments.seconds.or(arguments.ops.is_none().then_some(60));
-            let limit = seconds.map(Duration::from_secs);
+            let (ops, limit) = (arguments.amount.ops(), arguments.amount.limit());
             session.run(&mut arguments.generator(seed), ops, limit, arguments.repeat)?
         }
     };

@@ -4,8 +4,8 @@
 
 use crate::live::Counters;
 use dirty_model::{
-    Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, GroupKind, Limits,
-    Mapping, Protection,
+    Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, GroupKind, Limits, Mapping,
+    Protection,
 };
 use mdev_dma::{Opcode, PAGE};
 use std::ops::Range;
@@ -44,11 +44,11 @@ impl State {
                 Err(errnos) => Answer::of(Err(errnos)),
             },
             Op::UnmapBitmap { iova, size, buffer } => {
-                with_bitmap(self.model.unmap_dirty(iova, size, &buffer.to_model()))
+                Answer::with_bitmap(self.model.unmap_dirty(iova, size, &buffer.to_model()))
             }
             Op::GetBitmap { iova, size, buffer } => {
                 let bitmap = self.model.get_bitmap(iova, size, &buffer.to_model());
-                with_bitmap(bitmap.map(|bitmap| (0, bitmap)))
+                Answer::with_bitmap(bitmap.map(|bitmap| (0, bitmap)))
             }
             Op::Start => done(self.model.start()),
             Op::Stop => {
@@ -101,13 +101,6 @@ impl State {
             && owed.dma_avail == counters.dma_avail
             && owed.locked == counters.locked;
         (!same).then(|| format!("{counters:x?} would be {owed:x?}"))
-    }
-}
-
-fn with_bitmap(result: Result<(u64, Bitmap), Errnos>) -> Answer<Errnos> {
-    match result {
-        Ok((count, bitmap)) => Answer { count, bitmap: Some(bitmap), ..Answer::of(Ok(())) },
-        Err(errnos) => Answer::of(Err(errnos)),
     }
 }
 

@@ -5,8 +5,8 @@ use crate::{
     slots::{self, SlotKind, kind},
 };
 use dirty_model::{
-    Bitmap, Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, GroupKind, Limits,
-    Mapping, Protection, RawPin,
+    Command, CommandKind, Container as Model, DeviceId, Errno, Errnos, GroupKind, Limits, Mapping,
+    Protection, RawPin,
 };
 use mdev_dma::{Opcode, uapi};
 use std::{
@@ -191,7 +191,7 @@ impl Contract {
             Op::Unmap { iova, size, flags } => self.unmap(iova, size, flags),
             Op::UnmapBitmap { iova, size, buffer } => {
                 let unmapped = self.model.unmap_dirty(iova, size, &buffer.to_model());
-                with_bitmap(unmapped)
+                Answer::with_bitmap(unmapped)
             }
             Op::Start => Answer::of(self.model.start()),
             Op::Stop => {
@@ -201,7 +201,7 @@ impl Contract {
             Op::DirtyPages { .. } => Answer::of(Err(Errno::EINVAL.into())),
             Op::GetBitmap { iova, size, buffer } => {
                 let bitmap = self.model.get_bitmap(iova, size, &buffer.to_model());
-                with_bitmap(bitmap.map(|bitmap| (0, bitmap)))
+                Answer::with_bitmap(bitmap.map(|bitmap| (0, bitmap)))
             }
             Op::Join { device } => Answer::of(self.join(device)),
             Op::Leave { device, .. } => {
@@ -289,13 +289,6 @@ impl Contract {
         let answer = Answer { count: outcome.count, ..Answer::of(outcome.status) };
         let iova = command.iova;
         Owed { answer, transferred: iova..iova.saturating_add(outcome.transferred) }
-    }
-}
-
-fn with_bitmap(result: Result<(u64, Bitmap), Errnos>) -> Answer<Errnos> {
-    match result {
-        Ok((count, bitmap)) => Answer { count, bitmap: Some(bitmap), ..Answer::of(Ok(())) },
-        Err(errnos) => Answer::of(Err(errnos)),
     }
 }
 

@@ -232,6 +232,14 @@ impl<E> Answer<E> {
         Self { status, count: 0, digest: 0, bitmap: None }
     }
 
+    /// The answer of what returns a size and a bitmap.
+    pub fn with_bitmap(result: Result<(u64, Bitmap), E>) -> Self {
+        match result {
+            Ok((count, bitmap)) => Self { count, bitmap: Some(bitmap), ..Self::of(Ok(())) },
+            Err(status) => Self::of(Err(status)),
+        }
+    }
+
     /// As the log has it, of an operation.
     pub fn to_reply(&self, op: &Op) -> Reply
     where

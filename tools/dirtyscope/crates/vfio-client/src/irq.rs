@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
+    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD,
+    VFIO_IRQ_SET_DATA_NONE,
 };
 
 /// An eventfd, to be signalled by the kernel, or to signal it.
@@ -91,6 +92,18 @@ pub struct SetIrqs<'a> {
 }
 
 impl Device {
+    /// `VFIO_DEVICE_SET_IRQS`: has the first interrupt of an index signal an eventfd.
+    pub fn set_trigger(&self, index: u32, eventfd: &EventFd) -> Result<()> {
+        self.set_irqs(&SetIrqs {
+            index,
+            action: VFIO_IRQ_SET_ACTION_TRIGGER,
+            start: 0,
+            count: 1,
+            data: IrqData::EventFd(&[Some(eventfd.as_fd())]),
+            argsz: None,
+        })
+    }
+
     /// `VFIO_DEVICE_SET_IRQS`. Panics if there is data for more than 1024 interrupts.
     pub fn set_irqs(&self, args: &SetIrqs<'_>) -> Result<()> {
         let mut arg = Argument { head: [0; 5], data: [0; ROOM] };
