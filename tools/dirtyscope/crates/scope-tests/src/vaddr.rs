@@ -40,7 +40,7 @@ pub const SCENARIOS: &[Scenario] = &[
         pin_without_vaddr,
         shows_complaint(
             "D23",
-            &["WARNING: *drivers/vfio/vfio_iommu_type1.c:* at vfio_iommu_type1_pin_pages*"],
+            &["WARNING: *vfio_iommu_type1.c:* at vfio_iommu_type1_pin_pages*"],
         ),
     ),
 ];
