@@ -207,7 +207,7 @@ fn read_holes(context: &Context<'_>) -> Result<()> {
             bed.must(Op::get_bitmap(iova(i), (64 + 1024) * PAGE))?;
         }
     }
-    bed.check()
+    bed.check_counters()
 }
 
 fn unmap_dirty(context: &Context<'_>) -> Result<()> {
