@@ -2,29 +2,37 @@
 
 //! Who is charged for what a container takes of the kernel's memory.
 
-use anyhow::{Context as _, Result, anyhow};
-use harness::{Context, Failure, Scenario, Shows, Signature, Skip, defect};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use dirty_model::Protection;
+use harness::{Context, Failure, Scenario, Shows, Signature, Skip, defect, scenario};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-use testbed::{Op, PAGE, Testbed};
+use testbed::{Op, PAGE, Testbed, slots::EDU};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
 
-pub const SCENARIOS: &[Scenario] = &[defect(
-    "type1/defect/D16-not-charged",
-    "the bitmaps that START allocates are charged to the cgroup of who starts",
-    not_charged,
-    Signature {
-        defect: "D16",
-        shows: Shows::Difference {
-            what: "START allocates a bitmap of 8192 KiB, and its cgroup is charged less than 1024 KiB",
-            lost: &[],
-            spurious: &[],
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "type1/iommu/charged",
+        "the tables of an IOMMU are charged to the cgroup of who maps",
+        tables_charged,
+    ),
+    defect(
+        "type1/defect/D16-not-charged",
+        "the bitmaps that START allocates are charged to the cgroup of who starts",
+        not_charged,
+        Signature {
+            defect: "D16",
+            shows: Shows::Difference {
+                what: "START allocates a bitmap of 8192 KiB, and its cgroup is charged less than 1024 KiB",
+                lost: &[],
+                spurious: &[],
+            },
+            complaints: &[],
         },
-        complaints: &[],
-    },
-)];
+    ),
+];
 
 /// A cgroup that this process is in until it is dropped.
 struct Cgroup(PathBuf);
@@ -61,6 +69,23 @@ impl Drop for Cgroup {
             eprintln!("dirtyscope: {} stays: {error:#}", self.0.display());
         }
     }
+}
+
+fn tables_charged(context: &Context<'_>) -> Result<()> {
+    // Each page is so far from the next that it takes two tables of its own. It is charged itself, too.
+    const MAPPINGS: u64 = 256;
+    const PAGES: u64 = MAPPINGS * PAGE;
+    let mut bed = Testbed::new(context)?;
+    bed.must(Op::Join { device: EDU[0] })?;
+    let cgroup = Cgroup::new()?;
+    let before = cgroup.charged()?;
+    for i in 0..MAPPINGS {
+        bed.must(Op::map((8 + i) << 30, PAGE, Protection::READ_WRITE))?;
+    }
+    let charged = cgroup.charged()?.saturating_sub(before);
+    context.note(format_args!("{charged} bytes are charged"));
+    ensure!(charged >= 5 * PAGES / 2, "{charged} bytes are charged, {} are taken", 3 * PAGES);
+    Ok(())
 }
 
 fn not_charged(context: &Context<'_>) -> Result<()> {
