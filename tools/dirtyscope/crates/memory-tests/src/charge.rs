@@ -5,11 +5,12 @@
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::Protection;
 use harness::{Context, Failure, Scenario, Shows, Signature, Skip, defect, scenario};
+use mdev_dma::Opcode;
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-use testbed::{Op, PAGE, Testbed, slots::EDU};
+use testbed::{Op, PAGE, Testbed, command, slots::EDU};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -72,19 +73,36 @@ impl Drop for Cgroup {
 }
 
 fn tables_charged(context: &Context<'_>) -> Result<()> {
-    // Each page is so far from the next that it takes two tables of its own. It is charged itself, too.
+    // Each page is so far from the next that it takes two tables of its own.
     const MAPPINGS: u64 = 256;
-    const PAGES: u64 = MAPPINGS * PAGE;
-    let mut bed = Testbed::new(context)?;
-    bed.must(Op::Join { device: EDU[0] })?;
     let cgroup = Cgroup::new()?;
-    let before = cgroup.charged()?;
-    for i in 0..MAPPINGS {
-        bed.must(Op::map((8 + i) << 30, PAGE, Protection::READ_WRITE))?;
-    }
-    let charged = cgroup.charged()?.saturating_sub(before);
-    context.note(format_args!("{charged} bytes are charged"));
-    ensure!(charged >= 5 * PAGES / 2, "{charged} bytes are charged, {} are taken", 3 * PAGES);
+    let mut bed = Testbed::new(context)?;
+    // What is charged for as many mappings, the pages themselves and what this process keeps of them too.
+    let mut mapped = |joined: bool| -> Result<u64> {
+        if joined {
+            bed.must(Op::Join { device: EDU[0] })?;
+        }
+        let before = cgroup.charged()?;
+        for i in 0..MAPPINGS {
+            let iova = (8 + i) << 30;
+            bed.must(Op::map(iova, PAGE, Protection::READ_WRITE))?;
+            if !joined {
+                bed.must(command(0, Opcode::DmaWrite, iova..iova + PAGE))?;
+            }
+        }
+        let charged = cgroup.charged()?.saturating_sub(before);
+        for i in 0..MAPPINGS {
+            bed.must(Op::unmap((8 + i) << 30, PAGE))?;
+        }
+        Ok(charged)
+    };
+    let (without, with) = (mapped(false)?, mapped(true)?);
+    context.note(format_args!("{with} bytes are charged, {without} without an IOMMU"));
+    ensure!(
+        with >= without + MAPPINGS * PAGE,
+        "{with} bytes are charged, {without} without an IOMMU, whose tables have {}",
+        2 * MAPPINGS * PAGE
+    );
     Ok(())
 }
 
