@@ -53,7 +53,7 @@ help:
 	@echo '  DRIVER_PATCHES=...  the same for the drivers, of which a copy is built, e.g.'
 	@echo '               DRIVER_PATCHES="tools/mutants/driver/NAME.patch"'
 	@echo '  REPLAY=...   files that make fuzz, race or abuse saved, to be replayed, and nothing else'
-	@echo '  MUTANTS=...  those of make control, e.g. "driver/*"; default: all'
+	@echo '  MUTANTS=...  those of make control, e.g. "history/*", which the default leaves out'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'

@@ -40,6 +40,11 @@ pub const SCENARIOS: &[Scenario] = &[
         read_some,
     ),
     scenario(
+        "type1/many/read-holes",
+        "a read of each mapping with much that isn't mapped behind it forgets nothing of the others",
+        read_holes,
+    ),
+    scenario(
         "type1/many/unmap-dirty",
         "UNMAP with bitmap of all reports what is dirty in each mapping, and revokes all pins",
         unmap_dirty,
@@ -60,6 +65,8 @@ pub const SCENARIOS: &[Scenario] = &[
         close,
     ),
 ];
+
+const RW: u32 = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
 
 /// Mappings in the order in which they are made: neither ascending nor descending, some adjacent.
 const MAPPINGS: [Range<u64>; 7] =
@@ -145,8 +152,7 @@ fn start_fails(context: &Context<'_>) -> Result<()> {
             bed.must(Op::map(iova, size, Protection::READ_WRITE))?;
             bed.must(command(0, Opcode::Pin, iova..iova + PAGE))?;
         }
-        let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
-        bed.must(Op::Map { iova: huge, size: HUGE, backed: PAGE, flags })?;
+        bed.must(Op::Map { iova: huge, size: HUGE, backed: PAGE, flags: RW })?;
         for _ in 0..2 {
             bed.refused(Errno::EINVAL, Op::Start)?;
             for (iova, size) in others.into_iter().zip(small) {
@@ -182,6 +188,26 @@ fn read_some(context: &Context<'_>) -> Result<()> {
     bed.reports(&[0..1, 3..4, 64..65, 70..71, 129..130, 200..201, 448..449, 511..512, 640..641])?;
     bed.reports(&PINNED_RUNS)?;
     bed.check()
+}
+
+fn read_holes(context: &Context<'_>) -> Result<()> {
+    // Bitmaps of so few pages lie side by side in the kernel's memory.
+    const MAPPINGS: u64 = 64;
+    let iova = |mapping: u64| (1 << 40) + mapping * (1 << 30);
+    let mut bed = Testbed::with_pages(context, 1)?;
+    for i in 0..MAPPINGS {
+        bed.must(Op::Map { iova: iova(i), size: 64 * PAGE, backed: PAGE, flags: RW })?;
+    }
+    bed.start()?;
+    for _ in 0..2 {
+        for i in 0..MAPPINGS {
+            bed.must(command(0, Opcode::DmaWrite, iova(i)..iova(i) + PAGE))?;
+        }
+        for i in 0..MAPPINGS {
+            bed.must(Op::get_bitmap(iova(i), (64 + 1024) * PAGE))?;
+        }
+    }
+    bed.check_counters()
 }
 
 fn unmap_dirty(context: &Context<'_>) -> Result<()> {
