@@ -34,7 +34,7 @@ help:
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
 	@echo '  make test         formatting, lints and unit tests, then make run'
-	@echo '  make test-all     and with other people'\''s CI, and make debug'
+	@echo '  make test-all     and with other people'\''s CI, make debug and coverage'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
 	@echo '  make module       build both drivers for the VM, or for KDIR'
 	@echo '  make tool         build dirtyscope'
