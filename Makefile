@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS PHASES RUNS SECONDS_OF_RACE
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate control coverage \
@@ -34,7 +34,7 @@ help:
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
 	@echo '  make test         formatting, lints and unit tests, then make run'
-	@echo '  make test-all     and with other people'\''s CI, and make debug'
+	@echo '  make test-all     and with other people'\''s CI, make debug and coverage'
 	@echo '  make shell        the VM with the device loaded, and a prompt'
 	@echo '  make module       build both drivers for the VM, or for KDIR'
 	@echo '  make tool         build dirtyscope'
@@ -72,6 +72,7 @@ help:
 	@echo '  BASE=...     the commit whose driver make test compares with; default: HEAD'
 	@echo '               if the driver has changed since, else its parent'
 	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
+	@echo '  RUNS=...     some of the runs of make debug or coverage, e.g. RUNS="verify scope"'
 	@echo '  ROUNDS=...   migrations in a row, after one of each kind, default: 50'
 	@echo '  SECONDS_OF_RACE=...  for make race, in as many boots as that takes, default: 600'
 	@echo '  N=...        boots of make boot-soak, default: 100'

@@ -29,6 +29,9 @@ if [ -n "${TREE:-}" ]; then
 		exit 1
 	}
 	export TREE
+elif [ -n "${CONFIG:-}" ]; then
+	printf 'error: CONFIG=%s is how TREE= is configured: give that as well\n' "$CONFIG" >&2
+	exit 1
 fi
 
 # The make that called us must not steer the ones we call.

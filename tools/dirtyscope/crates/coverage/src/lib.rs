@@ -52,6 +52,10 @@ pub struct Arguments {
     /// Why lines are missing: "= REASON", and lines of function and text, indented
     #[arg(long, value_name = "FILE")]
     missing: PathBuf,
+
+    /// Also write it for programs, and for "dirtyscope report --coverage"
+    #[arg(long, value_name = "FILE.json")]
+    json: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -91,6 +95,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .map(|(group, functions)| Part::new(group, functions, &reasons, text_of))
         .collect();
 
+    if let Some(path) = &arguments.json {
+        let all = serde_json::Value::from_iter(parts.iter().map(Part::json));
+        fs::write(path, all.to_string()).with_context(|| format!("write {}", path.display()))?;
+    }
     println!("  lines           branches        function");
     parts.iter().for_each(|part| print!("{}", part.text()));
     println!("not run:");

@@ -2,6 +2,7 @@
 
 //! How often lines were run.
 
+use serde::Serialize;
 use std::{collections::BTreeMap, fmt, iter::Sum};
 
 /// How often a line was run, and each branch that begins there.
@@ -62,7 +63,7 @@ impl Function {
 }
 
 /// So many of so many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Share(pub usize, pub usize);
 
 impl Share {

@@ -6,6 +6,7 @@ use crate::{
     groups::{Group, Reasons},
     lines::{Function, Share},
 };
+use serde_json::{Value, json};
 use std::fmt::Write as _;
 
 /// A line that was not run.
@@ -66,9 +67,33 @@ impl<'a> Part<'a> {
         complaints
     }
 
+    fn branches(&self) -> Share {
+        self.functions.iter().map(Function::branches).sum()
+    }
+
+    /// All of it, for programs.
+    pub fn json(&self) -> Value {
+        let functions = self.functions.iter().map(|function| {
+            let (lines, branches) = (function.run(), function.branches());
+            json!({ "file": function.file, "name": function.name, "lines": lines, "branches": branches })
+        });
+        let missing = self.missing.iter().map(|missing| {
+            let Missing { function: Function { file, name, .. }, line, text, reason } = missing;
+            json!({ "file": file, "line": line, "function": name, "text": text, "reason": reason })
+        });
+        json!({
+            "name": self.group.name,
+            "goal": self.group.goal,
+            "lines": self.lines(),
+            "branches": self.branches(),
+            "functions": functions.collect::<Vec<_>>(),
+            "missing": missing.collect::<Vec<_>>(),
+        })
+    }
+
     pub fn text(&self) -> String {
         let Group { name, goal, .. } = self.group;
-        let branches: Share = self.functions.iter().map(Function::branches).sum();
+        let branches = self.branches();
         let goal = goal.map_or(String::new(), |goal| format!(", of which {goal} % is the goal"));
         let mut out = format!("{name}\n  {}  {branches}  all{goal}\n", self.lines());
         for function in self.functions {

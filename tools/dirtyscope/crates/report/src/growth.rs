@@ -3,15 +3,13 @@
 //! How costs grow, as `dirtyscope bench` has measured it.
 
 use crate::page::document;
-use anyhow::{Context as _, Result};
 use maud::{PreEscaped, html};
 use serde::Deserialize;
-use std::{fs, path::Path};
 use svg::node::element::{Circle, Line, SVG, Text, Title};
 
 /// What is drawn of a bench's results.
 #[derive(Deserialize)]
-struct Bench {
+pub struct Bench {
     kernel: String,
     growth: Vec<Growth>,
 }
@@ -35,17 +33,8 @@ const EDGE: f64 = 22.0;
 const LEFT: f64 = 16.0;
 const WIDTH: f64 = 80.0;
 
-/// Writes a page with the curves that are in a file.
-pub fn write(file: &Path, directory: &Path, name: Option<&str>) -> Result<()> {
-    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    let bench: Bench = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-    fs::create_dir_all(directory)
-        .with_context(|| format!("make the directory {}", directory.display()))?;
-    let path = directory.join("report.html");
-    fs::write(&path, page(&bench, name)).with_context(|| format!("write {}", path.display()))
-}
-
-fn page(bench: &Bench, name: Option<&str>) -> String {
+/// A page with the curves.
+pub fn page(bench: &Bench, name: Option<&str>) -> String {
     let title = format!("dirtyscope {}", name.unwrap_or("bench"));
     let content = html! {
         h1 { (title) }

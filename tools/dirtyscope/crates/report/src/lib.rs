@@ -6,6 +6,7 @@
 
 mod conclude;
 mod console;
+mod coverage;
 mod ending;
 mod explain;
 mod follow;
@@ -24,15 +25,16 @@ mod totals;
 #[cfg(test)]
 mod tests;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use console::Console;
 use events::{Event, Sink};
 use page::Page;
 use results::Results;
+use serde::de::DeserializeOwned;
 use std::{
     fs,
     io::{self, IsTerminal},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -57,6 +59,7 @@ use std::{
 Examples:
   dirtyscope report --log vm/log --ended vm/ended --console vm/console.log --directory results
   dirtyscope report --bench bench.json --directory results
+  dirtyscope report --coverage coverage.json --directory results
 
 The file --ended says how the VM ended, and must appear at once (write another, rename it):
   exit N            the guest ended it, with dirtyscope's exit status N
@@ -65,7 +68,7 @@ The file --ended says how the VM ended, and must appear at once (write another, 
   failed STATUS     it could not be run")]
 pub struct Arguments {
     /// The memory that the VM shares: a file, all of which is there from the begin on
-    #[arg(long, value_name = "FILE", required_unless_present = "bench", requires = "ended")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["bench", "coverage"], requires = "ended")]
     log: Option<PathBuf>,
 
     /// What will say that the VM has ended, and how
@@ -79,6 +82,10 @@ pub struct Arguments {
     /// Draw how costs grow, from what "dirtyscope bench --json" has written; nothing else
     #[arg(long, value_name = "FILE.json", conflicts_with = "log", requires = "directory")]
     bench: Option<PathBuf>,
+
+    /// Show which lines were run, from what "dirtyscope coverage --json" has written; nothing else
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["log", "bench"], requires = "directory")]
+    coverage: Option<PathBuf>,
 
     /// Where files are written
     #[arg(long, value_name = "DIRECTORY")]
@@ -101,11 +108,15 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (directory, name) = (arguments.directory.as_deref(), arguments.name.as_deref());
     if let (Some(file), Some(directory)) = (&arguments.bench, directory) {
-        growth::write(file, directory, name)?;
-        return Ok(ExitCode::SUCCESS);
+        return write_page(file, directory, |bench| growth::page(bench, name));
+    }
+    if let (Some(file), Some(directory)) = (&arguments.coverage, directory) {
+        return write_page(file, directory, |coverage| coverage::page(coverage, name));
     }
     let (Some(log), Some(ended)) = (&arguments.log, &arguments.ended) else {
-        bail!("neither --log with --ended, nor --bench with --directory: nothing to report");
+        bail!(
+            "neither --log with --ended, nor --bench or --coverage with --directory: nothing to report"
+        );
     };
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -127,6 +138,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     conclude::conclude(&mut results, followed, console.as_ref(), arguments.without_tests)?;
     let (_, code) = results.end()?;
     Ok(code.into())
+}
+
+/// Writes a page of what was measured, which is in a file.
+fn write_page<Measured: DeserializeOwned>(
+    file: &Path,
+    directory: &Path,
+    page: impl FnOnce(&Measured) -> String,
+) -> Result<ExitCode> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let measured = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("make the directory {}", directory.display()))?;
+    let path = directory.join("report.html");
+    fs::write(&path, page(&measured)).with_context(|| format!("write {}", path.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The page that shows what all events say, also of tests that passed.
