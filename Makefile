@@ -5,10 +5,10 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate control coverage \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate control mutants coverage \
 	bench test test-all module tool install-kselftest shell boot-soak clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -30,6 +30,7 @@ help:
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU, compare their memory'
 	@echo '  make control      see that all these find what a broken type1 loses, or a broken driver does'
+	@echo '  make mutants      how many mutants of type1 all these find'
 	@echo '  make coverage     which lines of type1 and of the drivers all these run'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
@@ -54,6 +55,8 @@ help:
 	@echo '               DRIVER_PATCHES="tools/mutants/driver/NAME.patch"'
 	@echo '  REPLAY=...   files that make fuzz, race or abuse saved, to be replayed, and nothing else'
 	@echo '  MUTANTS=...  those of make control, e.g. "history/*", which the default leaves out'
+	@echo '  MUTANTS_N=...  mutants of make mutants that have no result yet, default: 300;'
+	@echo '               SEED=... the sample, default: 1; IDS=... these in place of it'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'
@@ -110,6 +113,9 @@ migrate:
 
 control:
 	$(vm)/control $(patsubst %,'%',$(MUTANTS))
+
+mutants:
+	$(vm)/mutants $(IDS)
 
 coverage:
 	$(vm)/coverage
