@@ -115,9 +115,10 @@ fn missing(line: &Missing, wanted: bool) -> Markup {
 
 /// A cell, which shows it if the goal is missed.
 fn share(share: Share, goal: Option<u32>) -> Markup {
+    let text = format!("{}/{} {:.1} %", share.0, share.1, share.percent());
     let short = goal.is_some_and(|goal| share.percent() < f64::from(goal));
     html! {
-        td.share { span.short[short] { (share.0) "/" (share.1) " " (format!("{:.1} %", share.percent())) } }
+        td.share { @if short { span.short { (text) } } @else { (text) } }
     }
 }
 
@@ -133,7 +134,7 @@ mod tests {
     fn what_misses_its_goal_or_a_reason_is_seen() {
         let page = page(&serde_json::from_str(TEXT).unwrap(), None);
         assert!(page.contains(r#"<span class="short">1/2 50.0 %</span>"#));
-        assert!(page.contains("<span>0/0 100.0 %</span>"));
+        assert!(page.contains(r#"<td class="share">0/0 100.0 %</td>"#));
         assert!(page.contains("a &lt; b;"));
         assert!(page.contains("no reason is given"));
     }
