@@ -139,7 +139,7 @@ class Compiler:
         # Relative paths are those of kbuild's directory, /kernel/b or out.
         command = self.command.replace(f"{original}/vfio_iommu_type1.c", str(directory / "vfio_iommu_type1.c"))
         command = re.sub(r"(?<=\s)vfio_iommu_type1\.o\b", str(directory / "vfio_iommu_type1.o"), command)
-        command = re.sub(r"-Wp,-MMD,\S+", "", command)
+        command = re.sub(r"-Wp,-MMD,\S+|\s-g(?=\s)", "", command)
         command = command.replace("gcc-14 ", f"gcc-14 -I{original} ", 1)
         cwd = self.base / "out"
         done = subprocess.run(["sh", "-c", command], cwd=cwd, capture_output=True, text=True)
@@ -231,7 +231,7 @@ def killers(arguments):
     """The scenarios that killed most in least time, for the VM to run first."""
     count, spent = collections.Counter(), collections.Counter()
     for one in load(arguments.results).values():
-        if one["result"] == "killed" and one["engine"] in ("first", "verify"):
+        if one["result"] == "killed" and one["engine"] in ("first", "core", "verify"):
             count[one["test"]] += 1
             spent[one["test"]] += one["seconds"]
     ranked = sorted(count, key=lambda test: -count[test] ** 2 / (1 + spent[test]))
