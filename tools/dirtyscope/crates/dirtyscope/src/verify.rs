@@ -79,7 +79,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     selected.retain(|one| other_driver.is_none() || !one.name.starts_with("device/"));
     let left_out = count - selected.len();
     let known = KnownDefects::load(arguments.known_defects.as_deref())?;
-    let others = raw_pins().chain(type1_tests::killers()).chain(failure_tests::scenarios());
+    let others = raw_pins().chain(killer_tests::scenarios()).chain(failure_tests::scenarios());
     known.check(&all().chain(others).collect::<Vec<_>>())?;
     let suite = Suite {
         scenarios: &selected,
@@ -118,7 +118,7 @@ fn all() -> impl Iterator<Item = &'static Scenario> {
 /// The scenarios that may be selected.
 fn scenarios(arguments: &Arguments) -> Vec<&'static Scenario> {
     if arguments.killers {
-        return type1_tests::killers().collect();
+        return killer_tests::scenarios().collect();
     }
     if arguments.raw_pins {
         return raw_pins().collect();

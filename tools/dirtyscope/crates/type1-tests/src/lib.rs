@@ -10,9 +10,9 @@
 mod container;
 mod defect;
 mod dirty;
-mod killer;
 mod many;
 mod map;
+mod meanwhile;
 mod pin;
 mod process;
 mod raw_defect;
@@ -22,7 +22,7 @@ mod v1;
 
 use harness::Scenario;
 
-/// All but those in [`lockdep`], [`raw_pins`] and [`killers`].
+/// All but those in [`lockdep`] and [`raw_pins`].
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     [
         selftest::SCENARIOS,
@@ -34,6 +34,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         process::SCENARIOS,
         v1::SCENARIOS,
         defect::SCENARIOS,
+        meanwhile::SCENARIOS,
     ]
     .into_iter()
     .flatten()
@@ -48,9 +49,4 @@ pub fn lockdep() -> impl Iterator<Item = &'static Scenario> {
 /// `raw_pins=1`.
 pub fn raw_pins() -> impl Iterator<Item = &'static Scenario> {
     [raw_pin::SCENARIOS, raw_defect::SCENARIOS].into_iter().flatten()
-}
-
-/// Those after which a kernel can't be used any more if it has the defect that they show.
-pub fn killers() -> impl Iterator<Item = &'static Scenario> {
-    killer::SCENARIOS.iter()
 }

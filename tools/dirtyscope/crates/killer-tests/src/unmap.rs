@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Defects of type1 after which the kernel can't be used any more: locks that nobody releases, tasks
-//! that can't be killed. Each wants a boot of its own.
+//! What happens while an unmap has devices unpin, with `iommu->lock` dropped.
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use crate::{OneCpu, PANIC_ON_OOPS, or_stuck};
+use anyhow::{Result, anyhow, bail, ensure};
 use dirty_model::Errno;
 use harness::{
-    Context, Failure, Scenario, Setting, Shows, Signature, Skip, Stuck, count_blocked, defect,
-    stacks,
+    Context, Failure, Scenario, Setting, Shows, Signature, Stuck, count_blocked, defect, stacks,
 };
-use mdev_dma::{MdevDma, Opcode};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use mdev_dma::MdevDma;
 use std::{
     process,
     sync::{
@@ -20,7 +18,7 @@ use std::{
     thread,
     time::Duration,
 };
-use testbed::{PAGE, at, status};
+use testbed::{PAGE, Repeated, at, busy, same, status};
 use vfio_client::{
     BitmapArgs, Container, Group, MapArgs, Memory, UnmapArgs,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
@@ -52,21 +50,11 @@ pub const SCENARIOS: &[Scenario] = &[
         },
     ),
     defect(
-        "type1/killer/D11-bit-astray",
-        "a page just before a mapping can't be pinned, and no bit before its bitmap is set",
-        bit_astray,
+        "type1/killer/D24-pin-again",
+        "an UNMAP ends, whatever a device pins again that it has told to unpin",
+        pin_again,
         Signature {
-            defect: "D11",
-            shows: Shows::Hang(&["RAW_PIN does not return"]),
-            complaints: &["BUG: unable to handle page fault for address: *", "Oops: Oops: *"],
-        },
-    ),
-    defect(
-        "type1/killer/D11-unmap-missed",
-        "a page can be unmapped whose unpin came when other mappings had been made",
-        unmap_missed,
-        Signature {
-            defect: "D11",
+            defect: "D24",
             shows: Shows::Hang(&["UNMAP does not return"]),
             complaints: &[
                 "kernel BUG at drivers/vfio/vfio_iommu_type1.c:*",
@@ -75,28 +63,6 @@ pub const SCENARIOS: &[Scenario] = &[
         },
     ),
 ];
-
-/// All threads that are made until this is dropped share one CPU: one that wakes up gets its turn soon,
-/// in the middle of what another one does in the kernel. In a VM, another CPU may have to wait.
-struct OneCpu(CpuSet);
-
-impl OneCpu {
-    fn new() -> Result<Self> {
-        let old = sched_getaffinity(None)?;
-        let mut one = CpuSet::new();
-        one.set((0..CpuSet::MAX_CPU).find(|&cpu| old.is_set(cpu)).unwrap_or(0));
-        sched_setaffinity(None, &one).context("sched_setaffinity")?;
-        Ok(Self(old))
-    }
-}
-
-impl Drop for OneCpu {
-    fn drop(&mut self) {
-        if let Err(error) = sched_setaffinity(None, &self.0) {
-            eprintln!("dirtyscope: sched_setaffinity: {error}");
-        }
-    }
-}
 
 fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
     const ROUNDS: u32 = 10;
@@ -146,9 +112,6 @@ fn unmap_deadlock(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel panics for an oops: not while a scenario looks at what one leaves.
-const PANIC_ON_OOPS: &str = "/proc/sys/kernel/panic_on_oops";
-
 fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     const ROUNDS: u64 = 4;
     // So many that STOP gets a turn while they are unpinned.
@@ -190,73 +153,29 @@ fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A device with raw pins in a container with `mappings` of 4 pages each, one behind the other.
-struct Mapped {
-    device: MdevDma,
-    container: Arc<Container>,
-}
-
-impl Mapped {
-    fn new(context: &Context<'_>) -> Result<Self> {
-        let node = context.device(0)?.node()?;
-        let container = Container::new(Group::open(&node)?)?;
-        let device = MdevDma::open(&container, &node)?;
-        let raw_pins = device.limits()?.raw_pins;
-        ensure!(raw_pins, Skip("load rust_mdev_dma with raw_pins=1".into()));
-        Ok(Self { device, container })
-    }
-
-    /// Maps 4 pages.
-    fn map(&self, page: u64) -> Result<()> {
-        let (size, flags) = (4 * PAGE, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
-        let memory = &Arc::new(Memory::new(size as usize)?);
-        let (offset, iova, argsz) = (0, at(page, 0), None);
-        Ok(self.container.map(&MapArgs { memory, offset, iova, size, flags, argsz })?)
-    }
-}
-
-/// Has a thread do something to `mapped` that doesn't return if the kernel kills it, with locks that
-/// nobody releases then.
-fn or_stuck<T: Send + 'static>(
-    what: &str,
-    mapped: Mapped,
-    f: impl FnOnce(&Mapped) -> T + Send + 'static,
-) -> Result<T> {
-    let mapped = Arc::new(mapped);
-    let (its, (send, done)) = (mapped.clone(), channel());
-    thread::spawn(move || send.send(f(&its)));
-    match done.recv_timeout(Duration::from_secs(2)) {
-        Ok(value) => Ok(value),
-        Err(RecvTimeoutError::Disconnected) => bail!("the thread for {what} panicked"),
-        Err(RecvTimeoutError::Timeout) => {
-            // Closing these waits for the locks.
-            std::mem::forget(mapped);
-            Err(Stuck(format!("{what} does not return")).into())
+/// Two devices. The second one is told first what to unpin, and pins it again; type1 looks for pins when
+/// the first one, which is busy, is done.
+fn pin_again(context: &Context<'_>) -> Result<()> {
+    let nodes = [context.device(0)?.node()?, context.device(1)?.node()?];
+    let container = Container::new(Group::open(&nodes[0])?)?;
+    container.attach(Group::open(&nodes[1])?)?;
+    let memory = &Arc::new(Memory::new(PAGE as usize)?);
+    let (iova, flags) = (at(0, 0), VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
+    container.map(&MapArgs { memory, offset: 0, iova, size: PAGE, flags, argsz: None })?;
+    let busy = busy(&container, &nodes[0])?;
+    let device = MdevDma::open(&container, &nodes[1])?;
+    ensure!(device.pin(iova, PAGE)?.status == 0, "a page can't be pinned");
+    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
+    let pins = Repeated::new(move || {
+        // Refused when nothing is mapped there.
+        if device.pins()? == 0 {
+            device.pin(iova, PAGE)?;
         }
-    }
-}
-
-fn bit_astray(context: &Context<'_>) -> Result<()> {
-    let mapped = Mapped::new(context)?;
-    mapped.map(0)?;
-    mapped.container.dirty_start()?;
-    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
-    let (op, before) = (Opcode::RawPin as u32, at(0, 0) - PAGE + 8);
-    let outcome = or_stuck("RAW_PIN", mapped, move |it| it.device.run(op, before, PAGE, 3))??;
-    let refused = outcome.status == Errno::EINVAL.0 as u32;
-    Failure::unless_none((!refused).then(|| format!("RAW_PIN before a mapping: {outcome:?}")))
-}
-
-fn unmap_missed(context: &Context<'_>) -> Result<()> {
-    let mapped = Mapped::new(context)?;
-    let raw = |op: Opcode| mapped.device.run(op as u32, at(3, 0x800), PAGE, 3);
-    mapped.map(0)?;
-    ensure!(raw(Opcode::RawPin)?.status == 0, "a page can't be pinned");
-    mapped.map(4)?;
-    mapped.map(8)?;
-    ensure!(raw(Opcode::RawUnpin)?.status == 0, "a page can't be unpinned");
-    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
-    let args = UnmapArgs { iova: at(0, 0), size: 4 * PAGE, ..Default::default() };
-    let unmapped = or_stuck("UNMAP", mapped, move |it| it.container.unmap(&args))??;
-    testbed::same("bytes unmapped", args.size, unmapped)
+        Ok(())
+    });
+    let args = UnmapArgs { iova, size: PAGE, ..Default::default() };
+    let size = or_stuck("UNMAP", container, move |it| it.unmap(&args))??;
+    pins.stop()?;
+    busy.stop()?;
+    same("bytes unmapped", PAGE, size)
 }
