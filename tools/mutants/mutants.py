@@ -139,7 +139,7 @@ class Compiler:
         # Relative paths are those of kbuild's directory, /kernel/b or out.
         command = self.command.replace(f"{original}/vfio_iommu_type1.c", str(directory / "vfio_iommu_type1.c"))
         command = re.sub(r"(?<=\s)vfio_iommu_type1\.o\b", str(directory / "vfio_iommu_type1.o"), command)
-        command = re.sub(r"-Wp,-MMD,\S+", "", command)
+        command = re.sub(r"-Wp,-MMD,\S+|\s-g(?=\s)", "", command)
         command = command.replace("gcc-14 ", f"gcc-14 -I{original} ", 1)
         cwd = self.base / "out"
         done = subprocess.run(["sh", "-c", command], cwd=cwd, capture_output=True, text=True)
@@ -216,11 +216,16 @@ def build(arguments):
 
 
 def record(arguments):
-    """Adds what a VM said to the results: "mutant ID RESULT SECONDS ENGINE [TEST]"."""
+    """Adds what a VM said to the results: "mutant ID RESULT SECONDS ENGINE [TEST]".
+
+    Nothing of it counts unless type1 itself survived."""
     results = load(arguments.results)
     made = {one["id"]: one for one in json.loads((arguments.out / "sample.json").read_text())}
-    for line in arguments.said.read_text(errors="replace").splitlines():
-        match = re.match(r"mutant (\w{10}) (killed|survived) (\S+) (\S+) ?(.*)", line)
+    said = arguments.said.read_text(errors="replace").splitlines()
+    if not any(line.startswith("mutant base survived") for line in said):
+        return
+    for line in said:
+        match = re.match(r"mutant (\w{10}) (killed|survived|error) (\S+) (\S+) ?(.*)", line)
         if match and match[1] in made:
             results[match[1]] = made[match[1]] | dict(
                 result=match[2], seconds=float(match[3]), engine=match[4], test=match[5].strip())
@@ -231,11 +236,12 @@ def killers(arguments):
     """The scenarios that killed most in least time, for the VM to run first."""
     count, spent = collections.Counter(), collections.Counter()
     for one in load(arguments.results).values():
-        if one["result"] == "killed" and one["engine"] in ("first", "verify"):
+        if one["result"] == "killed" and one["engine"] in ("first", "core", "verify"):
             count[one["test"]] += 1
             spent[one["test"]] += one["seconds"]
     ranked = sorted(count, key=lambda test: -count[test] ** 2 / (1 + spent[test]))
-    print("\n".join(ranked[:25]))
+    for test in ranked[:25]:
+        print(test)
 
 
 def report(arguments):
@@ -258,7 +264,7 @@ def report(arguments):
         operators[one["operator"]][result] += 1
         if result == "killed":
             engines[one["engine"]] += 1
-        elif result == "survived":
+        elif result in ("survived", "error"):
             survivors.append(one)
     arguments.json.write_text(json.dumps(results, indent=1, sort_keys=True))
     table = []
@@ -271,7 +277,7 @@ def report(arguments):
             one = total if name == "all" else what[name]
             if name != "all":
                 total.update(one)
-            killed, left = one["killed"], one["survived"]
+            killed, left = one["killed"], one["survived"] + one["error"]
             ran = killed + left + one["argued"]
             score = f"{100 * killed / (killed + left):.1f}" if killed + left else "-"
             table.append(f"{name:<40} {ran:>5} {killed:>6} {one['argued']:>6} {left:>5} {score:>6}"
@@ -285,7 +291,7 @@ def report(arguments):
     if seconds:
         table.append(f"seconds to kill: median {seconds[len(seconds) // 2]}, most {seconds[-1]}, all {sum(seconds):.0f}")
     table.append("")
-    table += [f"survived: {one['id']} {one['function']}:{one['line']}\n  - {one['was']}\n  + {one['now']}"
+    table += [f"{one['result']}: {one['id']} {one['function']}:{one['line']}\n  - {one['was']}\n  + {one['now']}"
               for one in sorted(survivors, key=lambda one: one["line"])]
     text = "\n".join(table) + "\n"
     arguments.text.write_text(text)
