@@ -25,11 +25,7 @@ pub const SCENARIOS: &[Scenario] = &[defect(
     "type1/killer/D26-map-while-leaving",
     "a MAP that waits while the last group leaves is answered, or refused",
     map_while_leaving,
-    Signature {
-        defect: "D26",
-        shows: Shows::Hang(&["vfio_iommu_type1_ioctl+"]),
-        complaints: &[],
-    },
+    Signature { defect: "D26", shows: Shows::Hang(&["vfio_iommu_type1_ioctl+"]), complaints: &[] },
 )];
 
 /// So that a thread is where it waits.
