@@ -157,6 +157,7 @@ fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
 /// the first one, which is busy, is done.
 fn pin_again(context: &Context<'_>) -> Result<()> {
     let nodes = [context.device(0)?.node()?, context.device(1)?.node()?];
+    let _one_cpu = OneCpu::new()?;
     let container = Container::new(Group::open(&nodes[0])?)?;
     container.attach(Group::open(&nodes[1])?)?;
     let memory = &Arc::new(Memory::new(PAGE as usize)?);
