@@ -2,7 +2,7 @@
 
 //! What happens while an unmap has devices unpin, with `iommu->lock` dropped.
 
-use crate::{OneCpu, PANIC_ON_OOPS, or_stuck};
+use crate::{OneCpu, PANIC_ON_OOPS};
 use anyhow::{Result, anyhow, bail, ensure};
 use dirty_model::Errno;
 use harness::{
@@ -18,7 +18,7 @@ use std::{
     thread,
     time::Duration,
 };
-use testbed::{PAGE, Repeated, at, busy, same, status};
+use testbed::{PAGE, at, status};
 use vfio_client::{
     BitmapArgs, Container, Group, MapArgs, Memory, UnmapArgs,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
@@ -45,19 +45,6 @@ pub const SCENARIOS: &[Scenario] = &[
             complaints: &[
                 "usercopy: Kernel memory exposure attempt detected from *",
                 "kernel BUG at mm/usercopy.c:*",
-                "Oops: invalid opcode: *",
-            ],
-        },
-    ),
-    defect(
-        "type1/killer/D24-pin-again",
-        "an UNMAP ends, whatever a device pins again that it has told to unpin",
-        pin_again,
-        Signature {
-            defect: "D24",
-            shows: Shows::Hang(&["UNMAP does not return"]),
-            complaints: &[
-                "kernel BUG at drivers/vfio/vfio_iommu_type1.c:*",
                 "Oops: invalid opcode: *",
             ],
         },
@@ -151,32 +138,4 @@ fn stop_in_unmap(context: &Context<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Two devices. The second one is told first what to unpin, and pins it again; type1 looks for pins when
-/// the first one, which is busy, is done.
-fn pin_again(context: &Context<'_>) -> Result<()> {
-    let nodes = [context.device(0)?.node()?, context.device(1)?.node()?];
-    let _one_cpu = OneCpu::new()?;
-    let container = Container::new(Group::open(&nodes[0])?)?;
-    container.attach(Group::open(&nodes[1])?)?;
-    let memory = &Arc::new(Memory::new(PAGE as usize)?);
-    let (iova, flags) = (at(0, 0), VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE);
-    container.map(&MapArgs { memory, offset: 0, iova, size: PAGE, flags, argsz: None })?;
-    let busy = busy(&container, &nodes[0])?;
-    let device = MdevDma::open(&container, &nodes[1])?;
-    ensure!(device.pin(iova, PAGE)?.status == 0, "a page can't be pinned");
-    let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
-    let pins = Repeated::new(move || {
-        // Refused when nothing is mapped there.
-        if device.pins()? == 0 {
-            device.pin(iova, PAGE)?;
-        }
-        Ok(())
-    });
-    let args = UnmapArgs { iova, size: PAGE, ..Default::default() };
-    let size = or_stuck("UNMAP", container, move |it| it.unmap(&args))??;
-    pins.stop()?;
-    busy.stop()?;
-    same("bytes unmapped", PAGE, size)
 }
