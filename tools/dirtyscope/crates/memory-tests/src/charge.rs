@@ -2,38 +2,29 @@
 
 //! Who is charged for what a container takes of the kernel's memory.
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use dirty_model::Protection;
-use harness::{Context, Failure, Scenario, Shows, Signature, Skip, defect, scenario};
-use mdev_dma::Opcode;
+use anyhow::{Context as _, Result, anyhow};
+use harness::{Context, Failure, Scenario, Shows, Signature, Skip, defect};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-use testbed::{Op, PAGE, Testbed, command, slots::EDU};
+use testbed::{Op, PAGE, Testbed};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
 
-pub const SCENARIOS: &[Scenario] = &[
-    scenario(
-        "type1/iommu/charged",
-        "the tables of an IOMMU are charged to the cgroup of who maps",
-        tables_charged,
-    ),
-    defect(
-        "type1/defect/D16-not-charged",
-        "the bitmaps that START allocates are charged to the cgroup of who starts",
-        not_charged,
-        Signature {
-            defect: "D16",
-            shows: Shows::Difference {
-                what: "START allocates a bitmap of 8192 KiB, and its cgroup is charged less than 1024 KiB",
-                lost: &[],
-                spurious: &[],
-            },
-            complaints: &[],
+pub const SCENARIOS: &[Scenario] = &[defect(
+    "type1/defect/D16-not-charged",
+    "the bitmaps that START allocates are charged to the cgroup of who starts",
+    not_charged,
+    Signature {
+        defect: "D16",
+        shows: Shows::Difference {
+            what: "START allocates a bitmap of 8192 KiB, and its cgroup is charged less than 1024 KiB",
+            lost: &[],
+            spurious: &[],
         },
-    ),
-];
+        complaints: &[],
+    },
+)];
 
 /// A cgroup that this process is in until it is dropped.
 struct Cgroup(PathBuf);
@@ -70,40 +61,6 @@ impl Drop for Cgroup {
             eprintln!("dirtyscope: {} stays: {error:#}", self.0.display());
         }
     }
-}
-
-fn tables_charged(context: &Context<'_>) -> Result<()> {
-    // Each page is so far from the next that it takes two tables of its own.
-    const MAPPINGS: u64 = 256;
-    let cgroup = Cgroup::new()?;
-    let mut bed = Testbed::new(context)?;
-    // What is charged for as many mappings, the pages themselves and what this process keeps of them too.
-    let mut mapped = |joined: bool| -> Result<u64> {
-        if joined {
-            bed.must(Op::Join { device: EDU[0] })?;
-        }
-        let before = cgroup.charged()?;
-        for i in 0..MAPPINGS {
-            let iova = (8 + i) << 30;
-            bed.must(Op::map(iova, PAGE, Protection::READ_WRITE))?;
-            if !joined {
-                bed.must(command(0, Opcode::DmaWrite, iova..iova + PAGE))?;
-            }
-        }
-        let charged = cgroup.charged()?.saturating_sub(before);
-        for i in 0..MAPPINGS {
-            bed.must(Op::unmap((8 + i) << 30, PAGE))?;
-        }
-        Ok(charged)
-    };
-    let (without, with) = (mapped(false)?, mapped(true)?);
-    context.note(format_args!("{with} bytes are charged, {without} without an IOMMU"));
-    ensure!(
-        with >= without + MAPPINGS * PAGE,
-        "{with} bytes are charged, {without} without an IOMMU, whose tables have {}",
-        2 * MAPPINGS * PAGE
-    );
-    Ok(())
 }
 
 fn not_charged(context: &Context<'_>) -> Result<()> {

@@ -55,8 +55,9 @@ fn unmap_again(context: &Context<'_>) -> Result<()> {
         ensure!(errno == Errno::EEXIST, "MAP: {errno:?}");
         ensure!(start.elapsed() < LONG, "the mapping stays");
     }
-    same("bytes unmapped", 2 * PAGE, unmap.join().map_err(|_| anyhow!("a thread panicked"))??)?;
+    let unmapped = unmap.join().map_err(|_| anyhow!("a thread panicked"))??;
     busy.stop()?;
+    same("bytes unmapped", 2 * PAGE, unmapped)?;
     ensure!(device.pin(at(0, 0), PAGE)?.status == 0, "what was mapped meanwhile isn't there");
     Ok(())
 }
