@@ -7,7 +7,6 @@
 
 #![forbid(unsafe_code)]
 
-mod busy;
 mod contract;
 mod expected;
 mod failing;
@@ -23,7 +22,6 @@ mod steps;
 mod testbed;
 mod text;
 
-pub use busy::{Repeated, busy};
 pub use contract::{Contract, Owed, RAW_PAGES, limits_of};
 pub use failing::Injected;
 pub use live::status;

@@ -12,7 +12,6 @@ mod defect;
 mod dirty;
 mod many;
 mod map;
-mod meanwhile;
 mod pin;
 mod process;
 mod raw_defect;
@@ -34,7 +33,6 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         process::SCENARIOS,
         v1::SCENARIOS,
         defect::SCENARIOS,
-        meanwhile::SCENARIOS,
     ]
     .into_iter()
     .flatten()
