@@ -49,7 +49,7 @@ help:
 	@echo
 	@echo 'Variables:'
 	@echo '  ARGS=...     more arguments for dirtyscope, e.g. ARGS="--filter unmap"'
-	@echo '  PATCHES=...  patches for vfio_iommu_type1.c, which is then rebuilt, e.g.'
+	@echo '  PATCHES=...  patches for drivers/vfio/*.c, type1 and vfio.ko are then rebuilt, e.g.'
 	@echo '               PATCHES="Documentation/findings/*.patch"'
 	@echo '  DRIVER_PATCHES=...  the same for the drivers, of which a copy is built, e.g.'
 	@echo '               DRIVER_PATCHES="tools/mutants/driver/NAME.patch"'

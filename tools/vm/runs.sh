@@ -4,7 +4,7 @@
 # Sourced behind run-directory.sh by what makes many runs, of which RUNS= names some. Says
 # of each how long it took.
 start=$(date +%s)
-failed=''
+failed='' made=''
 
 # count_cpu: $cpu is seconds of CPU time, of all that we have started and waited for. Not
 # for a subshell, of which "times" would tell.
@@ -28,11 +28,13 @@ one() {
 	count_cpu
 	began=$(date +%s) began_cpu=$cpu
 	ARGS=$3 tied "$VM/run" "$2" || failed="$failed $1"
+	made=yes
 	took "$1" "$began" "$began_cpu"
 }
 
 # ended STATUS: end with it, unless a run has failed.
 ended() {
+	[ -n "$made" ] || { finish 1; die "RUNS=${RUNS:-} names none of the runs, see $VM/$(basename "$0")"; }
 	took 'all of it' "$start" 0
 	[ -z "$failed" ] || { finish 1; die "did not pass:$failed"; }
 	finish "$1"

@@ -3,7 +3,7 @@
 //! What is in progress on a container while its last group leaves.
 
 use crate::{OneCpu, PANIC_ON_OOPS};
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, bail, ensure};
 use dirty_model::Errno;
 use harness::{Context, Scenario, Setting, Shows, Signature, Stuck, defect, stacks};
 use std::{
@@ -83,7 +83,7 @@ fn map_while_leaving(context: &Context<'_>) -> Result<()> {
                     let answer = answer?;
                     ensure!(matches!(answer, Ok(()) | Err(Errno::EINVAL)), "{answer:?}");
                 }
-                Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("a thread panicked")),
+                Err(RecvTimeoutError::Disconnected) => bail!("a thread panicked"),
                 Err(RecvTimeoutError::Timeout) => {
                     // Closing it waits for the lock that these wait for.
                     std::mem::forget(container);
