@@ -6,11 +6,14 @@ use crate::{
     calls::Call,
     rng::Rng,
     stream::{self, Change},
-    world::{self, IOVA, MAPPED, RUNNING, RUNNING_P2P, Spot, World},
+    world::{self, ERROR, IOVA, MAPPED, RUNNING, RUNNING_P2P, Spot, World},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use mdev_dma::{GeneratorConfig, Opcode, PAGE, Width, sysfs::Mdev, uapi};
-use std::{fmt, thread, time::Duration};
+use std::{
+    fmt, thread,
+    time::{Duration, Instant},
+};
 use vfio_client::{
     EventFd,
     hostile::{Answer, Ground, HostileFile},
@@ -329,6 +332,8 @@ impl Command {
 /// Looks at a device that runs a state: what is slow isn't waited for.
 const MOMENT: usize = 20;
 
+const EINVAL: i32 = 22;
+
 /// Threads that share a world.
 const THREADS: usize = 8;
 
@@ -348,10 +353,14 @@ impl Stream {
                 stream::generator_is_valid(&stream),
                 "START refuses the generator of what is taken"
             );
-            run_a_moment(world)?;
+            run_a_moment(world, stream::generator_hurries(&stream))?;
         } else {
             let state = world.state()?;
             ensure!(matches!(state, 0 | 4), "a state that was refused leaves state {state}");
+            if state == ERROR {
+                let left = world.set_state(self.target);
+                ensure!(left == Err(EINVAL), "ERROR is left for {}: {left:?}", self.target);
+            }
             let pins = world.device.pins()?;
             ensure!(pins == 0, "a state that was refused leaves {pins} pins");
         }
@@ -363,19 +372,23 @@ impl Stream {
     }
 }
 
-/// Lets a device run that has taken over a state, and do what it does; and saves that again.
-fn run_a_moment(world: &mut World) -> Result<()> {
+/// Lets a device run that has taken over a state, and do what it does; and saves that again. What `hurries`
+/// has a generator that is to write at once.
+fn run_a_moment(world: &mut World, hurries: bool) -> Result<()> {
+    let before = world.device.generator()?;
     if let Err(errno) = world.set_state(RUNNING) {
         bail!("to RUNNING with a state that was accepted: errno {errno}");
     }
     // What it took over runs in the background: some of it before it is asked for more.
-    let before = world.device.generator()?;
-    for _ in 0..MOMENT {
+    let begin = Instant::now();
+    for n in 0.. {
         let now = world.device.generator()?;
         let waits = world.device.outcome()?.is_in_progress();
-        if !waits && (!now.is_running() || now.counter != before.counter) {
+        let written = !now.is_running() || now.counter != before.counter;
+        if written && !waits || (written || !hurries) && n >= MOMENT {
             break;
         }
+        ensure!(begin.elapsed() < world.patience, "the generator doesn't write: {now:?}");
         thread::sleep(Duration::from_micros(50));
     }
     world.device.write(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long, Opcode::DmaRead as u64)?;

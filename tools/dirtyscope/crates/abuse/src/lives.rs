@@ -101,6 +101,11 @@ fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
         return flood(&mut world, table);
     }
     let file = world.data.pop().context("no data file")?;
+    if !writes {
+        // Some of it has been read when it ends.
+        let read = file.read(stock.ground, stock.ground.address(0), 16, None);
+        ensure!(read.errno() == Some(0), "a data file: {read:?}");
+    }
     let others = [file.duplicate()?, file.duplicate()?];
     let closes = rng.one_in(4);
     let (next, moment) = (rng.pick(&[0, RUNNING, 1, 7]), Duration::from_micros(rng.below(2000)));

@@ -232,11 +232,22 @@ pub fn apply(stream: &[u8], changes: &[Change]) -> Vec<u8> {
 
 /// Whether the generator of a state that was taken is one that START takes. What isn't must be refused.
 pub fn generator_is_valid(stream: &[u8]) -> bool {
-    let sections = split(stream);
-    let number = |i: usize| sections.get(1).map_or(0, |one| u64_at(one, HEADER + NUMBERS + 8 * i));
+    let number = numbers(stream);
     let [running, iova, length, mode] = [number(5), number(6), number(7), number(10) >> 32];
     let whole = length != 0 && (iova | length) % PAGE == 0;
     running != 1 || whole && (1..8).contains(&mode) && iova.checked_add(length).is_some()
+}
+
+/// Whether the generator of a state runs, as fast as it can, so that it counts or ends at once.
+pub fn generator_hurries(stream: &[u8]) -> bool {
+    let number = numbers(stream);
+    number(5) == 1 && number(10) as u32 == 0
+}
+
+/// The numbers of a DEVICE section, by their place in [`NAMES`].
+fn numbers(stream: &[u8]) -> impl Fn(usize) -> u64 {
+    let section = split(stream).into_iter().nth(1).unwrap_or_default();
+    move |i| u64_at(&section, HEADER + NUMBERS + 8 * i)
 }
 
 fn split(mut stream: &[u8]) -> Vec<Vec<u8>> {

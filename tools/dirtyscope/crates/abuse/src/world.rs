@@ -32,6 +32,7 @@ pub const MAPPED: u64 = 64;
 pub const IOVA: u64 = 0x4000_0000;
 
 /// Migration states.
+pub const ERROR: u32 = MigState::Error as u32;
 pub const RUNNING: u32 = MigState::Running as u32;
 pub const STOP_COPY: u32 = MigState::StopCopy as u32;
 pub const RESUMING: u32 = MigState::Resuming as u32;

@@ -24,7 +24,7 @@ use testbed::{PAGE, at, same, status};
 use vfio_client::{
     EventFd, Memory,
     MigState::{Resuming, Running, Stop},
-    Signals,
+    Signals, Unserved,
     uapi::VFIO_PCI_MSI_IRQ_INDEX,
 };
 
@@ -63,9 +63,6 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Pages of memory.
 const PAGES: u64 = 64;
-
-/// Time in which something comes to wait.
-const A_WHILE: Duration = Duration::from_millis(50);
 
 fn config(mode: u32) -> GeneratorConfig {
     GeneratorConfig { iova: at(0, 0), length: PAGES * PAGE, seed: 3, limit: 0, rate: 0, mode }
@@ -111,14 +108,18 @@ fn signals(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A device whose memory nobody serves, and that is about to wait for it.
-fn unserved(fixture: &Fixture, generator: bool) -> Result<()> {
+/// Has a device wait for its memory, which nobody serves.
+fn unserved(fixture: &Fixture, waits: &Unserved, generator: bool) -> Result<()> {
     if generator {
         fixture.device().start_generator(&config(DMA_RW))?;
     } else {
         fixture.device().run_in_background(Opcode::DmaWrite, at(0, 0), PAGES * PAGE, 1)?;
     }
-    thread::sleep(A_WHILE);
+    is_awaited(waits)
+}
+
+fn is_awaited(waits: &Unserved) -> Result<()> {
+    ensure!(waits.is_awaited(LONG)?, "nothing waits for memory");
     Ok(())
 }
 
@@ -126,7 +127,7 @@ fn unserved_reset(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     for generator in [false, true] {
         let waits = fixture.memory.unserved()?;
-        unserved(&fixture, generator)?;
+        unserved(&fixture, &waits, generator)?;
         fixture.device().device().reset()?;
         same("STATUS", 0, fixture.device().outcome()?.status.into())?;
         drop(waits);
@@ -138,7 +139,7 @@ fn unserved_close(context: &Context<'_>) -> Result<()> {
     for generator in [false, true] {
         let mut fixture = Fixture::new(context, PAGES)?;
         let waits = fixture.memory.unserved()?;
-        unserved(&fixture, generator)?;
+        unserved(&fixture, &waits, generator)?;
         fixture.close();
         drop(waits);
         fixture.open()?;
@@ -156,8 +157,7 @@ fn unserved_data(context: &Context<'_>) -> Result<()> {
         let waits = memory.unserved()?;
         thread::scope(|scope| -> Result<()> {
             let transfer = scope.spawn(|| status(file.transfer(&memory, PAGE as usize)));
-            thread::sleep(A_WHILE);
-            ensure!(!transfer.is_finished(), "{state}: nothing waits");
+            is_awaited(&waits)?;
             let done = device.reset();
             drop(waits);
             transfer.join().map_err(|_| anyhow!("a thread panicked"))??.ok();
@@ -170,15 +170,14 @@ fn unserved_data(context: &Context<'_>) -> Result<()> {
 }
 
 fn reset_interrupts(context: &Context<'_>) -> Result<()> {
-    const MANY: u64 = 1 << 14;
-    let fixture = Fixture::new(context, MANY)?;
+    let fixture = Fixture::new(context, PAGES)?;
     let (device, eventfd) = (fixture.device(), EventFd::new()?);
     device.device().set_trigger(VFIO_PCI_MSI_IRQ_INDEX, &eventfd)?;
-    for _ in 0..5 {
+    for generator in [false, true] {
+        // It is in progress for as long as this.
+        let waits = fixture.memory.unserved()?;
         device.enable_irqs(COMMAND | GENERATOR)?;
-        device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
-        thread::sleep(Duration::from_millis(5));
-        ensure!(device.outcome()?.is_in_progress(), "it was too quick");
+        unserved(&fixture, &waits, generator)?;
         device.device().reset()?;
         same("signals of what RESET ended", 0, eventfd.take()?)?;
     }
