@@ -6,7 +6,7 @@ use crate::{
     calls::Call,
     rng::Rng,
     stream::{self, Change},
-    world::{self, ERROR, IOVA, MAPPED, RUNNING, RUNNING_P2P, Spot, World},
+    world::{self, ERROR, IOVA, MAPPED, RUNNING, RUNNING_P2P, SAVED, Spot, World},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use mdev_dma::{GeneratorConfig, Opcode, PAGE, Width, sysfs::Mdev, uapi};
@@ -179,13 +179,7 @@ impl Input {
             Kind::Ioctls => Self::Call(Call::random(rng)),
             Kind::Regions => Self::Transfer(Transfer::new(rng, number)),
             Kind::Registers => Self::Command(Command::new(rng, number)),
-            Kind::States => Self::Stream(Stream {
-                base: rng.below(BASES as u64) as usize,
-                changes: stream::changes(rng, IOVA, MAPPED),
-                chunk: rng.pick(&[1 << 16, 1 << 16, 1 << 16, 100, 7]),
-                // RUNNING, most often.
-                target: rng.pick(&[2, 2, 2, 1, 5, 3]),
-            }),
+            Kind::States => Self::Stream(Stream::new(rng, number)),
             _ => Self::Life(kind, rng.clone()),
         }
     }
@@ -341,6 +335,22 @@ const THREADS: usize = 8;
 const BASES: usize = 4;
 
 impl Stream {
+    /// First, whatever the seed is, each number of each base at each boundary.
+    fn new(rng: &mut Rng, number: u64) -> Self {
+        let bases = BASES as u64;
+        if let Some(change) = stream::number_at_boundary(number / bases) {
+            let base = (number % bases) as usize;
+            return Self { base, changes: vec![change], chunk: SAVED, target: RUNNING };
+        }
+        Self {
+            base: rng.below(bases) as usize,
+            changes: stream::changes(rng, IOVA, MAPPED),
+            chunk: rng.pick(&[SAVED, SAVED, SAVED, 100, 7]),
+            // RUNNING, most often.
+            target: rng.pick(&[2, 2, 2, 1, 5, 3]),
+        }
+    }
+
     fn run(&self, world: &mut World, stock: &Stock) -> Result<Outcome> {
         let base = stock.streams.get(self.base).context("no such stream")?;
         let stream = stream::apply(base, &self.changes);

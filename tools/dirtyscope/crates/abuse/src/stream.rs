@@ -3,7 +3,7 @@
 //! Migration data: the sections and fields that the device's header says it has, changed one by one, with
 //! the checksum made right again.
 
-use crate::rng::Rng;
+use crate::rng::{BOUNDARIES, Rng};
 use mdev_dma::{PAGE, pattern, uapi};
 use std::fmt;
 
@@ -100,6 +100,13 @@ pub fn limits(iova: u64, pages: u64) -> [u64; 10] {
         268_435_456,
         1 << 31,
     ]
+}
+
+/// Every number of a state at every boundary, one after the other; nothing when all have been.
+pub fn number_at_boundary(n: u64) -> Option<Change> {
+    let (number, boundary) = (n as usize % NAMES.len(), n as usize / NAMES.len());
+    let to = *BOUNDARIES.get(boundary)?;
+    Some(Change::Set { section: 1, at: NUMBERS + 8 * number, bytes: 8, to })
 }
 
 /// Changes of a stream with these sections, whose memory is at `iova`.

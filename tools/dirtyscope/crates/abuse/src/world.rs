@@ -22,8 +22,8 @@ use vfio_client::{
 const PAGES: usize = 96;
 const OURS: usize = PAGE as usize;
 const BUFFER: usize = 2 * PAGE as usize;
-/// Bytes of a state that are read at once.
-const SAVED: usize = 4 * PAGE as usize;
+/// Bytes of a state that are read or written at once.
+pub const SAVED: usize = 4 * PAGE as usize;
 const DEVICE_MEMORY: usize = 16 * PAGE as usize;
 
 /// Pages that are mapped for the device.

@@ -7,9 +7,9 @@ use crate::{
     migration_state::{begin, save, set, write},
     stream::{changed, field, quad},
 };
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, scenario};
+use harness::{Context, OtherProcess, Scenario, pages_pinned, scenario};
 use mdev_dma::{
     GeneratorConfig, Opcode,
     uapi::{
@@ -58,6 +58,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "device/hostile/reset-interrupts",
         "what RESET ends doesn't interrupt",
         reset_interrupts,
+    ),
+    scenario(
+        "device/hostile/killed",
+        "a process is killed in what waits for its device, which waits for it; or in loading a state",
+        killed,
     ),
 ];
 
@@ -185,4 +190,23 @@ fn reset_interrupts(context: &Context<'_>) -> Result<()> {
     device.enable_irqs(COMMAND)?;
     device.run_in_background(Opcode::DmaWrite, at(0, 0), PAGE, 1)?;
     same("signals of what was completed", 1, eventfd.wait(LONG)?)
+}
+
+fn killed(context: &Context<'_>) -> Result<()> {
+    const MANY: u64 = 1 << 12;
+    let device = context.device(0)?.uuid.to_string();
+    let pinned = pages_pinned()?;
+    for (what, pages) in [("quiesce", PAGES), ("access", PAGES), ("load", MANY)] {
+        for delay in [0, 3, 10, 30] {
+            let arguments = ["hold", &device, &(pages * PAGE).to_string(), "--what", what];
+            let (mut process, _) = OtherProcess::start(&arguments)?;
+            thread::sleep(Duration::from_millis(delay));
+            process.kill(LONG).with_context(|| what.to_owned())?;
+            same("pages pinned", pinned, pages_pinned()?)?;
+            let fixture = Fixture::new(context, PAGES)?;
+            succeeded("DMA_WRITE", fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1)?)?;
+            fixture.pin(0..PAGES)?;
+        }
+    }
+    Ok(())
 }
