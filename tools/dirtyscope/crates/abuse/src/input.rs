@@ -31,12 +31,13 @@ pub enum Kind {
     Descriptors,
     Kills,
     Removals,
+    Served,
     Listings,
     Threads,
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Ioctls,
         Self::Regions,
         Self::Registers,
@@ -46,6 +47,7 @@ impl Kind {
         Self::Descriptors,
         Self::Kills,
         Self::Removals,
+        Self::Served,
         Self::Listings,
         Self::Threads,
     ];
@@ -61,6 +63,7 @@ impl Kind {
             Self::Descriptors => "descriptors",
             Self::Kills => "kills",
             Self::Removals => "removals",
+            Self::Served => "served",
             Self::Listings => "listings",
             Self::Threads => "threads",
         }
@@ -81,6 +84,9 @@ impl Kind {
             Self::Removals => {
                 "the device removed and the driver unloaded while something is in use"
             }
+            Self::Served => {
+                "memory that the client serves late, or not until it is reset or closed"
+            }
             Self::Listings => "sysfs read as mdevctl list does while devices come and go",
             Self::Threads => "all of it from eight threads at once",
         }
@@ -96,7 +102,7 @@ impl Kind {
             Self::Signals => (100, 10),
             Self::Files => (200, 20),
             Self::Descriptors => (200, 20),
-            Self::Kills | Self::Removals => (200, 10),
+            Self::Kills | Self::Removals | Self::Served => (200, 10),
             Self::Listings => (10, 2),
             Self::Threads => (10, 1),
         }

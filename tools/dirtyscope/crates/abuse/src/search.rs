@@ -110,6 +110,11 @@ impl Search {
         Ok(Message::Passed)
     }
 
+    /// How many inputs were made so far.
+    pub fn counted(&self) -> Message {
+        Message::Counted { all: self.table.inputs, counting: self.table.passed }
+    }
+
     /// Does the inputs of a file.
     pub fn replay(&mut self, names: &[Name]) -> Result<Message> {
         match self.attempt(names)? {

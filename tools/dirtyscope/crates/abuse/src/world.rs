@@ -5,7 +5,9 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use mdev_dma::{MdevDma, PAGE, RegisterAccess, Width, sysfs::Mdev, uapi};
 use std::{
-    fmt, thread,
+    fmt,
+    ops::Range,
+    thread,
     time::{Duration, Instant},
 };
 use vfio_client::{
@@ -300,11 +302,17 @@ impl World {
 
     /// Unmaps all there is, and maps the device's memory.
     fn map(&self) -> Result<()> {
+        self.unmap()?;
+        map(&self.container, self.ground)
+    }
+
+    /// Unmaps all there is.
+    pub fn unmap(&self) -> Result<()> {
         const ALL: u32 = 2;
         let unmap = words32(&[24, ALL]).into_iter().chain(words64(&[0, 0])).collect::<Vec<u8>>();
         let answer = self.ours(&unmap, Request::vfio(14));
         ensure!(answer.errno() == Some(0), "UNMAP_DMA of all: {answer:?}");
-        map(&self.container, self.ground)
+        Ok(())
     }
 
     fn ours(&self, bytes: &[u8], request: Request) -> Answer {
@@ -330,6 +338,11 @@ pub fn address(ground: &Ground, spot: Spot) -> u64 {
 /// Memory for all that a client does.
 pub fn ground() -> Result<&'static Ground> {
     Ok(Ground::new(PAGES * PAGE as usize)?)
+}
+
+/// Where the ground has the device's memory.
+pub fn device_pages() -> Range<usize> {
+    DEVICE_MEMORY..DEVICE_MEMORY + (MAPPED * PAGE) as usize
 }
 
 /// The address of the device's memory.

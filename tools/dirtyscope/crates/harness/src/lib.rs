@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod amount;
+mod cgroup;
 mod context;
 mod defects;
 mod devices;
@@ -29,6 +30,7 @@ mod signals;
 pub mod worker;
 
 pub use amount::{Amount, new_seed};
+pub use cgroup::Cgroup;
 pub use context::Context;
 pub use defects::{KnownDefects, Shows, Signature};
 pub use devices::{Devices, Edus, new_uuid};
@@ -36,7 +38,7 @@ pub use failure::{Failure, Skip, Stuck};
 pub use files::{HUGE_PAGE, HugePages, in_file};
 pub use kmsg::Messages;
 pub use log::Log;
-pub use machine::{Setting, huge_pages_free, memory_available, pages_pinned};
+pub use machine::{Setting, huge_pages_free, memory_available, pages_pinned, slab_unreclaimable};
 pub use other::OtherProcess;
 pub use process::{count_blocked, locked_memory, locked_memory_of, stacks};
 pub use progress::Progress;
