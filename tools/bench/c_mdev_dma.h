@@ -30,8 +30,9 @@ struct c_mdev_dma {
 	struct vfio_device vdev;
 	/*
 	 * Held while a command runs and in dma_unmap, across the page faults of
-	 * vfio_pin_pages() and vfio_dma_rw(). Taken before type1's iommu->lock,
-	 * and in dma_unmap after its device_list_lock.
+	 * vfio_pin_pages() and vfio_dma_rw(), which take as long as who serves the
+	 * memory likes: system calls that wait for it can be killed. Taken before
+	 * type1's iommu->lock, and in dma_unmap after its device_list_lock.
 	 */
 	struct mutex lock;
 	/* struct batch by IOVA / BATCH_SIZE; NULL if nothing is pinned there. */
@@ -42,8 +43,6 @@ struct c_mdev_dma {
 	u8 bar[RUST_MDEV_DMA_BAR_SIZE] __aligned(8);
 	/* DMA_CHUNK bytes for vfio_dma_rw() to copy from or to. */
 	__le64 *window;
-	/* Runs commands in the background. */
-	struct workqueue_struct *thread;
 };
 
 /* What a command has done. */

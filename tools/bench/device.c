@@ -11,10 +11,13 @@
  * VFIO_DEVICE_FEATURE, and that error. A command in the BACKGROUND is run by a kernel
  * thread, but has completed when the write to COMMAND returns.
  */
+#include <linux/completion.h>
+#include <linux/kthread.h>
 #include <linux/mdev.h>
 #include <linux/module.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/uaccess.h>
-#include <linux/workqueue.h>
 #include "c_mdev_dma.h"
 
 #define NAME		"c_mdev_dma"
@@ -62,17 +65,48 @@ static void write_bar(struct c_mdev_dma *dev, int offset, const u8 *bytes, size_
 
 /* A command that a kernel thread runs. */
 struct background {
-	struct work_struct work;
 	struct c_mdev_dma *dev;
 	struct outcome *outcome;
-	int ret;
+	/* From then on the thread can be killed. */
+	struct completion started;
+	struct completion done;
 };
 
-static void run_in_background(struct work_struct *work)
+static int run_in_background(void *data)
 {
-	struct background *this = container_of(work, struct background, work);
+	struct background *this = data;
+	int ret;
 
-	this->ret = c_mdev_dma_run(this->dev, this->outcome);
+	allow_signal(SIGKILL);
+	complete(&this->started);
+	ret = c_mdev_dma_run(this->dev, this->outcome);
+	complete(&this->done);
+	return ret;
+}
+
+/*
+ * Has a kernel thread run the command, and waits for it. It may wait for memory that the
+ * very process serves that waits here: when that is killed, so is the thread.
+ */
+static int run_by_thread(struct c_mdev_dma *dev, struct outcome *outcome)
+{
+	struct background this = { .dev = dev, .outcome = outcome };
+	struct task_struct *thread;
+	int ret;
+
+	init_completion(&this.started);
+	init_completion(&this.done);
+	thread = kthread_create(run_in_background, &this, NAME);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
+	get_task_struct(thread);
+	wake_up_process(thread);
+	wait_for_completion(&this.started);
+	if (wait_for_completion_killable(&this.done))
+		send_sig(SIGKILL, thread, 1);
+	ret = kthread_stop(thread);
+	put_task_struct(thread);
+	return ret;
 }
 
 /* Runs a command, and shows how it ended. */
@@ -80,17 +114,13 @@ static void doorbell(struct c_mdev_dma *dev)
 {
 	u32 command = le32_to_cpup(reg32(dev, RUST_MDEV_DMA_REG_COMMAND));
 	struct outcome outcome = {};
-	struct background this = { .dev = dev, .outcome = &outcome };
+	int ret;
 
-	if (command & RUST_MDEV_DMA_COMMAND_BACKGROUND) {
-		INIT_WORK_ONSTACK(&this.work, run_in_background);
-		queue_work(dev->thread, &this.work);
-		flush_work(&this.work);
-		destroy_work_on_stack(&this.work);
-	} else {
-		this.ret = c_mdev_dma_run(dev, &outcome);
-	}
-	*reg32(dev, RUST_MDEV_DMA_REG_STATUS) = cpu_to_le32(-this.ret);
+	if (command & RUST_MDEV_DMA_COMMAND_BACKGROUND)
+		ret = run_by_thread(dev, &outcome);
+	else
+		ret = c_mdev_dma_run(dev, &outcome);
+	*reg32(dev, RUST_MDEV_DMA_REG_STATUS) = cpu_to_le32(-ret);
 	*reg64(dev, RUST_MDEV_DMA_REG_COUNT) = cpu_to_le64(outcome.count);
 	*reg64(dev, RUST_MDEV_DMA_REG_DIGEST) = cpu_to_le64(outcome.digest);
 	*reg32(dev, RUST_MDEV_DMA_REG_IRQ_STATUS) |= cpu_to_le32(RUST_MDEV_DMA_IRQ_COMMAND);
@@ -105,7 +135,8 @@ static ssize_t c_mdev_dma_read(struct vfio_device *vdev, char __user *buf,
 
 	if (offset < 0)
 		return offset;
-	mutex_lock(&dev->lock);
+	if (mutex_lock_killable(&dev->lock))
+		return -EINTR;
 	if (ALIGN_DOWN(offset, (int)sizeof(__le64)) == RUST_MDEV_DMA_REG_PINS)
 		*reg64(dev, RUST_MDEV_DMA_REG_PINS) = cpu_to_le64(dev->held);
 	memcpy(bytes, dev->bar + offset, count);
@@ -127,7 +158,8 @@ static ssize_t c_mdev_dma_write(struct vfio_device *vdev, const char __user *buf
 		return offset;
 	if (copy_from_user(bytes, buf, count))
 		return -EFAULT;
-	mutex_lock(&dev->lock);
+	if (mutex_lock_killable(&dev->lock))
+		return -EINTR;
 	write_bar(dev, offset, bytes, count);
 	if (offset == RUST_MDEV_DMA_REG_COMMAND)
 		doorbell(dev);
@@ -212,7 +244,8 @@ static long c_mdev_dma_ioctl(struct vfio_device *vdev, unsigned int cmd, unsigne
 		return get_region_info(vdev, arg);
 #endif
 	case VFIO_DEVICE_RESET:
-		mutex_lock(&dev->lock);
+		if (mutex_lock_killable(&dev->lock))
+			return -EINTR;
 		c_mdev_dma_revoke(dev, 0, U64_MAX);
 		reset_registers(dev);
 		mutex_unlock(&dev->lock);
@@ -237,14 +270,9 @@ static int c_mdev_dma_init(struct vfio_device *vdev)
 {
 	struct c_mdev_dma *dev = to_dev(vdev);
 
-	dev->thread = alloc_workqueue(NAME, WQ_UNBOUND, 1);
 	dev->window = kvmalloc(RUST_MDEV_DMA_DMA_CHUNK, GFP_KERNEL);
-	if (!dev->thread || !dev->window) {
-		kvfree(dev->window);
-		if (dev->thread)
-			destroy_workqueue(dev->thread);
+	if (!dev->window)
 		return -ENOMEM;
-	}
 	mutex_init(&dev->lock);
 	xa_init(&dev->batches);
 	return 0;
@@ -257,7 +285,6 @@ static void c_mdev_dma_release(struct vfio_device *vdev)
 	xa_destroy(&dev->batches);
 	mutex_destroy(&dev->lock);
 	kvfree(dev->window);
-	destroy_workqueue(dev->thread);
 }
 
 static const struct vfio_device_ops c_mdev_dma_ops = {

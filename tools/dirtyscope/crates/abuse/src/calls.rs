@@ -223,6 +223,15 @@ impl Call {
         Self::of(entry, rng)
     }
 
+    /// One of this name, with random arguments.
+    pub fn named(name: &str, rng: &mut Rng) -> Self {
+        let entry = ENTRIES.iter().find(|entry| entry.name == name);
+        match entry {
+            Some(entry) => Self::of(entry, rng),
+            None => Self::unknown(rng),
+        }
+    }
+
     /// A number that may be no ioctl.
     fn unknown(rng: &mut Rng) -> Self {
         let on = rng.pick(&[Container, Group, Device, Data, Iommufd]);

@@ -6,11 +6,14 @@ use crate::{
     calls::Call,
     rng::Rng,
     stream::{self, Change},
-    world::{self, IOVA, MAPPED, RUNNING, RUNNING_P2P, Spot, World},
+    world::{self, ERROR, IOVA, MAPPED, RUNNING, RUNNING_P2P, SAVED, Spot, World},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use mdev_dma::{GeneratorConfig, Opcode, PAGE, Width, sysfs::Mdev, uapi};
-use std::{fmt, thread, time::Duration};
+use std::{
+    fmt, thread,
+    time::{Duration, Instant},
+};
 use vfio_client::{
     EventFd,
     hostile::{Answer, Ground, HostileFile},
@@ -28,12 +31,13 @@ pub enum Kind {
     Descriptors,
     Kills,
     Removals,
+    Served,
     Listings,
     Threads,
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Ioctls,
         Self::Regions,
         Self::Registers,
@@ -43,6 +47,7 @@ impl Kind {
         Self::Descriptors,
         Self::Kills,
         Self::Removals,
+        Self::Served,
         Self::Listings,
         Self::Threads,
     ];
@@ -58,6 +63,7 @@ impl Kind {
             Self::Descriptors => "descriptors",
             Self::Kills => "kills",
             Self::Removals => "removals",
+            Self::Served => "served",
             Self::Listings => "listings",
             Self::Threads => "threads",
         }
@@ -78,6 +84,9 @@ impl Kind {
             Self::Removals => {
                 "the device removed and the driver unloaded while something is in use"
             }
+            Self::Served => {
+                "memory that the client serves late, or not until it is reset or closed"
+            }
             Self::Listings => "sysfs read as mdevctl list does while devices come and go",
             Self::Threads => "all of it from eight threads at once",
         }
@@ -93,7 +102,7 @@ impl Kind {
             Self::Signals => (100, 10),
             Self::Files => (200, 20),
             Self::Descriptors => (200, 20),
-            Self::Kills | Self::Removals => (200, 10),
+            Self::Kills | Self::Removals | Self::Served => (200, 10),
             Self::Listings => (10, 2),
             Self::Threads => (10, 1),
         }
@@ -176,13 +185,7 @@ impl Input {
             Kind::Ioctls => Self::Call(Call::random(rng)),
             Kind::Regions => Self::Transfer(Transfer::new(rng, number)),
             Kind::Registers => Self::Command(Command::new(rng, number)),
-            Kind::States => Self::Stream(Stream {
-                base: rng.below(BASES as u64) as usize,
-                changes: stream::changes(rng, IOVA, MAPPED),
-                chunk: rng.pick(&[1 << 16, 1 << 16, 1 << 16, 100, 7]),
-                // RUNNING, most often.
-                target: rng.pick(&[2, 2, 2, 1, 5, 3]),
-            }),
+            Kind::States => Self::Stream(Stream::new(rng, number)),
             _ => Self::Life(kind, rng.clone()),
         }
     }
@@ -329,6 +332,8 @@ impl Command {
 /// Looks at a device that runs a state: what is slow isn't waited for.
 const MOMENT: usize = 20;
 
+const EINVAL: i32 = 22;
+
 /// Threads that share a world.
 const THREADS: usize = 8;
 
@@ -336,6 +341,22 @@ const THREADS: usize = 8;
 const BASES: usize = 4;
 
 impl Stream {
+    /// First, whatever the seed is, each number of each base at each boundary.
+    fn new(rng: &mut Rng, number: u64) -> Self {
+        let bases = BASES as u64;
+        if let Some(change) = stream::number_at_boundary(number / bases) {
+            let base = (number % bases) as usize;
+            return Self { base, changes: vec![change], chunk: SAVED, target: RUNNING };
+        }
+        Self {
+            base: rng.below(bases) as usize,
+            changes: stream::changes(rng, IOVA, MAPPED),
+            chunk: rng.pick(&[SAVED, SAVED, SAVED, 100, 7]),
+            // RUNNING, most often.
+            target: rng.pick(&[2, 2, 2, 1, 5, 3]),
+        }
+    }
+
     fn run(&self, world: &mut World, stock: &Stock) -> Result<Outcome> {
         let base = stock.streams.get(self.base).context("no such stream")?;
         let stream = stream::apply(base, &self.changes);
@@ -348,10 +369,14 @@ impl Stream {
                 stream::generator_is_valid(&stream),
                 "START refuses the generator of what is taken"
             );
-            run_a_moment(world)?;
+            run_a_moment(world, stream::generator_hurries(&stream))?;
         } else {
             let state = world.state()?;
             ensure!(matches!(state, 0 | 4), "a state that was refused leaves state {state}");
+            if state == ERROR {
+                let left = world.set_state(self.target);
+                ensure!(left == Err(EINVAL), "ERROR is left for {}: {left:?}", self.target);
+            }
             let pins = world.device.pins()?;
             ensure!(pins == 0, "a state that was refused leaves {pins} pins");
         }
@@ -363,19 +388,23 @@ impl Stream {
     }
 }
 
-/// Lets a device run that has taken over a state, and do what it does; and saves that again.
-fn run_a_moment(world: &mut World) -> Result<()> {
+/// Lets a device run that has taken over a state, and do what it does; and saves that again. What `hurries`
+/// has a generator that is to write at once.
+fn run_a_moment(world: &mut World, hurries: bool) -> Result<()> {
+    let before = world.device.generator()?;
     if let Err(errno) = world.set_state(RUNNING) {
         bail!("to RUNNING with a state that was accepted: errno {errno}");
     }
     // What it took over runs in the background: some of it before it is asked for more.
-    let before = world.device.generator()?;
-    for _ in 0..MOMENT {
+    let begin = Instant::now();
+    for n in 0.. {
         let now = world.device.generator()?;
         let waits = world.device.outcome()?.is_in_progress();
-        if !waits && (!now.is_running() || now.counter != before.counter) {
+        let written = !now.is_running() || now.counter != before.counter;
+        if written && !waits || (written || !hurries) && n >= MOMENT {
             break;
         }
+        ensure!(begin.elapsed() < world.patience, "the generator doesn't write: {now:?}");
         thread::sleep(Duration::from_micros(50));
     }
     world.device.write(uapi::RUST_MDEV_DMA_REG_COMMAND, Width::Long, Opcode::DmaRead as u64)?;

@@ -10,6 +10,7 @@ mod input;
 mod lives;
 mod rng;
 mod search;
+mod served;
 mod stream;
 mod table;
 mod world;
@@ -127,7 +128,8 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let Arguments { output, save, .. } = arguments;
-    Engine { name: "abuse", output, save }.run(&jobs(arguments)?, print)
+    let counts = ("bad inputs", "pass what is checked first");
+    Engine { name: "abuse", output, save, counts }.run(&jobs(arguments)?, print)
 }
 
 fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {
@@ -152,6 +154,7 @@ fn work(arguments: &Arguments, job: &Job, log: Log) -> Result<()> {
         }
         Job::Replay(file) => search.replay(&read(file)?)?,
     };
+    worker::send(&search.counted())?;
     worker::send(&message)
 }
 

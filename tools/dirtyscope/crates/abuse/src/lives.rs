@@ -3,9 +3,11 @@
 //! Clients that end, lose their device, are disturbed, or aren't alone: one life of such each.
 
 use crate::{
+    calls::Call,
     client::{self, Client, How},
     input::{Input, Kind, Stock},
     rng::Rng,
+    served,
     stream::{self, Change},
     table::Table,
     world::{self, IOVA, MAPPED, RESUMING, RUNNING, STOP_COPY, Spot, World},
@@ -44,6 +46,7 @@ pub fn live(kind: Kind, rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Ta
         Kind::Descriptors => descriptors(rng, mdev, stock, table),
         Kind::Kills => kills(rng, mdev, stock, table),
         Kind::Removals => removals(rng, mdev, stock, table),
+        Kind::Served => served::live(rng, mdev, stock, table),
         Kind::Listings => listings(mdev, table),
         Kind::Threads => threads(rng, mdev, stock, table),
         Kind::Ioctls | Kind::Regions | Kind::Registers | Kind::States => bail!("this is no life"),
@@ -101,6 +104,11 @@ fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
         return flood(&mut world, table);
     }
     let file = world.data.pop().context("no data file")?;
+    if !writes {
+        // Some of it has been read when it ends.
+        let read = file.read(stock.ground, stock.ground.address(0), 16, None);
+        ensure!(read.errno() == Some(0), "a data file: {read:?}");
+    }
     let others = [file.duplicate()?, file.duplicate()?];
     let closes = rng.one_in(4);
     let (next, moment) = (rng.pick(&[0, RUNNING, 1, 7]), Duration::from_micros(rng.below(2000)));
@@ -208,8 +216,9 @@ fn kills(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
 /// is open, or a data file.
 fn removals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
     let mdev_type = mdev.mdev_type()?;
-    let how = rng.below(3);
+    let how = rng.below(4);
     let held = match how {
+        3 => return irqs_beside_removal(rng, mdev, stock, table),
         0 => Held::Client(Client::start(mdev, rng.next(), How::Busy)?),
         1 => {
             let World { device, group, container, .. } = World::new(mdev, stock.ground)?;
@@ -261,6 +270,52 @@ fn removals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
         Ok(())
     })?;
     ensure!(!mdev.exists(), "it was removed, and is still there");
+    mdev_type.create(mdev.uuid)?;
+    World::new(mdev, stock.ground)?.works()
+}
+
+/// Interrupts are set in every way by two threads, also by one descriptor, while the device is to be
+/// removed, which asks for it by one of them.
+fn irqs_beside_removal(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
+    let mdev_type = mdev.mdev_type()?;
+    let world = World::new(mdev, stock.ground)?;
+    let seed = rng.next();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let threads = (0..2).map(|i| -> Result<_> {
+            let world = world.share(stock.grounds[i])?;
+            let done = &done;
+            Ok(scope.spawn(move || {
+                let mut table = Table::default();
+                for n in 0.. {
+                    if done.load(Relaxed) {
+                        break;
+                    }
+                    let mut rng = Rng::new(seed, "irqs", ((i as u64) << 32) + n);
+                    let answer = Call::named("SET_IRQS", &mut rng).make(&world, &stock.eventfd);
+                    let errno = answer.and_then(|answer| answer.errno());
+                    errno.into_iter().for_each(|errno| table.count("SET_IRQS and removal", errno));
+                    // What it says goes to those.
+                    let _ = world.device.enable_irqs(3);
+                    let _ = world.device.dma_read(IOVA, PAGE);
+                }
+                table
+            }))
+        });
+        let threads = threads.collect::<Result<Vec<_>>>()?;
+        let removal = scope.spawn(|| mdev.remove());
+        thread::sleep(Duration::from_micros(rng.below(SOON.as_micros() as u64)));
+        let early = removal.is_finished();
+        done.store(true, Relaxed);
+        for thread in threads {
+            table.append(thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?);
+        }
+        drop(world);
+        let removed = removal.join().map_err(|_| anyhow::anyhow!("the removal panicked"))?;
+        ensure!(!early, "it was removed while it was in use");
+        removed?;
+        Ok(())
+    })?;
     mdev_type.create(mdev.uuid)?;
     World::new(mdev, stock.ground)?.works()
 }

@@ -68,7 +68,8 @@ impl Rng {
     }
 }
 
-const BOUNDARIES: [u64; 18] = [
+/// Where numbers end, of any width.
+pub const BOUNDARIES: [u64; 18] = [
     0,
     1,
     2,

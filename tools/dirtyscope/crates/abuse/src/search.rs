@@ -27,8 +27,9 @@ use vfio_client::{EventFd, hostile::HostileFile};
 /// What ends by itself has ended after that.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// Attempts to leave something out.
+/// Attempts to leave something out, and the time they may take.
 const ATTEMPTS: usize = 80;
+const SHORTENING: Duration = Duration::from_secs(60);
 
 /// One input of a sequence: all that there is to be known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,11 @@ impl Search {
         let rate = self.table.inputs as f64 / seconds.max(0.001);
         self.say(format!("{}, {seconds:.0} s, {rate:.0}/s", self.table))?;
         Ok(Message::Passed)
+    }
+
+    /// How many inputs were made so far.
+    pub fn counted(&self) -> Message {
+        Message::Counted { all: self.table.inputs, counting: self.table.passed }
     }
 
     /// Does the inputs of a file.
@@ -208,10 +214,14 @@ impl Search {
     fn shorten(&mut self, mut best: Vec<Name>, mut why: anyhow::Error) -> Result<Message> {
         self.say(format!("{} inputs fail, shortening them: {why:#}", best.len()))?;
         let mut attempts = 0;
+        let begin = Instant::now();
         let mut part = best.len().div_ceil(2);
         while part > 0 {
             let mut start = 0;
-            while start < best.len() && attempts < ATTEMPTS && best.len() > 1 {
+            while start < best.len() && best.len() > 1 {
+                if attempts == ATTEMPTS || begin.elapsed() > SHORTENING {
+                    return Ok(failed(&best, &why));
+                }
                 let end = best.len().min(start + part);
                 let rest = [&best[..start], &best[end..]].concat();
                 attempts += 1;

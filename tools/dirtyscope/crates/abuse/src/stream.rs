@@ -3,7 +3,7 @@
 //! Migration data: the sections and fields that the device's header says it has, changed one by one, with
 //! the checksum made right again.
 
-use crate::rng::Rng;
+use crate::rng::{BOUNDARIES, Rng};
 use mdev_dma::{PAGE, pattern, uapi};
 use std::fmt;
 
@@ -100,6 +100,13 @@ pub fn limits(iova: u64, pages: u64) -> [u64; 10] {
         268_435_456,
         1 << 31,
     ]
+}
+
+/// Every number of a state at every boundary, one after the other; nothing when all have been.
+pub fn number_at_boundary(n: u64) -> Option<Change> {
+    let (number, boundary) = (n as usize % NAMES.len(), n as usize / NAMES.len());
+    let to = *BOUNDARIES.get(boundary)?;
+    Some(Change::Set { section: 1, at: NUMBERS + 8 * number, bytes: 8, to })
 }
 
 /// Changes of a stream with these sections, whose memory is at `iova`.
@@ -232,11 +239,22 @@ pub fn apply(stream: &[u8], changes: &[Change]) -> Vec<u8> {
 
 /// Whether the generator of a state that was taken is one that START takes. What isn't must be refused.
 pub fn generator_is_valid(stream: &[u8]) -> bool {
-    let sections = split(stream);
-    let number = |i: usize| sections.get(1).map_or(0, |one| u64_at(one, HEADER + NUMBERS + 8 * i));
+    let number = numbers(stream);
     let [running, iova, length, mode] = [number(5), number(6), number(7), number(10) >> 32];
     let whole = length != 0 && (iova | length) % PAGE == 0;
     running != 1 || whole && (1..8).contains(&mode) && iova.checked_add(length).is_some()
+}
+
+/// Whether the generator of a state runs, as fast as it can, so that it counts or ends at once.
+pub fn generator_hurries(stream: &[u8]) -> bool {
+    let number = numbers(stream);
+    number(5) == 1 && number(10) as u32 == 0
+}
+
+/// The numbers of a DEVICE section, by their place in [`NAMES`].
+fn numbers(stream: &[u8]) -> impl Fn(usize) -> u64 {
+    let section = split(stream).into_iter().nth(1).unwrap_or_default();
+    move |i| u64_at(&section, HEADER + NUMBERS + 8 * i)
 }
 
 fn split(mut stream: &[u8]) -> Vec<Vec<u8>> {

@@ -5,7 +5,9 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use mdev_dma::{MdevDma, PAGE, RegisterAccess, Width, sysfs::Mdev, uapi};
 use std::{
-    fmt, thread,
+    fmt,
+    ops::Range,
+    thread,
     time::{Duration, Instant},
 };
 use vfio_client::{
@@ -22,8 +24,8 @@ use vfio_client::{
 const PAGES: usize = 96;
 const OURS: usize = PAGE as usize;
 const BUFFER: usize = 2 * PAGE as usize;
-/// Bytes of a state that are read at once.
-const SAVED: usize = 4 * PAGE as usize;
+/// Bytes of a state that are read or written at once.
+pub const SAVED: usize = 4 * PAGE as usize;
 const DEVICE_MEMORY: usize = 16 * PAGE as usize;
 
 /// Pages that are mapped for the device.
@@ -32,6 +34,7 @@ pub const MAPPED: u64 = 64;
 pub const IOVA: u64 = 0x4000_0000;
 
 /// Migration states.
+pub const ERROR: u32 = MigState::Error as u32;
 pub const RUNNING: u32 = MigState::Running as u32;
 pub const STOP_COPY: u32 = MigState::StopCopy as u32;
 pub const RESUMING: u32 = MigState::Resuming as u32;
@@ -299,11 +302,17 @@ impl World {
 
     /// Unmaps all there is, and maps the device's memory.
     fn map(&self) -> Result<()> {
+        self.unmap()?;
+        map(&self.container, self.ground)
+    }
+
+    /// Unmaps all there is.
+    pub fn unmap(&self) -> Result<()> {
         const ALL: u32 = 2;
         let unmap = words32(&[24, ALL]).into_iter().chain(words64(&[0, 0])).collect::<Vec<u8>>();
         let answer = self.ours(&unmap, Request::vfio(14));
         ensure!(answer.errno() == Some(0), "UNMAP_DMA of all: {answer:?}");
-        map(&self.container, self.ground)
+        Ok(())
     }
 
     fn ours(&self, bytes: &[u8], request: Request) -> Answer {
@@ -329,6 +338,11 @@ pub fn address(ground: &Ground, spot: Spot) -> u64 {
 /// Memory for all that a client does.
 pub fn ground() -> Result<&'static Ground> {
     Ok(Ground::new(PAGES * PAGE as usize)?)
+}
+
+/// Where the ground has the device's memory.
+pub fn device_pages() -> Range<usize> {
+    DEVICE_MEMORY..DEVICE_MEMORY + (MAPPED * PAGE) as usize
 }
 
 /// The address of the device's memory.

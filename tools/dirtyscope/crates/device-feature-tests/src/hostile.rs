@@ -7,9 +7,9 @@ use crate::{
     migration_state::{begin, save, set, write},
     stream::{changed, field, quad},
 };
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, scenario};
+use harness::{Context, OtherProcess, Scenario, pages_pinned, scenario};
 use mdev_dma::{
     GeneratorConfig, Opcode,
     uapi::{
@@ -24,7 +24,7 @@ use testbed::{PAGE, at, same, status};
 use vfio_client::{
     EventFd, Memory,
     MigState::{Resuming, Running, Stop},
-    Signals,
+    Signals, Unserved,
     uapi::VFIO_PCI_MSI_IRQ_INDEX,
 };
 
@@ -59,13 +59,15 @@ pub const SCENARIOS: &[Scenario] = &[
         "what RESET ends doesn't interrupt",
         reset_interrupts,
     ),
+    scenario(
+        "device/hostile/killed",
+        "a process is killed in what waits for its device, which waits for it; or in loading a state",
+        killed,
+    ),
 ];
 
 /// Pages of memory.
 const PAGES: u64 = 64;
-
-/// Time in which something comes to wait.
-const A_WHILE: Duration = Duration::from_millis(50);
 
 fn config(mode: u32) -> GeneratorConfig {
     GeneratorConfig { iova: at(0, 0), length: PAGES * PAGE, seed: 3, limit: 0, rate: 0, mode }
@@ -111,14 +113,18 @@ fn signals(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A device whose memory nobody serves, and that is about to wait for it.
-fn unserved(fixture: &Fixture, generator: bool) -> Result<()> {
+/// Has a device wait for its memory, which nobody serves.
+fn unserved(fixture: &Fixture, waits: &Unserved, generator: bool) -> Result<()> {
     if generator {
         fixture.device().start_generator(&config(DMA_RW))?;
     } else {
         fixture.device().run_in_background(Opcode::DmaWrite, at(0, 0), PAGES * PAGE, 1)?;
     }
-    thread::sleep(A_WHILE);
+    is_awaited(waits)
+}
+
+fn is_awaited(waits: &Unserved) -> Result<()> {
+    ensure!(waits.is_awaited(LONG)?, "nothing waits for memory");
     Ok(())
 }
 
@@ -126,7 +132,7 @@ fn unserved_reset(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::new(context, PAGES)?;
     for generator in [false, true] {
         let waits = fixture.memory.unserved()?;
-        unserved(&fixture, generator)?;
+        unserved(&fixture, &waits, generator)?;
         fixture.device().device().reset()?;
         same("STATUS", 0, fixture.device().outcome()?.status.into())?;
         drop(waits);
@@ -138,7 +144,7 @@ fn unserved_close(context: &Context<'_>) -> Result<()> {
     for generator in [false, true] {
         let mut fixture = Fixture::new(context, PAGES)?;
         let waits = fixture.memory.unserved()?;
-        unserved(&fixture, generator)?;
+        unserved(&fixture, &waits, generator)?;
         fixture.close();
         drop(waits);
         fixture.open()?;
@@ -156,8 +162,7 @@ fn unserved_data(context: &Context<'_>) -> Result<()> {
         let waits = memory.unserved()?;
         thread::scope(|scope| -> Result<()> {
             let transfer = scope.spawn(|| status(file.transfer(&memory, PAGE as usize)));
-            thread::sleep(A_WHILE);
-            ensure!(!transfer.is_finished(), "{state}: nothing waits");
+            is_awaited(&waits)?;
             let done = device.reset();
             drop(waits);
             transfer.join().map_err(|_| anyhow!("a thread panicked"))??.ok();
@@ -170,15 +175,14 @@ fn unserved_data(context: &Context<'_>) -> Result<()> {
 }
 
 fn reset_interrupts(context: &Context<'_>) -> Result<()> {
-    const MANY: u64 = 1 << 14;
-    let fixture = Fixture::new(context, MANY)?;
+    let fixture = Fixture::new(context, PAGES)?;
     let (device, eventfd) = (fixture.device(), EventFd::new()?);
     device.device().set_trigger(VFIO_PCI_MSI_IRQ_INDEX, &eventfd)?;
-    for _ in 0..5 {
+    for generator in [false, true] {
+        // It is in progress for as long as this.
+        let waits = fixture.memory.unserved()?;
         device.enable_irqs(COMMAND | GENERATOR)?;
-        device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
-        thread::sleep(Duration::from_millis(5));
-        ensure!(device.outcome()?.is_in_progress(), "it was too quick");
+        unserved(&fixture, &waits, generator)?;
         device.device().reset()?;
         same("signals of what RESET ended", 0, eventfd.take()?)?;
     }
@@ -186,4 +190,23 @@ fn reset_interrupts(context: &Context<'_>) -> Result<()> {
     device.enable_irqs(COMMAND)?;
     device.run_in_background(Opcode::DmaWrite, at(0, 0), PAGE, 1)?;
     same("signals of what was completed", 1, eventfd.wait(LONG)?)
+}
+
+fn killed(context: &Context<'_>) -> Result<()> {
+    const MANY: u64 = 1 << 12;
+    let device = context.device(0)?.uuid.to_string();
+    let pinned = pages_pinned()?;
+    for (what, pages) in [("quiesce", PAGES), ("access", PAGES), ("load", MANY)] {
+        for delay in [0, 3, 10, 30] {
+            let arguments = ["hold", &device, &(pages * PAGE).to_string(), "--what", what];
+            let (mut process, _) = OtherProcess::start(&arguments)?;
+            thread::sleep(Duration::from_millis(delay));
+            process.kill(LONG).with_context(|| what.to_owned())?;
+            same("pages pinned", pinned, pages_pinned()?)?;
+            let fixture = Fixture::new(context, PAGES)?;
+            succeeded("DMA_WRITE", fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1)?)?;
+            fixture.pin(0..PAGES)?;
+        }
+    }
+    Ok(())
 }

@@ -47,6 +47,11 @@ pub const SCENARIOS: &[Scenario] = &[
         intx_unmask_eventfd,
     ),
     scenario(
+        "device/irq/intx-loop",
+        "an eventfd that INTx signals and that unmasks it: the device goes on, and so does its end",
+        intx_loop,
+    ),
+    scenario(
         "device/irq/msi",
         "MSI sends a message each time, on the vector of what happened or the only one",
         msi,
@@ -214,6 +219,36 @@ fn intx_disable(context: &Context<'_>) -> Result<()> {
     ensure!(irqs.shown()?, "configuration space shows no interrupt");
     irqs.write_command(0)?;
     signalled("once it isn't", 1, &eventfd)
+}
+
+/// Unmasking INTx while it is asserted signals it, which unmasks it: a worker is busy with that until INTx
+/// is deasserted, or the device is closed.
+fn intx_loop(context: &Context<'_>) -> Result<()> {
+    let mut irqs = Irqs::new(context)?;
+    let eventfd = EventFd::new()?;
+    for closes in [false, true] {
+        irqs.set_eventfds(INTX, 0, &[Some(&eventfd)])?;
+        let set = irqs.try_set(UNMASK, INTX, 0, 1, IrqData::EventFd(&[Some(eventfd.as_fd())]))?;
+        if set == Err(Errno::ENOTTY) {
+            return Err(Skip("this kernel has no CONFIG_VFIO_VIRQFD".into()).into());
+        }
+        ensure!(set.is_ok(), "UNMASK by the trigger: {set:?}");
+        for _ in 0..100 {
+            irqs.command()?;
+        }
+        if closes {
+            irqs.fixture.close();
+        } else {
+            irqs.fixture.device().clear_irqs(COMMAND)?;
+            irqs.disable(INTX)?;
+            irqs.command()?;
+        }
+        // What was under way has ended.
+        eventfd.take()?;
+        thread::sleep(Duration::from_millis(20));
+        signalled("once INTx is disabled, or its device closed", 0, &eventfd)?;
+    }
+    Ok(())
 }
 
 fn intx_unmask_eventfd(context: &Context<'_>) -> Result<()> {

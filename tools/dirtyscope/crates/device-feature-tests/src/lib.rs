@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Scenarios about what `rust_mdev_dma` has of the parts of VFIO that are up to a driver: interrupts,
-//! migration, DMA logging, use by iommufd, and what tests itself.
+//! migration, what it costs the host, DMA logging, use by iommufd, and what tests itself.
 //!
 //! A family has a file, whose `SCENARIOS` lists what is in it. To add a scenario, write a function
 //! and add it there.
 
 #![forbid(unsafe_code)]
 
+mod cost;
 mod hostile;
 mod iommufd;
 mod irq;
@@ -25,6 +26,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         irq::SCENARIOS,
         migration_state::SCENARIOS,
         hostile::SCENARIOS,
+        cost::SCENARIOS,
         raw_pin::SCENARIOS,
         logging::SCENARIOS,
         iommufd::SCENARIOS,

@@ -30,3 +30,16 @@ pub(crate) fn changed(stream: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     }
     changed
 }
+
+/// A stream of IDENTITY and DEVICE of a device without pins, with so many pins: one page each, `step` bytes
+/// from each other.
+pub(crate) fn with_pins(stream: &[u8], first: u64, step: u64, pins: u64) -> Vec<u8> {
+    const LENGTH: usize = 48 + 16;
+    let mut all = stream.to_vec();
+    for iova in (0..pins).map(|n| first + n * step) {
+        all.extend([quad(iova), long(1), long(1)].concat());
+    }
+    let length = (all.len() - 48 - 32) as u64;
+    all[LENGTH..LENGTH + 8].copy_from_slice(&quad(length));
+    changed(&all, field(13), &quad(pins))
+}

@@ -2,16 +2,11 @@
 
 //! How a device's pins and registers end: by reset, by close, by the death of their process.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, scenario};
+use harness::{Context, OtherProcess, Scenario, scenario};
 use mdev_dma::{Opcode, Width, uapi};
-use std::{
-    env,
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
-};
-use testbed::{Op, PAGE, Testbed, at, command, pages, same};
+use testbed::{Op, PAGE, Testbed, at, command, fixture::LONG, pages, same};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -69,27 +64,13 @@ fn close(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A child that is killed when it is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let ended = self.0.kill().and_then(|()| self.0.wait());
-        debug_assert!(ended.is_ok());
-    }
-}
-
 fn process_killed(context: &Context<'_>) -> Result<()> {
     let mdev = context.device(0)?;
     for _ in 0..2 {
-        let mut hold = Command::new(env::current_exe()?);
-        hold.args(["hold", &mdev.uuid.to_string(), &(100 * PAGE).to_string()]);
-        let child = hold.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut child = Killed(child);
-        let mut line = String::new();
-        BufReader::new(child.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        ensure!(line == "0 100\n", "the other process says {line:?}, not that it pinned 100 pages");
-        drop(child);
+        let (mut child, line) =
+            OtherProcess::start(&["hold", &mdev.uuid.to_string(), &(100 * PAGE).to_string()])?;
+        ensure!(line == "0 100", "the other process says {line:?}, not that it pinned 100 pages");
+        child.kill(LONG)?;
 
         let mut bed = Testbed::with_pages(context, 100)?;
         bed.has_pins(0)?;

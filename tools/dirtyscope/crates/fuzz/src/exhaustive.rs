@@ -64,7 +64,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     let &Arguments { device, ref save, length, depth, ref output } = arguments;
     let Some((job, log)) = worker::job::<Job>()? else {
-        return Engine { name: "scope", output, save }.run(&[Job::Sequences, Job::Pairs], print);
+        let engine = Engine { name: "scope", output, save, counts: ("", "") };
+        return engine.run(&[Job::Sequences, Job::Pairs], print);
     };
     let universe = Universe::new(slots::can_promote());
     let (programs, what) = match job {

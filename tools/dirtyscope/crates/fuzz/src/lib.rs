@@ -148,7 +148,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         coverage::DIRECTORY
     );
     let Arguments { output, save, .. } = arguments;
-    Engine { name: "fuzz", output, save }.run(&jobs(arguments)?, print)
+    Engine { name: "fuzz", output, save, counts: ("", "") }.run(&jobs(arguments)?, print)
 }
 
 fn jobs(arguments: &Arguments) -> Result<Vec<Job>> {

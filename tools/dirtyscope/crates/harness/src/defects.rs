@@ -97,6 +97,10 @@ pub struct KnownDefects {
     /// What needs the driver in Rust, or rust_vfio_edu beside it, on any kernel.
     #[serde(default)]
     rust_only: Vec<String>,
+    /// Defects that are known, and for which there is no fix: who asks for fixed kernels doesn't fail for
+    /// these.
+    #[serde(default)]
+    without_fix: Vec<String>,
     kernel: Vec<KernelEntry>,
 }
 
@@ -139,6 +143,9 @@ impl KnownDefects {
         if let Some(unknown) = self.rust_only.iter().find(|p| !skipped(p)) {
             bail!("known defects, rust_only: no scenario is about {unknown:?}");
         }
+        if let Some(unknown) = self.without_fix.iter().find(|&id| !shown(id)) {
+            bail!("known defects, without_fix: no scenario is about {unknown:?}");
+        }
         for entry in &self.kernel {
             let unknown = entry.defects.iter().find(|id| !shown(id));
             let unknown = unknown.or_else(|| entry.skips.iter().find(|p| !skipped(p)));
@@ -154,6 +161,11 @@ impl KnownDefects {
     pub fn may_skip(&self, release: &str, scenario: &str, other_driver: bool) -> bool {
         let rust_only = || self.rust_only.iter().any(|pattern| matches(pattern, scenario));
         self.of(release).is_none_or(|entry| entry.skips(scenario)) || (other_driver && rust_only())
+    }
+
+    /// Whether there is a fix for a defect.
+    pub fn has_fix(&self, defect: &str) -> bool {
+        !self.without_fix.iter().any(|id| id == defect)
     }
 
     /// The entry of a kernel, if its release is listed.

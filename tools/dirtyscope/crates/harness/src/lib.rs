@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod amount;
+mod cgroup;
 mod context;
 mod defects;
 mod devices;
@@ -17,6 +18,7 @@ mod files;
 mod kmsg;
 mod log;
 mod machine;
+mod other;
 mod process;
 mod progress;
 mod recorder;
@@ -28,6 +30,7 @@ mod signals;
 pub mod worker;
 
 pub use amount::{Amount, new_seed};
+pub use cgroup::Cgroup;
 pub use context::Context;
 pub use defects::{KnownDefects, Shows, Signature};
 pub use devices::{Devices, Edus, new_uuid};
@@ -35,7 +38,8 @@ pub use failure::{Failure, Skip, Stuck};
 pub use files::{HUGE_PAGE, HugePages, in_file};
 pub use kmsg::Messages;
 pub use log::Log;
-pub use machine::{Setting, huge_pages_free, memory_available, pages_pinned};
+pub use machine::{Setting, huge_pages_free, memory_available, pages_pinned, slab_unreclaimable};
+pub use other::OtherProcess;
 pub use process::{count_blocked, locked_memory, locked_memory_of, stacks};
 pub use progress::Progress;
 pub use recorder::{Output, Recorder, other_driver};

@@ -58,6 +58,11 @@ pub fn memory_available() -> Result<u64> {
     Ok(1024 * number(MEMINFO, "MemAvailable:")?)
 }
 
+/// Bytes of slabs that aren't caches.
+pub fn slab_unreclaimable() -> Result<u64> {
+    Ok(1024 * number(MEMINFO, "SUnreclaim:")?)
+}
+
 fn read(path: &str) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("read {path}"))
 }

@@ -293,7 +293,9 @@ impl Watch<'_> {
         let (id, release) = (signature.defect, &self.release);
         Ok(match signature.mismatch(&shown) {
             Some(mismatch) => Verdict::Fail { why: format!("{why}\nthis is not {id}: {mismatch}") },
-            None if self.suite.strict => Verdict::Fail { why: format!("{why}\nthis is {id}") },
+            None if self.suite.strict && known.has_fix(id) => {
+                Verdict::Fail { why: format!("{why}\nthis is {id}") }
+            }
             None if entry.is_some_and(|entry| !entry.shows(id)) => Verdict::Fail {
                 why: format!("{why}\nthis is {id}, which {release} isn't listed to show"),
             },

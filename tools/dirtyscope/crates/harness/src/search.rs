@@ -15,7 +15,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// After so long without a word, a sequence hangs.
@@ -38,6 +38,8 @@ pub trait Job: Serialize {
 pub enum Message {
     /// The log says how far it got.
     Progress,
+    /// So much was done, of which so much counts: once for each job, before its result.
+    Counted { all: u64, counting: u64 },
     /// All of it passed.
     Passed,
     /// A program failed; the log has what was done.
@@ -59,12 +61,14 @@ pub struct Engine<'a> {
     pub output: &'a Output,
     /// The directory to save sequences in that fail.
     pub save: &'a Path,
+    /// What [`Message::Counted`] counts, and what of it.
+    pub counts: (&'static str, &'static str),
 }
 
 impl Engine<'_> {
     /// Does jobs, one after the other.
     pub fn run<J: Job>(&self, jobs: &[J], print: Sink) -> Result<ExitCode> {
-        let &Self { name, output, .. } = self;
+        let &Self { name, output, counts: of, .. } = self;
         if let Err(error) = MdevType::find() {
             output.begin(name, 0, Some(error.to_string()), print)?.end(false)?;
             return Ok(EXIT_SKIP.into());
@@ -73,9 +77,11 @@ impl Engine<'_> {
         let mut recorder = output.begin(name, jobs.len(), None, print)?;
         let mut messages = Messages::from_now()?;
         let mut all_passed = true;
+        let (mut total, begin) = ((0, 0), Instant::now());
         for job in jobs {
             recorder.begin(&job.name(), &job.about())?;
-            let Some((mut verdict, hung)) = self.watch(job, &mut recorder, &stop)? else {
+            let watched = self.watch(job, &mut recorder, &stop, &mut total)?;
+            let Some((mut verdict, hung)) = watched else {
                 recorder.end(true)?;
                 return Ok(ExitCode::FAILURE);
             };
@@ -91,6 +97,11 @@ impl Engine<'_> {
                 break;
             }
         }
+        if let (all @ 1.., counting) = total {
+            let (seconds, percent) = (begin.elapsed().as_secs(), 100 * counting / all);
+            let text = format!("{name}: {all} {} in {seconds} s, {percent} % {}", of.0, of.1);
+            recorder.record(&Event::Progress { text })?;
+        }
         recorder.end(false)?;
         Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -101,6 +112,7 @@ impl Engine<'_> {
         job: &J,
         recorder: &mut Recorder,
         stop: &AtomicBool,
+        total: &mut (u64, u64),
     ) -> Result<Option<(Verdict, bool)>> {
         let mut worker = Worker::start(job, &recorder.log_path())?;
         loop {
@@ -108,6 +120,11 @@ impl Engine<'_> {
             recorder.follow()?;
             let (what, hung) = match reported {
                 Reported::Message(Message::Progress) => continue,
+                Reported::Message(Message::Counted { all, counting }) => {
+                    total.0 += all;
+                    total.1 += counting;
+                    continue;
+                }
                 Reported::Message(Message::Passed) => return Ok(Some((Verdict::Pass, false))),
                 Reported::Message(Message::Skipped(why)) => {
                     return Ok(Some((Verdict::Skip { why }, false)));

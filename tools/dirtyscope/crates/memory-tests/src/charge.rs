@@ -2,12 +2,8 @@
 
 //! Who is charged for what a container takes of the kernel's memory.
 
-use anyhow::{Context as _, Result, anyhow};
-use harness::{Context, Failure, Scenario, Shows, Signature, Skip, defect};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use anyhow::Result;
+use harness::{Cgroup, Context, Failure, Scenario, Shows, Signature, defect};
 use testbed::{Op, PAGE, Testbed};
 use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
 
@@ -25,43 +21,6 @@ pub const SCENARIOS: &[Scenario] = &[defect(
         complaints: &[],
     },
 )];
-
-/// A cgroup that this process is in until it is dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    const ROOT: &str = "/sys/fs/cgroup";
-
-    /// Skips the scenario if there is no place for one.
-    fn new() -> Result<Self> {
-        let root = Path::new(Self::ROOT);
-        let skip = |_| anyhow!(Skip(format!("needs cgroup2 with memory at {}", Self::ROOT)));
-        fs::write(root.join("cgroup.subtree_control"), "+memory").map_err(skip)?;
-        let this = Self(root.join(format!("dirtyscope-{}", std::process::id())));
-        fs::create_dir(&this.0).with_context(|| this.0.display().to_string())?;
-        this.enter(&this.0)?;
-        Ok(this)
-    }
-
-    fn enter(&self, group: &Path) -> Result<()> {
-        let path = group.join("cgroup.procs");
-        fs::write(&path, std::process::id().to_string()).with_context(|| path.display().to_string())
-    }
-
-    /// Bytes that are charged to it.
-    fn charged(&self) -> Result<u64> {
-        Ok(fs::read_to_string(self.0.join("memory.current"))?.trim().parse()?)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let left = self.enter(Path::new(Self::ROOT)).and_then(|()| Ok(fs::remove_dir(&self.0)?));
-        if let Err(error) = left {
-            eprintln!("dirtyscope: {} stays: {error:#}", self.0.display());
-        }
-    }
-}
 
 fn not_charged(context: &Context<'_>) -> Result<()> {
     const LARGE: u64 = 256 << 30;

@@ -6,11 +6,18 @@
 //! They state what the contract says, as all scenarios do. What kernels with the defect show instead
 //! stands beside it, exactly: anything else is a failure.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use dirty_model::Errno;
 use harness::{Context, Failure, Scenario, Shows, Signature, defect};
-use std::time::{Duration, Instant};
-use testbed::{Op, PAGE, Testbed, at, program, status};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+use testbed::{
+    Op, PAGE, Testbed, at,
+    fixture::{Fixture, LONG, succeeded},
+    program, status,
+};
 use vfio_client::BitmapArgs;
 
 /// A program that the fuzzer found and shrank; but D4's, which no compiler known breaks.
@@ -77,6 +84,12 @@ pub const SCENARIOS: &[Scenario] = &[
             &[],
             &[(0x4002_f000, 0x4003_2000)],
         ),
+    ),
+    defect(
+        "type1/defect/D15-fault-under-lock",
+        "memory is mapped while a device's copy waits for other memory, which nobody serves",
+        fault_under_lock,
+        shows("D15", "MAP_DMA waits for as long as the page fault of another task does", &[], &[]),
     ),
     defect(
         "type1/defect/D6-shift-stale",
@@ -189,4 +202,30 @@ fn read_cost(context: &Context<'_>) -> Result<()> {
 
 fn replay(context: &Context<'_>, text: &str) -> Result<()> {
     program::run(context, &program::parse(text)?)?.map_err(|failed| failed.error)
+}
+
+fn fault_under_lock(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 16;
+    const A_WHILE: Duration = Duration::from_secs(1);
+    let fixture = Fixture::without_mapping(context, 0, 2 * PAGES)?;
+    fixture.map(0..PAGES)?;
+    let waits = fixture.memory.unserved()?;
+    let held_up = thread::scope(|scope| -> Result<bool> {
+        let copy = scope.spawn(|| fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1));
+        ensure!(waits.is_awaited(LONG)?, "nothing waits for memory");
+        let map = scope.spawn(|| fixture.map(PAGES..2 * PAGES));
+        let begin = Instant::now();
+        while !map.is_finished() && begin.elapsed() < A_WHILE {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let held_up = !map.is_finished();
+        ensure!(!copy.is_finished(), "the copy has ended, and nobody has served its memory");
+        drop(waits);
+        map.join().map_err(|_| anyhow!("a thread panicked"))??;
+        let outcome = copy.join().map_err(|_| anyhow!("a thread panicked"))??;
+        succeeded("DMA_WRITE", outcome)?;
+        Ok(held_up)
+    })?;
+    let what = || "MAP_DMA waits for as long as the page fault of another task does".into();
+    Failure::unless_none(held_up.then(what))
 }

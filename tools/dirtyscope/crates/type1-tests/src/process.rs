@@ -2,11 +2,11 @@
 
 //! What the process that owns the memory does meanwhile, and what it may not.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use dirty_model::Errno;
-use harness::{Context, Scenario, scenario};
+use harness::{Context, OtherProcess, Scenario, scenario};
 use mdev_dma::Opcode;
-use testbed::{Op, PAGE, Testbed, at, command, pages};
+use testbed::{Op, PAGE, Testbed, at, command, fixture::LONG, pages};
 use vfio_client::Fork;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -24,6 +24,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/process/fork",
         "after fork() devices go on writing to the parent's memory, and it is dirty",
         fork,
+    ),
+    scenario(
+        "type1/process/killed-unserved",
+        "a process is killed while its device waits for memory that it serves, and doesn't",
+        killed_unserved,
     ),
 ];
 
@@ -95,4 +100,18 @@ fn fork(context: &Context<'_>) -> Result<()> {
     bed.unpin(2..6)?;
     bed.reports(&[2..6, 12..14, 20..21])?;
     bed.check()
+}
+
+fn killed_unserved(context: &Context<'_>) -> Result<()> {
+    let device = context.device(0)?.uuid.to_string();
+    for what in ["foreground", "background"] {
+        let arguments = ["hold", &device, &(16 * PAGE).to_string(), "--what", what];
+        let (mut process, _) = OtherProcess::start(&arguments)?;
+        process.kill(LONG).with_context(|| what.to_owned())?;
+        let mut bed = Testbed::with_pages(context, 16)?;
+        bed.dma_write(pages(0..16))?;
+        bed.pin(0..16)?;
+        bed.check()?;
+    }
+    Ok(())
 }

@@ -50,6 +50,6 @@ pub use irq::{EventFd, IrqData, SetIrqs};
 pub use memory::{Access, Memory};
 pub use migration::{DataFile, MigState, PrecopyInfo};
 pub use signals::Signals;
-pub use unserved::Unserved;
+pub use unserved::{Served, Unserved};
 /// Constants and structures of `include/uapi/linux/vfio.h`.
 pub use vfio_bindings::bindings::vfio as uapi;
