@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED JOBS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate control mutants coverage \
@@ -55,6 +55,7 @@ help:
 	@echo '               DRIVER_PATCHES="tools/mutants/driver/NAME.patch"'
 	@echo '  REPLAY=...   files that make fuzz, race or abuse saved, to be replayed, and nothing else'
 	@echo '  MUTANTS=...  those of make control, e.g. "history/*", which the default leaves out'
+	@echo '  JOBS=...     how many of these are tried at a time, default: as many as there are CPUs'
 	@echo '  MUTANTS_N=...  mutants of make mutants that have no result yet, default: 300;'
 	@echo '               SEED=... the sample, default: 1; IDS=... these in place of it'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
