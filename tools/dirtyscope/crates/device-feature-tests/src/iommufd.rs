@@ -4,18 +4,21 @@
 
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, Skip, scenario};
+use harness::{Context, Scenario, scenario};
 use mdev_dma::{
-    GeneratorConfig, IN_PROGRESS, MdevDma, Opcode, pattern,
+    GeneratorConfig, IN_PROGRESS, Opcode,
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
         RUST_MDEV_DMA_GEN_PINNED as PINNED,
     },
 };
-use std::{ops::Range, sync::Arc, thread, time::Duration};
-use testbed::fixture::{LONG, check_generated, succeeded};
-use testbed::{PAGE, at, same, status};
-use vfio_client::{Ioas, Memory};
+use std::{thread, time::Duration};
+use testbed::{
+    PAGE, at,
+    direct::Direct,
+    fixture::{LONG, check_generated, succeeded},
+    same,
+};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -37,49 +40,8 @@ pub const SCENARIOS: &[Scenario] = &[
 
 const PAGES: u64 = 200;
 
-/// The device in an address space with so many pages of memory, from page 0 on.
-struct Opened {
-    // Closed in this order.
-    device: MdevDma,
-    ioas: Arc<Ioas>,
-    memory: Arc<Memory>,
-}
-
-impl Opened {
-    fn new(context: &Context<'_>) -> Result<Self> {
-        let skip = |what: &str| Skip(format!("this kernel has no {what}"));
-        let ioas = match status(Ioas::new())? {
-            Err(Errno::ENOENT) => return Err(skip("/dev/iommu").into()),
-            ioas => ioas.map_err(|errno| anyhow::anyhow!("/dev/iommu: {errno}"))?,
-        };
-        let device = match MdevDma::open_in(&ioas, &context.device(0)?) {
-            Err(error) if Errno(error.errno()) == Errno::ENOENT => {
-                return Err(skip("/dev/vfio/devices").into());
-            }
-            device => device?,
-        };
-        let memory = Arc::new(Memory::new((PAGES * PAGE) as usize)?);
-        ioas.map(&memory, at(0, 0))?;
-        Ok(Self { device, ioas, memory })
-    }
-
-    fn unmap(&self) -> Result<()> {
-        same("bytes unmapped", PAGES * PAGE, self.ioas.unmap(at(0, 0), PAGES * PAGE)?)
-    }
-
-    /// Whether bytes have the pattern of a seed.
-    fn has(&self, bytes: Range<u64>, seed: u64) -> Result<()> {
-        let mut found = vec![0; (bytes.end - bytes.start) as usize];
-        let mut expected = found.clone();
-        self.memory.read((bytes.start - at(0, 0)) as usize, &mut found);
-        pattern::fill(&mut expected, seed, bytes.start);
-        ensure!(found == expected, "{bytes:x?} haven't the pattern of {seed}");
-        Ok(())
-    }
-}
-
 fn commands(context: &Context<'_>) -> Result<()> {
-    let opened = Opened::new(context)?;
+    let opened = Direct::new(context, PAGES)?;
     let device = &opened.device;
     succeeded("PIN", device.pin(at(0, 0), 100 * PAGE)?)?;
     same("PINS", 100, device.pins()?)?;
@@ -102,7 +64,7 @@ fn commands(context: &Context<'_>) -> Result<()> {
 }
 
 fn unmap(context: &Context<'_>) -> Result<()> {
-    let opened = Opened::new(context)?;
+    let opened = Direct::new(context, PAGES)?;
     let device = &opened.device;
     for _ in 0..2 {
         succeeded("PIN", device.pin(at(0, 0), PAGES * PAGE)?)?;
@@ -124,7 +86,7 @@ fn unmap(context: &Context<'_>) -> Result<()> {
 }
 
 fn generator(context: &Context<'_>) -> Result<()> {
-    let opened = Opened::new(context)?;
+    let opened = Direct::new(context, PAGES)?;
     let device = &opened.device;
     succeeded("PIN", device.pin(at(0, 0), PAGES * PAGE)?)?;
     let config = GeneratorConfig {

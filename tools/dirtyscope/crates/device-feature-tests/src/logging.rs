@@ -4,18 +4,21 @@
 
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Bitmap, Errno};
-use harness::{Context, Scenario, Skip, scenario};
+use harness::{Context, Scenario, scenario};
 use mdev_dma::{
     GeneratorConfig,
-    sysfs::{Mdev, MdevType},
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
         RUST_MDEV_DMA_GEN_PINNED as PINNED,
     },
 };
-use std::{fs, ops::Range};
-use testbed::fixture::{Fixture, stopped_with, succeeded};
-use testbed::{PAGE, at, same, status};
+use std::fs;
+use testbed::{
+    PAGE, at,
+    fixture::{stopped_with, succeeded},
+    logging::Logging,
+    same, status,
+};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -43,65 +46,13 @@ fn offered(_context: &Context<'_>) -> Result<()> {
     const PATH: &str = "/proc/kallsyms";
     let symbols = fs::read_to_string(PATH).context(PATH)?;
     let served = symbols.lines().any(|line| line.split(' ').nth(2) == Some("iova_bitmap_set"));
-    let offered = log_type()?.is_some();
+    let offered = Logging::is_offered()?;
     ensure!(offered == served, "the type is there: {offered}, the kernel can serve it: {served}");
     Ok(())
 }
 
-fn log_type() -> mdev_dma::Result<Option<MdevType>> {
-    MdevType::named("dma-log")
-}
-
-/// A device that logs, removed when dropped; skips the scenario if there can't be one.
-struct Logging {
-    fixture: Option<Fixture>,
-    mdev: Mdev,
-}
-
-impl Logging {
-    fn new(context: &Context<'_>) -> Result<Self> {
-        let Some(log_type) = log_type()? else {
-            return Err(Skip("this kernel can't serve DMA logging".into()).into());
-        };
-        let mdev = log_type.create(context.new_uuid()?)?;
-        let mut this = Self { fixture: None, mdev };
-        let fixture = this.fixture.insert(Fixture::on(mdev, PAGES)?);
-        fixture.map(0..PAGES)?;
-        Ok(this)
-    }
-
-    fn fixture(&self) -> &Fixture {
-        self.fixture.as_ref().expect("it is open")
-    }
-
-    fn start(&self, ranges: &[Range<u64>]) -> Result<()> {
-        let page_size = self.fixture().device().device().start_logging(ranges, PAGE)?;
-        same("page size", PAGE, page_size)
-    }
-
-    /// What was written since it was last asked for.
-    fn report(&self) -> Result<Bitmap> {
-        let words = self.fixture().device().device().logged(at(0, 0)..at(PAGES, 0), PAGE)?;
-        Ok(Bitmap::from_words(words, PAGES))
-    }
-
-    fn reports(&self, expected: &[Range<u64>]) -> Result<()> {
-        let runs = self.report()?.runs();
-        ensure!(runs == expected, "the log has {runs:?}, not {expected:?}");
-        Ok(())
-    }
-}
-
-impl Drop for Logging {
-    fn drop(&mut self) {
-        self.fixture = None;
-        // If this fails, the next scenario that counts devices says so.
-        let _ = self.mdev.remove();
-    }
-}
-
 fn written(context: &Context<'_>) -> Result<()> {
-    let logging = Logging::new(context)?;
+    let logging = Logging::new(context, PAGES)?;
     let device = logging.fixture().device();
     logging.fixture().pin(0..100)?;
     succeeded("WRITE", device.write_pinned(at(0, 0), PAGE, 1)?)?;
@@ -138,7 +89,7 @@ fn written(context: &Context<'_>) -> Result<()> {
 
 fn type1(context: &Context<'_>) -> Result<()> {
     for mode in [PINNED, DMA_RW, PIN, PINNED | DMA_RW | PIN] {
-        let logging = Logging::new(context)?;
+        let logging = Logging::new(context, PAGES)?;
         let fixture = logging.fixture();
         if mode & PINNED != 0 {
             fixture.pin(0..PAGES)?;
@@ -170,7 +121,7 @@ fn type1(context: &Context<'_>) -> Result<()> {
 }
 
 fn refused(context: &Context<'_>) -> Result<()> {
-    let logging = Logging::new(context)?;
+    let logging = Logging::new(context, PAGES)?;
     let device = logging.fixture().device().device();
     let all = at(0, 0)..at(PAGES, 0);
     let report = status(device.logged(all.clone(), PAGE))?;

@@ -2,17 +2,15 @@
 
 //! Calls that are no operation of the model.
 
-use crate::sweep::sweep;
+use crate::sweep::{injected, sweep};
 use anyhow::{Context as _, Result, ensure};
-use dirty_model::Errno;
-use harness::{Context, Failure, Scenario, scenario};
+use harness::{Context, Scenario, scenario};
 use std::os::fd::AsFd;
-use testbed::{Injected, fixture::Fixture, same};
+use testbed::{fixture::Fixture, same};
 use vfio_client::{
     Container, Device, EventFd, Group, IrqData,
     MigState::{self, Resuming, Running, Stop, StopCopy},
     SetIrqs,
-    fail_nth::with_failure,
     uapi::{
         VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK, VFIO_PCI_INTX_IRQ_INDEX,
         VFIO_PCI_MSI_IRQ_INDEX,
@@ -40,26 +38,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
-/// What came of a call.
-fn injected<T>(
-    n: u32,
-    call: impl FnOnce() -> vfio_client::Result<T>,
-) -> Result<(Option<T>, Injected)> {
-    let (result, used) = with_failure(n, call)?;
-    match result {
-        Ok(value) if used => Ok((Some(value), Injected::Absorbed)),
-        Ok(value) => Ok((Some(value), Injected::Unused)),
-        Err(error) if used && [Errno::ENOMEM, Errno::EFAULT].contains(&Errno(error.errno())) => {
-            Ok((None, Injected::Failed))
-        }
-        Err(error) => Err(Failure::new(error.to_string()).into()),
-    }
-}
-
 fn first_group(context: &Context<'_>) -> Result<()> {
     let node = context.device(0)?.node()?;
     sweep(context, "a container with its first group", |n| {
-        let (container, injected) = injected(n, || Container::new(Group::open(&node)?))?;
+        let (container, injected) = injected(n, || Ok(Container::new(Group::open(&node)?)?))?;
         if container.is_none() {
             // Nobody has the group.
             Container::new(Group::open(&node)?)?;
@@ -72,7 +54,7 @@ fn info(context: &Context<'_>) -> Result<()> {
     sweep(context, "GET_INFO", |n| {
         let fixture = Fixture::new(context, 1)?;
         let expected = fixture.container.info()?.dma_avail;
-        let (found, injected) = injected(n, || fixture.container.info())?;
+        let (found, injected) = injected(n, || Ok(fixture.container.info()?))?;
         let found = found.map_or_else(|| fixture.container.info(), Ok)?.dma_avail;
         ensure!(found == expected, "dma_avail is {found:?}, not {expected:?}");
         Ok(injected)
@@ -95,7 +77,7 @@ fn msi(context: &Context<'_>) -> Result<()> {
             device.set_irqs(&set(VFIO_PCI_MSI_IRQ_INDEX, VFIO_IRQ_SET_ACTION_TRIGGER, 2, data))
         };
         give(&before)?;
-        let (set_up, injected) = injected(n, || give(&after))?;
+        let (set_up, injected) = injected(n, || Ok(give(&after)?))?;
         let signals = |signalled: &EventFd, other: &EventFd| {
             let (action, data) = (VFIO_IRQ_SET_ACTION_TRIGGER, IrqData::None);
             device.set_irqs(&set(VFIO_PCI_MSI_IRQ_INDEX, action, 2, data))?;
@@ -121,7 +103,7 @@ fn unmask(context: &Context<'_>) -> Result<()> {
             device.set_irqs(&set(VFIO_PCI_INTX_IRQ_INDEX, action, 1, IrqData::EventFd(&fds)))
         };
         give(VFIO_IRQ_SET_ACTION_TRIGGER, &trigger)?;
-        let (set_up, injected) = injected(n, || give(VFIO_IRQ_SET_ACTION_UNMASK, &unmask))?;
+        let (set_up, injected) = injected(n, || Ok(give(VFIO_IRQ_SET_ACTION_UNMASK, &unmask)?))?;
         if set_up.is_none() {
             give(VFIO_IRQ_SET_ACTION_UNMASK, &unmask)?;
         }
@@ -146,7 +128,7 @@ fn save(context: &Context<'_>) -> Result<()> {
         let device = fixture.device().device();
         // The device saves its registers as they were read last.
         same("PINS", PINNED, fixture.device().pins()?)?;
-        let (state, injected) = injected(n, || read_state(device))?;
+        let (state, injected) = injected(n, || Ok(read_state(device)?))?;
         if state.is_none() && device.migration_state()? == MigState::Error {
             same("PINS in ERROR", PINNED, fixture.device().pins()?)?;
             device.reset()?;
@@ -182,7 +164,7 @@ fn load(context: &Context<'_>) -> Result<()> {
             }
             device.set_migration_state(Stop)
         };
-        let (loaded, injected) = injected(n, load)?;
+        let (loaded, injected) = injected(n, || Ok(load()?))?;
         if loaded.is_none() {
             same("PINS after a load that failed", 0, fixture.device().pins()?)?;
             device.reset()?;

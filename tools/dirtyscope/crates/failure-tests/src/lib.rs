@@ -12,6 +12,7 @@
 mod calls;
 mod driver;
 mod faults;
+mod features;
 mod leaks;
 mod sweep;
 mod type1;
@@ -20,5 +21,13 @@ use harness::Scenario;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [type1::SCENARIOS, calls::SCENARIOS, driver::SCENARIOS, leaks::SCENARIOS].into_iter().flatten()
+    [
+        type1::SCENARIOS,
+        calls::SCENARIOS,
+        driver::SCENARIOS,
+        features::SCENARIOS,
+        leaks::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
 }

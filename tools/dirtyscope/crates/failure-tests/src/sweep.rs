@@ -2,9 +2,11 @@
 
 use crate::faults::Faults;
 use anyhow::{Result, bail};
+use dirty_model::Errno;
 use harness::{Context, Failure, locked_memory, pages_pinned};
 use std::fmt;
-use testbed::{Injected, Op, Testbed, program, same};
+use testbed::{Injected, Op, Testbed, errno_of, program, same};
+use vfio_client::fail_nth::with_failure;
 
 /// No operation has so many allocations.
 const MANY: u32 = 2000;
@@ -48,6 +50,22 @@ pub fn sweep(
         }
     }
     bail!("{what} has more than {MANY} allocations")
+}
+
+/// Makes a call, of which the `n`th allocation fails, and says what came of it.
+pub fn injected<T>(
+    n: u32,
+    call: impl FnOnce() -> Result<T>,
+) -> Result<(Option<T>, Injected)> {
+    let (result, used) = with_failure(n, call)?;
+    match result {
+        Ok(value) if used => Ok((Some(value), Injected::Absorbed)),
+        Ok(value) => Ok((Some(value), Injected::Unused)),
+        Err(error) if used && matches!(errno_of(&error), Some(Errno::ENOMEM | Errno::EFAULT)) => {
+            Ok((None, Injected::Failed))
+        }
+        Err(error) => Err(Failure::new(error.to_string()).into()),
+    }
 }
 
 /// The same failure, and which allocation it was.

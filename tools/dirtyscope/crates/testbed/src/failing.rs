@@ -28,7 +28,8 @@ impl Testbed<'_> {
             Op::Command { .. } => self.kernel.command_with_failure(op, n)?,
             _ => {
                 let (answer, used) = with_failure(n, || self.in_kernel(op))?;
-                (answer.or_else(|error| errno(&error).map(Answer::of).ok_or(error))?, used)
+                let refused = |error| errno_of(&error).map(|errno| Answer::of(Err(errno))).ok_or(error);
+                (answer.or_else(refused)?, used)
             }
         };
         match answer.status {
@@ -51,9 +52,9 @@ impl Testbed<'_> {
     }
 }
 
-/// The errno of a call that failed on the way.
-fn errno(error: &anyhow::Error) -> Option<Result<(), Errno>> {
+/// The errno of a call, if it is a call that has failed.
+pub fn errno_of(error: &anyhow::Error) -> Option<Errno> {
     let of_vfio = error.downcast_ref::<vfio_client::Error>().map(vfio_client::Error::errno);
     let errno = of_vfio.or_else(|| error.downcast_ref::<mdev_dma::Error>().map(|e| e.errno()))?;
-    (errno != 0).then_some(Err(Errno(errno)))
+    (errno != 0).then_some(Errno(errno))
 }

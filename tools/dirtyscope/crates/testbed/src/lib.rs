@@ -8,10 +8,12 @@
 #![forbid(unsafe_code)]
 
 mod contract;
+pub mod direct;
 mod expected;
 mod failing;
 pub mod fixture;
 mod live;
+pub mod logging;
 mod op;
 pub mod program;
 mod regions;
@@ -23,7 +25,7 @@ mod testbed;
 mod text;
 
 pub use contract::{Contract, Owed, RAW_PAGES, limits_of};
-pub use failing::Injected;
+pub use failing::{Injected, errno_of};
 pub use live::status;
 pub use mdev_dma::PAGE;
 pub use op::{Answer, Buffer, BufferMemory, Op, operation};
