@@ -17,7 +17,7 @@ use std::{thread, time::Duration};
 use testbed::fixture::{Fixture, LONG, stopped_with, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
-    DataFile, EventFd,
+    Access, DataFile, EventFd, Memory,
     MigState::{self, PreCopy, PreCopyP2p, Resuming, Running, RunningP2p, Stop, StopCopy},
     uapi::{
         VFIO_MIGRATION_P2P, VFIO_MIGRATION_PRE_COPY, VFIO_MIGRATION_STOP_COPY,
@@ -60,6 +60,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "device/migration-state/chunks",
         "the stream is the same however it is read and written",
         chunks,
+    ),
+    scenario(
+        "device/migration-state/bad-buffer",
+        "what could not be copied from or to the user is neither lost nor taken",
+        bad_buffer,
     ),
     scenario(
         "device/migration-state/bad-stream",
@@ -445,6 +450,26 @@ fn chunks(context: &Context<'_>) -> Result<()> {
         write(&file, empty)?;
         set(&other, Stop)?;
         same("PINS", PAGES / 2, other.device().pins()?)?;
+    }
+    Ok(())
+}
+
+fn bad_buffer(context: &Context<'_>) -> Result<()> {
+    let (fixture, expected) = interesting(context)?;
+    let memory = Memory::new(expected.len().next_multiple_of(PAGE as usize))?;
+    memory.set_access(0..memory.len(), Access::None)?;
+    for state in [StopCopy, Resuming] {
+        let file = begin(&fixture, state)?;
+        let transferred = status(file.transfer(&memory, expected.len()))?;
+        ensure!(transferred == Err(Errno::EFAULT), "{state}: {transferred:?}");
+        if state == StopCopy {
+            let stream = file.read_to_end(1 << 16)?;
+            ensure!(stream == expected, "the state is not what it is");
+        } else {
+            write(&file, &expected)?;
+        }
+        fixture.device().device().set_migration_state(Stop)?;
+        fixture.device().device().reset()?;
     }
     Ok(())
 }

@@ -4,9 +4,15 @@
 
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, scenario};
-use mdev_dma::{MdevDma, Opcode, Width, uapi};
-use testbed::{Testbed, same, status};
+use harness::{Context, Scenario, Skip, scenario};
+use mdev_dma::{GeneratorConfig, MdevDma, Opcode, Width, uapi};
+use testbed::{
+    Op, PAGE, Testbed, at,
+    fixture::{LONG, refused},
+    same,
+    slots::{PINNING, can_promote},
+    status,
+};
 use vfio_client::{
     DeviceInfo, IrqInfo, RegionInfo,
     uapi::{
@@ -51,6 +57,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "device/interface/bad-access",
         "odd widths, unaligned accesses and those outside of a region are EINVAL",
         bad_access,
+    ),
+    scenario(
+        "device/interface/edu",
+        "rust_vfio_edu refuses what it hasn't: a background, a generator, and what is no register",
+        edu,
     ),
 ];
 
@@ -288,4 +299,28 @@ fn bad_access(context: &Context<'_>) -> Result<()> {
         ensure!(written == Err(Errno::EINVAL), "write of {len} bytes at {offset:#x}: {written:?}");
     }
     same("PINS", 0, bed.device(0).pins()?)
+}
+
+fn edu(context: &Context<'_>) -> Result<()> {
+    ensure!(can_promote(), Skip("needs insmod rust_vfio_edu".into()));
+    let slot = PINNING[0];
+    let mut bed = Testbed::joined(context, slot)?;
+    bed.must(Op::Open { device: slot })?;
+    let device = bed.device(slot);
+    device.run_in_background(Opcode::Pin, at(0, 0), PAGE, 0)?;
+    refused("PIN in the background", Errno::EOPNOTSUPP, device.wait(LONG)?)?;
+    let mode = uapi::RUST_MDEV_DMA_GEN_PIN;
+    let config =
+        GeneratorConfig { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode };
+    device.start_generator(&config)?;
+    same("GEN_STATUS", Errno::EOPNOTSUPP.0 as u64, device.generator()?.status.into())?;
+    let (start, size) = (device.bar_offset(), u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE));
+    for (offset, len) in [(0, 3), (1, 4), (size - 4, 8), (size, 4)] {
+        let mut bytes = vec![0xff; len];
+        let read = status(device.device().read_at(start + offset, &mut bytes))?;
+        ensure!(read == Err(Errno::EINVAL), "read of {len} bytes at {offset:#x}: {read:?}");
+        let written = status(device.device().write_at(start + offset, &bytes))?;
+        ensure!(written == Err(Errno::EINVAL), "write of {len} bytes at {offset:#x}: {written:?}");
+    }
+    Ok(())
 }

@@ -129,6 +129,12 @@ fn log_write(context: &Context<'_>) -> Result<()> {
         logging.start(&[at(0, 0)..at(PAGES, 0)])?;
         let write = || logging.fixture().device().dma_write(at(62, 0), 4 * PAGE, 1);
         let injected = command(n, write)?;
+        if injected == Injected::Absorbed {
+            // Without memory for the log, everything counts as written.
+            let log = logging.report()?.runs();
+            ensure!(log == [62..66] || log == [0..PAGES], "the log has {log:?}");
+            return Ok(injected);
+        }
         if injected == Injected::Failed {
             // It may have written all but the last byte.
             let log = logging.report()?;

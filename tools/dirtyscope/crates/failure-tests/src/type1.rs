@@ -13,10 +13,10 @@ macro_rules! fails {
         [$($setup:literal),* $(,)?],
         $op:literal
         $(, then $then:literal)?
-        $(, known $signature:expr)?
+        $(, known $signature:expr $(, or $also:expr)?)?
     ) => {
         Scenario {
-            $(signature: Some($signature),)?
+            $(signature: Some($signature), $(also: Some($also),)?)?
             ..scenario(concat!("fail-nth/", $name), $about, |context: &Context<'_>| {
                 operation(context, concat!($($setup, "\n"),*), $op, concat!($($then)?))
             })
@@ -209,7 +209,7 @@ pub const SCENARIOS: &[Scenario] = &[
         ["device 2 JOIN"],
         "device 2 LEAVE",
         then "MAP 0xfee00000+0x1000 rw",
-        known D13
+        known D13, or D14
     ),
     fails!(
         "leave/iommu-close",

@@ -137,7 +137,7 @@ impl KnownDefects {
     /// must not be taken for a kernel without it.
     pub fn check(&self, scenarios: &[&Scenario]) -> Result<()> {
         let shown = |id: &String| {
-            scenarios.iter().any(|one| one.signature.is_some_and(|s| s.defect == id.as_str()))
+            scenarios.iter().any(|one| one.signatures().any(|s| s.defect == id.as_str()))
         };
         let skipped = |p: &String| scenarios.iter().any(|one| matches(p, one.name));
         if let Some(unknown) = self.rust_only.iter().find(|p| !skipped(p)) {

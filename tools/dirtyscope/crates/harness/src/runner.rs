@@ -279,7 +279,6 @@ impl Watch<'_> {
         if !complaints.is_empty() {
             why = format!("{why}\n{}", describe_complaints(&complaints)).trim_start().into();
         }
-        let Some(signature) = &scenario.signature else { return Ok(Verdict::Fail { why }) };
         let shown = match outcome {
             Outcome::Failed(_) | Outcome::Skipped(_) => return Ok(Verdict::Fail { why }),
             Outcome::Passed => Shown { complaints, ..Default::default() },
@@ -290,17 +289,27 @@ impl Watch<'_> {
                 Shown { stacks: Some(stacks), complaints, ..Default::default() }
             }
         };
-        let (id, release) = (signature.defect, &self.release);
-        Ok(match signature.mismatch(&shown) {
-            Some(mismatch) => Verdict::Fail { why: format!("{why}\nthis is not {id}: {mismatch}") },
-            None if self.suite.strict && known.has_fix(id) => {
-                Verdict::Fail { why: format!("{why}\nthis is {id}") }
+        let mut mismatches = String::new();
+        for signature in scenario.signatures() {
+            match signature.mismatch(&shown) {
+                None => return Ok(self.judge_known(signature.defect, why, entry)),
+                Some(how) => mismatches += &format!("\nthis is not {}: {how}", signature.defect),
             }
-            None if entry.is_some_and(|entry| !entry.shows(id)) => Verdict::Fail {
-                why: format!("{why}\nthis is {id}, which {release} isn't listed to show"),
-            },
-            None => Verdict::Known { defect: id.into(), why },
-        })
+        }
+        Ok(Verdict::Fail { why: why + &mismatches })
+    }
+
+    /// A scenario showed a known defect.
+    fn judge_known(&self, id: &str, why: String, entry: Option<&KernelEntry>) -> Verdict {
+        let (known, release) = (self.suite.known, &self.release);
+        if self.suite.strict && known.has_fix(id) {
+            return Verdict::Fail { why: format!("{why}\nthis is {id}") };
+        }
+        if entry.is_some_and(|entry| !entry.shows(id)) {
+            let why = format!("{why}\nthis is {id}, which {release} isn't listed to show");
+            return Verdict::Fail { why };
+        }
+        Verdict::Known { defect: id.into(), why }
     }
 
     /// A scenario passed that kernels may be known to fail.

@@ -13,6 +13,8 @@ pub struct Scenario {
     pub run: fn(&Context<'_>) -> Result<()>,
     /// The defect that kernels are known to show in it, if any.
     pub signature: Option<Signature>,
+    /// Another one, which shows where that one is mended, or isn't met.
+    pub also: Option<Signature>,
 }
 
 /// A scenario that all kernels should pass.
@@ -21,7 +23,7 @@ pub const fn scenario(
     about: &'static str,
     run: fn(&Context<'_>) -> Result<()>,
 ) -> Scenario {
-    Scenario { name, about, run, signature: None }
+    Scenario { name, about, run, signature: None, also: None }
 }
 
 /// A scenario in which kernels are known to show a defect.
@@ -31,5 +33,12 @@ pub const fn defect(
     run: fn(&Context<'_>) -> Result<()>,
     signature: Signature,
 ) -> Scenario {
-    Scenario { name, about, run, signature: Some(signature) }
+    Scenario { name, about, run, signature: Some(signature), also: None }
+}
+
+impl Scenario {
+    /// The defects that kernels are known to show in it.
+    pub fn signatures(&self) -> impl Iterator<Item = Signature> {
+        [self.signature, self.also].into_iter().flatten()
+    }
 }
