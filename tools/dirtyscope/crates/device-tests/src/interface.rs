@@ -310,8 +310,7 @@ fn edu(context: &Context<'_>) -> Result<()> {
     device.run_in_background(Opcode::Pin, at(0, 0), PAGE, 0)?;
     refused("PIN in the background", Errno::EOPNOTSUPP, device.wait(LONG)?)?;
     let mode = uapi::RUST_MDEV_DMA_GEN_PIN;
-    let config =
-        GeneratorConfig { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode };
+    let config = GeneratorConfig { iova: at(0, 0), length: PAGE, seed: 1, limit: 1, rate: 0, mode };
     device.start_generator(&config)?;
     same("GEN_STATUS", Errno::EOPNOTSUPP.0 as u64, device.generator()?.status.into())?;
     let (start, size) = (device.bar_offset(), u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE));

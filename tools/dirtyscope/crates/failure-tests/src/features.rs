@@ -29,11 +29,7 @@ pub const SCENARIOS: &[Scenario] = &[
         generator,
     ),
     scenario("fail-nth/logging/start", "a log is started: there is one, or none", log_start),
-    scenario(
-        "fail-nth/logging/write",
-        "what is written while a log is kept is in it",
-        log_write,
-    ),
+    scenario("fail-nth/logging/write", "what is written while a log is kept is in it", log_write),
     scenario(
         "fail-nth/logging/report",
         "a log is read: what was written is in it, or is still to be read",
@@ -52,10 +48,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const PAGES: u64 = 70;
 
 /// What came of a command, of which an allocation was to fail.
-fn command(
-    n: u32,
-    call: impl FnOnce() -> mdev_dma::Result<Outcome>,
-) -> Result<Injected> {
+fn command(n: u32, call: impl FnOnce() -> mdev_dma::Result<Outcome>) -> Result<Injected> {
     let (outcome, used) = with_failure(n, call)?;
     let status = match outcome {
         Ok(outcome) => outcome.status,

@@ -21,13 +21,7 @@ use harness::Scenario;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [
-        type1::SCENARIOS,
-        calls::SCENARIOS,
-        driver::SCENARIOS,
-        features::SCENARIOS,
-        leaks::SCENARIOS,
-    ]
-    .into_iter()
-    .flatten()
+    [type1::SCENARIOS, calls::SCENARIOS, driver::SCENARIOS, features::SCENARIOS, leaks::SCENARIOS]
+        .into_iter()
+        .flatten()
 }

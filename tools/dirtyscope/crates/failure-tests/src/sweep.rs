@@ -53,10 +53,7 @@ pub fn sweep(
 }
 
 /// Makes a call, of which the `n`th allocation fails, and says what came of it.
-pub fn injected<T>(
-    n: u32,
-    call: impl FnOnce() -> Result<T>,
-) -> Result<(Option<T>, Injected)> {
+pub fn injected<T>(n: u32, call: impl FnOnce() -> Result<T>) -> Result<(Option<T>, Injected)> {
     let (result, used) = with_failure(n, call)?;
     match result {
         Ok(value) if used => Ok((Some(value), Injected::Absorbed)),

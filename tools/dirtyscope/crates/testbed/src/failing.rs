@@ -28,7 +28,8 @@ impl Testbed<'_> {
             Op::Command { .. } => self.kernel.command_with_failure(op, n)?,
             _ => {
                 let (answer, used) = with_failure(n, || self.in_kernel(op))?;
-                let refused = |error| errno_of(&error).map(|errno| Answer::of(Err(errno))).ok_or(error);
+                let refused =
+                    |error| errno_of(&error).map(|errno| Answer::of(Err(errno))).ok_or(error);
                 (answer.or_else(refused)?, used)
             }
         };
