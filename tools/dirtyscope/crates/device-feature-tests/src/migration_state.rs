@@ -459,6 +459,7 @@ fn bad_buffer(context: &Context<'_>) -> Result<()> {
     let memory = Memory::new(expected.len().next_multiple_of(PAGE as usize))?;
     memory.set_access(0..memory.len(), Access::None)?;
     for state in [StopCopy, Resuming] {
+        set(&fixture, Stop)?;
         let file = begin(&fixture, state)?;
         let transferred = status(file.transfer(&memory, expected.len()))?;
         ensure!(transferred == Err(Errno::EFAULT), "{state}: {transferred:?}");
@@ -468,10 +469,8 @@ fn bad_buffer(context: &Context<'_>) -> Result<()> {
         } else {
             write(&file, &expected)?;
         }
-        fixture.device().device().set_migration_state(Stop)?;
-        fixture.device().device().reset()?;
     }
-    Ok(())
+    set(&fixture, Stop)
 }
 
 /// A device with something in its state, stopped; and its stream.
