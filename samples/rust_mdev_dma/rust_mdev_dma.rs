@@ -6,9 +6,10 @@
 //! dirty page tracking can be tested. Its programming interface is in
 //! `include/uapi/linux/rust_mdev_dma.h`.
 
-// The user and migration data set most numbers: what can overflow must say what it means then. An
-// overflow is a BUG in kernels with `CONFIG_RUST_OVERFLOW_CHECKS`.
-#![warn(clippy::arithmetic_side_effects)]
+// The user and migration data set most numbers: what can overflow must say what it means then, and what
+// may not be in a slice what becomes of it. Both are a BUG, the former in kernels with
+// `CONFIG_RUST_OVERFLOW_CHECKS`. Modules whose indices were checked before say so.
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use abstractions::{class::VirtualDevice, mdev, vfio};
 use device::{Kind, MdevDma};

@@ -2,6 +2,11 @@
 
 //! The VFIO device: its registers, and commands by the `edu` device's DMA engine.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "ranges are those of a chunk, which the buffer has room for"
+)]
+
 #[path = "../rust_mdev_dma/device/command.rs"]
 mod command;
 #[path = "../rust_mdev_dma/device/pattern.rs"]

@@ -13,7 +13,7 @@
 //! abstractions, the bindings and the register interface of `rust_mdev_dma` once more, by `#[path]`.
 
 // As in `rust_mdev_dma`.
-#![warn(clippy::arithmetic_side_effects)]
+#![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use abstractions::{
     pci::{enable_device_mem, vfio_override, Adapter},

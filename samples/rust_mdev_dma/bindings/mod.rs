@@ -6,6 +6,7 @@
     clippy::all,
     clippy::arithmetic_side_effects,
     clippy::cast_lossless,
+    clippy::indexing_slicing,
     clippy::ptr_as_ptr,
     clippy::ref_as_ptr,
     clippy::undocumented_unsafe_blocks,

@@ -2,6 +2,11 @@
 
 //! PCI configuration space.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "offsets are of registers, which are constants"
+)]
+
 use super::registers::BAR_SIZE;
 use crate::bindings::{
     RUST_MDEV_DMA_MSI_VECTORS, RUST_MDEV_DMA_PCI_DEVICE_ID, RUST_MDEV_DMA_PCI_VENDOR_ID,

@@ -2,6 +2,11 @@
 
 //! Runs commands: see the uapi header for operations, errors, and how commands are split.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "ranges are those of a chunk, which the buffer has room for"
+)]
+
 use super::{
     command::{whole_pages, Command, Limits, Outcome},
     pattern::{words_of, Block, Digest, STRIDE, WORD},

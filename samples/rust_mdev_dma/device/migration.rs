@@ -129,6 +129,10 @@ impl<'a> Section<'a> {
         self.bytes(&value.to_le_bytes())
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a section begins with a whole header, by `Self::begin`"
+    )]
     fn end(self) {
         let section = &mut self.stream[self.start..];
         let length = section.len().saturating_sub(HEADER) as u64;

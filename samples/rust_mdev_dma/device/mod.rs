@@ -337,7 +337,8 @@ impl Operations for MdevDma {
         match region {
             Region::ConfigSpace => {
                 let mut bytes = [0; config_space::SIZE];
-                let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
+                let len = config_space_access(offset, buf.len())?;
+                let bytes = bytes.get_mut(..len).ok_or(EINVAL)?;
                 self.lock()?.config_space.read(offset, bytes);
                 buf.write_slice(bytes)?;
                 Ok(bytes.len())
@@ -346,7 +347,8 @@ impl Operations for MdevDma {
                 let len = buf.len();
                 check_bar_access(offset, len)?;
                 let mut bytes = [0; registers::ACCESS];
-                self.lock()?.read_bar(dev, offset, &mut bytes[..len]);
+                let value = bytes.get_mut(..len).ok_or(EINVAL)?;
+                self.lock()?.read_bar(dev, offset, value);
                 write_value(&mut buf, u64::from_le_bytes(bytes))?;
                 Ok(len)
             }
@@ -363,7 +365,8 @@ impl Operations for MdevDma {
         match region {
             Region::ConfigSpace => {
                 let mut bytes = [0; config_space::SIZE];
-                let bytes = &mut bytes[..config_space_access(offset, buf.len())?];
+                let len = config_space_access(offset, buf.len())?;
+                let bytes = bytes.get_mut(..len).ok_or(EINVAL)?;
                 buf.read_slice(bytes)?;
                 let mut inner = self.lock()?;
                 inner.config_space.write(offset, bytes);
@@ -374,7 +377,8 @@ impl Operations for MdevDma {
                 let len = buf.len();
                 check_bar_access(offset, len)?;
                 let bytes = read_value(&mut buf)?.to_le_bytes();
-                self.lock()?.write_bar(dev, offset, &bytes[..len]);
+                let value = bytes.get(..len).ok_or(EINVAL)?;
+                self.lock()?.write_bar(dev, offset, value);
                 Ok(len)
             }
         }

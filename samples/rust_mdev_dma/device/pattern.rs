@@ -2,6 +2,11 @@
 
 //! The pattern that the device writes, and the digest of what it reads: see the uapi header.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "ranges are those of words or of bytes in a word, by their callers"
+)]
+
 use crate::bindings::{
     RUST_MDEV_DMA_DIGEST_INIT, RUST_MDEV_DMA_DIGEST_MUL as DIGEST_MUL,
     RUST_MDEV_DMA_PATTERN_BLOCK as BLOCK_SIZE, RUST_MDEV_DMA_PATTERN_MIX_1,

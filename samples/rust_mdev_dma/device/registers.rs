@@ -2,6 +2,11 @@
 
 //! The registers of BAR 0: see the uapi header.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "`check_bar_access()` is what lets an access here, others are of constants"
+)]
+
 use super::command::{Command, Limits, Outcome};
 use crate::bindings::{
     RUST_MDEV_DMA_BAR_SIZE, RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND, RUST_MDEV_DMA_MAGIC,

@@ -50,7 +50,7 @@ impl vfio::Operations for Greeter {
     ) -> Result<usize> {
         let rest = dev.data().as_bytes().get(offset.try_into()?..);
         let rest = rest.ok_or(EINVAL)?;
-        let part = &rest[..rest.len().min(buf.len())];
+        let part = rest.get(..buf.len()).unwrap_or(rest);
         buf.write_slice(part)?;
         Ok(part.len())
     }

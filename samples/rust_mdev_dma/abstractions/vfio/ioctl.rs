@@ -26,10 +26,10 @@ pub(super) fn read_words(arg: usize, words: &mut [u32]) -> Result {
     for word in words.iter_mut() {
         *word = reader.read()?;
     }
-    if (words[0] as usize) < size_of_val(words) {
-        return Err(EINVAL);
+    match words.first() {
+        Some(&argsz) if argsz as usize >= size_of_val(words) => Ok(()),
+        _ => Err(EINVAL),
     }
-    Ok(())
 }
 
 /// Writes `words` at `arg`.

@@ -55,7 +55,9 @@ impl Log {
     /// Logs the pages that `range` touches in the ranges asked for.
     fn add(&mut self, range: &Range<u64>) {
         for i in 0..self.ranges.len() {
-            let wanted = &self.ranges[i];
+            let Some(wanted) = self.ranges.get(i) else {
+                break;
+            };
             let (start, end) = (range.start.max(wanted.start), range.end.min(wanted.end));
             let mut next = Some(start & !(IOVA_PER_WORD - 1));
             // The last word of the address space has no next one.

@@ -2,6 +2,11 @@
 
 //! Pinned pages of a VFIO device.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "`parts()` makes all ranges of pages, which are in a batch"
+)]
+
 use super::raw_pins::RawPins;
 use crate::{abstractions::page::PageMemory, bindings};
 use core::{ops::Range, ptr::NonNull};

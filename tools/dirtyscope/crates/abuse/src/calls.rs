@@ -436,8 +436,8 @@ struct Files<'a> {
 impl<'a> Files<'a> {
     fn get(&self, target: Target) -> Option<&'a HostileFile> {
         match target {
-            Container => Some(&self.world.container),
-            Group => Some(&self.world.group),
+            Container => Some(&self.world.container.file),
+            Group => self.world.group.as_ref(),
             Device => Some(self.world.file()),
             Data => self.world.data.last(),
             Iommufd => self.world.iommufd.as_ref(),

@@ -3,6 +3,7 @@
 //! A process that has a device and does anything, until it is killed.
 
 use crate::{
+    backend::Backend,
     input::{Input, Kind, Stock},
     rng::Rng,
     world::{IOVA, MAPPED, Registers, World, ground},
@@ -20,6 +21,7 @@ use std::{
     },
     path::Path,
     process::{Child, ChildStdout, Command, ExitCode, Stdio},
+    thread,
 };
 use uuid::Uuid;
 use vfio_client::Fork;
@@ -39,9 +41,12 @@ pub enum How {
     Poor,
     /// It is in a cgroup with little memory.
     Small,
+    /// It has many threads, which do anything: a type1 without our fixes doesn't stand that.
+    Crowd,
 }
 
 impl How {
+    /// Those that any type1 stands.
     pub const ALL: [Self; 6] =
         [Self::Busy, Self::Forks, Self::Execs, Self::Shares, Self::Poor, Self::Small];
 }
@@ -55,6 +60,7 @@ pub fn entry(how: How) -> &'static str {
         How::Shares => "kill beside another",
         How::Poor => "kill unprivileged",
         How::Small => "kill in a cgroup",
+        How::Crowd => "kill of 8 threads",
     }
 }
 
@@ -66,11 +72,16 @@ pub struct ClientArguments {
     #[arg(long)]
     seed: u64,
     #[arg(long, value_enum)]
+    backend: Backend,
+    #[arg(long, value_enum)]
     how: How,
     /// It has the device as its input
     #[arg(long)]
     visitor: bool,
 }
+
+/// Threads of a crowd.
+const THREADS: u64 = 8;
 
 /// A user who has no rights.
 const NOBODY: u32 = 65534;
@@ -86,11 +97,12 @@ pub struct Client(Child);
 
 impl Client {
     /// Starts one. Returns when it has its device.
-    pub fn start(mdev: Mdev, seed: u64, how: How) -> Result<Self> {
-        let mut command = command(mdev.uuid, seed, how)?;
+    pub fn start(mdev: Mdev, backend: Backend, seed: u64, how: How) -> Result<Self> {
+        let mut command = command(mdev.uuid, backend, seed, how)?;
         if how == How::Poor {
-            for path in [format!("/dev/vfio/{}", mdev.node()?.group()), "/dev/vfio/vfio".into()] {
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).context(path)?;
+            for path in backend.paths(mdev)? {
+                let what = || path.display().to_string();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).with_context(what)?;
             }
             command.uid(NOBODY).gid(NOBODY);
         }
@@ -117,11 +129,13 @@ impl Drop for Client {
     }
 }
 
-fn command(device: Uuid, seed: u64, how: How) -> Result<Command> {
+fn command(device: Uuid, backend: Backend, seed: u64, how: How) -> Result<Command> {
     let mut command = Command::new(env::current_exe()?);
+    let backend = format!("{backend:?}").to_lowercase();
     let how = format!("{how:?}").to_lowercase();
     let (device, seed) = (device.to_string(), seed.to_string());
-    command.args(["abuse-client", "--device", &device, "--seed", &seed, "--how", &how]);
+    command.args(["abuse-client", "--device", &device, "--seed", &seed]);
+    command.args(["--backend", &backend, "--how", &how]);
     command.env_remove(worker::JOB);
     Ok(command)
 }
@@ -145,7 +159,7 @@ pub fn run(arguments: &ClientArguments) -> Result<ExitCode> {
     }
     let mdev = Mdev { uuid: arguments.device };
     let stock = Stock::without_streams()?;
-    let mut world = World::new(mdev, stock.ground)?;
+    let mut world = World::new(mdev, arguments.backend, stock.ground)?;
     let config =
         GeneratorConfig { iova: IOVA, length: MAPPED * PAGE, seed: 1, limit: 0, rate: 0, mode: 6 };
     world.device.start_generator(&config)?;
@@ -153,7 +167,8 @@ pub fn run(arguments: &ClientArguments) -> Result<ExitCode> {
     let _fork = if arguments.how == How::Forks { Some(Fork::new()?) } else { None };
     if arguments.how == How::Shares {
         let device: OwnedFd = world.file().duplicate()?.into();
-        let mut command = command(arguments.device, arguments.seed, arguments.how)?;
+        let mut command =
+            command(arguments.device, arguments.backend, arguments.seed, arguments.how)?;
         let child = command.arg("--visitor").stdin(device).stdout(Stdio::piped()).spawn()?;
         // From now on it doesn't survive us.
         read_ready(child.stdout)?;
@@ -163,12 +178,23 @@ pub fn run(arguments: &ClientArguments) -> Result<ExitCode> {
         // Only returns if it fails.
         return Err(Command::new("sleep").arg("100").exec().into());
     }
-    let mut rng = Rng::new(arguments.seed, "client", 0);
+    if arguments.how == How::Crowd {
+        for n in 1..THREADS {
+            let mut world = world.share(ground()?)?;
+            let (seed, stock) = (arguments.seed, Stock::without_streams()?);
+            thread::spawn(move || does_anything(&mut world, &stock, seed, n));
+        }
+    }
+    does_anything(&mut world, &stock, arguments.seed, 0)
+}
+
+fn does_anything(world: &mut World, stock: &Stock, seed: u64, thread: u64) -> ! {
+    let mut rng = Rng::new(seed, "client", thread);
     loop {
         let kind = rng.pick(&[Kind::Ioctls, Kind::Registers]);
-        let input = Input::new(kind, arguments.seed, rng.next());
+        let input = Input::new(kind, seed, rng.next());
         // What it can't do any more is nobody's business: it isn't told from what it has broken.
-        let _ = input.run(&mut world, &stock);
+        let _ = input.run(world, stock);
     }
 }
 

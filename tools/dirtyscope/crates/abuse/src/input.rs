@@ -3,6 +3,7 @@
 //! What a client does that means harm: one input each, made from a seed and a number.
 
 use crate::{
+    backend::Backend,
     calls::Call,
     rng::Rng,
     stream::{self, Change},
@@ -155,6 +156,8 @@ pub struct Outcome {
 
 /// What inputs need besides a world: made once.
 pub struct Stock {
+    /// Of worlds that are made.
+    pub backend: Backend,
     pub ground: &'static Ground,
     pub eventfd: HostileFile,
     /// Others for further threads.
@@ -417,7 +420,13 @@ impl Stock {
     /// Without what takes a device to make.
     pub fn without_streams() -> Result<Self> {
         let (ground, eventfd) = (world::ground()?, EventFd::new()?.into());
-        Ok(Self { ground, eventfd, grounds: Vec::new(), streams: Vec::new() })
+        let (grounds, streams) = (Vec::new(), Vec::new());
+        Ok(Self { backend: Backend::Type1, ground, eventfd, grounds, streams })
+    }
+
+    /// A world with a device that nobody has open.
+    pub fn world(&self, mdev: Mdev) -> Result<World> {
+        World::new(mdev, self.backend, self.ground)
     }
 
     /// With streams of a device that nobody has open.
@@ -426,7 +435,7 @@ impl Stock {
         let grounds = (0..THREADS).map(|_| world::ground()).collect::<Result<_>>()?;
         let mut streams = Vec::new();
         for base in 0..BASES {
-            let mut world = World::new(mdev, this.ground)?;
+            let mut world = this.world(mdev)?;
             set_up(&mut world, base)?;
             streams.push(world.save()?);
         }

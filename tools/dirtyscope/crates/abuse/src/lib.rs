@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backend;
 mod calls;
 mod client;
 mod input;

@@ -35,6 +35,9 @@ const LONG: Duration = Duration::from_secs(20);
 /// What ends within that isn't in time, but the kernel may take it.
 const SOON: Duration = Duration::from_millis(20);
 
+/// Processes of many threads that are killed.
+const CROWDS: u64 = 4;
+
 /// Inputs of each thread.
 const THREAD_INPUTS: u64 = 500;
 
@@ -64,7 +67,7 @@ fn signals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resul
         counted: true,
     });
     let stream = stream::apply(base, &runs.collect::<Vec<_>>());
-    let mut world = World::new(mdev, stock.ground)?;
+    let mut world = stock.world(mdev)?;
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let me = rustix::process::getpid();
@@ -96,7 +99,7 @@ fn disturbed(world: &mut World, stream: &[u8], table: &mut Table) -> Result<()> 
 
 /// Two threads read or write one data file, while the device goes to another state, is reset, or closed.
 fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
-    let mut world = World::new(mdev, stock.ground)?;
+    let mut world = stock.world(mdev)?;
     let writes = rng.one_in(2);
     let state = if writes { RESUMING } else { STOP_COPY };
     ensure!(world.set_state(state).is_ok(), "no state {state}");
@@ -164,7 +167,7 @@ fn files(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<
     for errno in errnos {
         table.count(if writes { "data file, 2 writers" } else { "data file, 2 readers" }, errno);
     }
-    world.map_or(Ok(()), |world| world.works())
+    world.map_or(Ok(()), |mut world| world.works())
 }
 
 /// More is written than a device of ours can have as its state, which must end.
@@ -182,9 +185,9 @@ fn flood(world: &mut World, table: &mut Table) -> Result<()> {
 
 /// No more files can be opened when a state, or the device, wants one.
 fn descriptors(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
-    let mut world = World::new(mdev, stock.ground)?;
+    let mut world = stock.world(mdev)?;
     // The lowest number that is free is the next.
-    let next = world.container.duplicate()?.number() as u64;
+    let next = world.container.file.duplicate()?.number() as u64;
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(next), ..before })?;
     let mut errnos = Vec::new();
@@ -193,7 +196,8 @@ fn descriptors(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> R
         errnos.push(("state, no descriptors", world.set_state(state).err().unwrap_or(0)));
     }
     let opened = world.open_once_more();
-    errnos.extend(opened.errno().map(|errno| ("device, no descriptors", errno)));
+    let errno = opened.and_then(|answer| answer.errno());
+    errnos.extend(errno.map(|errno| ("device, no descriptors", errno)));
     setrlimit(Resource::Nofile, before)?;
     for (entry, errno) in errnos {
         table.count(entry, errno);
@@ -205,11 +209,11 @@ fn descriptors(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> R
 /// A client is killed in the midst of what it does.
 fn kills(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
     let how = rng.pick(&How::ALL);
-    let mut client = Client::start(mdev, rng.next(), how)?;
+    let mut client = Client::start(mdev, stock.backend, rng.next(), how)?;
     thread::sleep(Duration::from_micros(rng.below(SOON.as_micros() as u64)));
     client.kill()?;
     table.count(client::entry(how), 0);
-    World::new(mdev, stock.ground)?.works()
+    stock.world(mdev)?.works()
 }
 
 /// The device is removed, and the driver is to be unloaded, while it is in use, or while only its group
@@ -219,14 +223,14 @@ fn removals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
     let how = rng.below(4);
     let held = match how {
         3 => return irqs_beside_removal(rng, mdev, stock, table),
-        0 => Held::Client(Client::start(mdev, rng.next(), How::Busy)?),
+        0 => Held::Client(Client::start(mdev, stock.backend, rng.next(), How::Busy)?),
         1 => {
-            let World { device, group, container, .. } = World::new(mdev, stock.ground)?;
+            let World { device, group, container, .. } = stock.world(mdev)?;
             drop(device);
-            Held::Files(vec![group, container])
+            Held::Files(group.into_iter().chain([container.file]).collect())
         }
         _ => {
-            let mut world = World::new(mdev, stock.ground)?;
+            let mut world = stock.world(mdev)?;
             ensure!(world.set_state(STOP_COPY).is_ok(), "no STOP_COPY");
             Held::Files(std::mem::take(&mut world.data))
         }
@@ -271,14 +275,14 @@ fn removals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
     })?;
     ensure!(!mdev.exists(), "it was removed, and is still there");
     mdev_type.create(mdev.uuid)?;
-    World::new(mdev, stock.ground)?.works()
+    stock.world(mdev)?.works()
 }
 
 /// Interrupts are set in every way by two threads, also by one descriptor, while the device is to be
 /// removed, which asks for it by one of them.
 fn irqs_beside_removal(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
     let mdev_type = mdev.mdev_type()?;
-    let world = World::new(mdev, stock.ground)?;
+    let world = stock.world(mdev)?;
     let seed = rng.next();
     let done = AtomicBool::new(false);
     thread::scope(|scope| -> Result<()> {
@@ -317,7 +321,7 @@ fn irqs_beside_removal(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Tab
         Ok(())
     })?;
     mdev_type.create(mdev.uuid)?;
-    World::new(mdev, stock.ground)?.works()
+    stock.world(mdev)?.works()
 }
 
 /// What holds a device, or its driver.
@@ -373,10 +377,13 @@ fn read_all(directory: &Path, depth: usize) -> usize {
     files
 }
 
-/// Eight threads share a container and a device, and do anything.
+/// Eight threads share a container and a device, and do anything, while the device is to be removed, too;
+/// then eight of a process that is killed.
 fn threads(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
-    let world = World::new(mdev, stock.ground)?;
+    let mdev_type = mdev.mdev_type()?;
+    let world = stock.world(mdev)?;
     let seed = rng.next();
+    let removal = rng.one_in(2).then(|| Duration::from_millis(rng.below(500)));
     let tables = thread::scope(|scope| -> Result<Vec<Table>> {
         let threads = stock.grounds.iter().zip(0..).map(|(ground, i)| {
             let mut world = world.share(ground)?;
@@ -394,9 +401,28 @@ fn threads(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resul
             }))
         });
         let threads = threads.collect::<Result<Vec<_>>>()?;
-        Ok(threads.into_iter().flat_map(|thread| thread.join()).collect())
+        let removal = removal.map(|moment| {
+            thread::sleep(moment);
+            scope.spawn(|| mdev.remove())
+        });
+        let tables = threads.into_iter().flat_map(|thread| thread.join()).collect();
+        drop(world);
+        if let Some(removal) = removal {
+            removal.join().map_err(|_| anyhow::anyhow!("the removal panicked"))??;
+            table.count("removal beside threads", 0);
+        }
+        Ok(tables)
     })?;
     tables.into_iter().for_each(|one| table.append(one));
-    drop(world);
-    World::new(mdev, stock.ground)?.works()
+    if removal.is_some() {
+        mdev_type.create(mdev.uuid)?;
+    }
+    stock.world(mdev)?.works()?;
+    for _ in 0..CROWDS {
+        let mut client = Client::start(mdev, stock.backend, rng.next(), How::Crowd)?;
+        thread::sleep(Duration::from_millis(rng.below(100)));
+        client.kill()?;
+        table.count(client::entry(How::Crowd), 0);
+    }
+    stock.world(mdev)?.works()
 }

@@ -3,14 +3,17 @@
 //! Inputs in a row on a world, then another one; and the fewest that fail.
 
 use crate::{
+    backend::Backend,
     input::{Input, Kind, Stock},
     lives::live,
     table::Table,
-    world::World,
 };
 use anyhow::{Result, ensure};
 use events::{Call, Event, Kind as Effect, describe_complaints};
-use harness::{Devices, Log, Message, Messages, Progress, locked_memory, pages_pinned, worker};
+use harness::{
+    Devices, Log, Message, Messages, Progress, locked_memory, pages_pinned, slab_unreclaimable,
+    worker,
+};
 use mdev_dma::sysfs::Mdev;
 use std::{
     fs,
@@ -26,6 +29,9 @@ use vfio_client::{EventFd, hostile::HostileFile};
 
 /// What ends by itself has ended after that.
 const ENDING: Duration = Duration::from_secs(5);
+
+/// Bytes that slabs may have more after many inputs.
+const SLAB: u64 = 2 << 20;
 
 /// Attempts to leave something out, and the time they may take.
 const ATTEMPTS: usize = 80;
@@ -63,6 +69,7 @@ pub struct Search {
     mdev: Mdev,
     _devices: Devices,
     stock: Stock,
+    backends: Vec<Backend>,
     log: Log,
     messages: Messages,
     stop: Arc<AtomicBool>,
@@ -80,6 +87,7 @@ impl Search {
             mdev,
             _devices: devices,
             stock: Stock::new(mdev)?,
+            backends: Backend::all(mdev),
             log,
             messages: Messages::from_now()?,
             stop,
@@ -92,7 +100,7 @@ impl Search {
     /// Does so many inputs of a kind. Returns the fewest that fail, if some do.
     pub fn run(&mut self, kind: Kind, seed: u64, inputs: u64) -> Result<Message> {
         let (_, together) = kind.counts();
-        let mut number = 0;
+        let (mut number, mut slab) = (0, None);
         while number < inputs {
             let end = inputs.min(number + together);
             let names: Vec<_> = (number..end).map(|number| Name { kind, seed, number }).collect();
@@ -100,7 +108,11 @@ impl Search {
                 return self.shorten(names, error);
             }
             number = end;
+            if slab.is_none() && 4 * number >= inputs {
+                slab = Some(slab_unreclaimable()?);
+            }
         }
+        self.slab_stays(slab)?;
         for line in self.table.lines() {
             self.say(line)?;
         }
@@ -108,6 +120,21 @@ impl Search {
         let rate = self.table.inputs as f64 / seconds.max(0.001);
         self.say(format!("{}, {seconds:.0} s, {rate:.0}/s", self.table))?;
         Ok(Message::Passed)
+    }
+
+    /// The kernel has no more in its slabs than after the first inputs: what each leaves would add up.
+    fn slab_stays(&mut self, before: Option<u64>) -> Result<()> {
+        let Some(before) = before else { return Ok(()) };
+        let begin = Instant::now();
+        let mut grown = slab_unreclaimable()?.saturating_sub(before);
+        // What was freed is given back by and by.
+        while grown > SLAB && begin.elapsed() < ENDING {
+            thread::sleep(Duration::from_millis(100));
+            grown = slab_unreclaimable()?.saturating_sub(before);
+        }
+        self.say(format!("slabs have grown by {} KiB", grown >> 10))?;
+        ensure!(grown <= SLAB, "all is closed, and {grown} bytes more are in slabs");
+        Ok(())
     }
 
     /// How many inputs were made so far.
@@ -129,6 +156,7 @@ impl Search {
         self.log.take_back();
         self.log.append(&Event::Sequence)?;
         self.call(0, "a new container, with a device".into())?;
+        self.choose_backend(names);
         let done = self.inputs(names);
         if self.progress.is_due() {
             let text = self.table.to_string();
@@ -141,6 +169,15 @@ impl Search {
             ensure!(complaints.is_empty(), describe_complaints(&complaints));
             Ok(())
         }))
+    }
+
+    /// What a world's device has its memory from follows from the numbers of its inputs, too.
+    fn choose_backend(&mut self, names: &[Name]) {
+        if let Some(name) = names.first() {
+            let (_, together) = name.kind.counts();
+            let number = name.number / together;
+            self.stock.backend = self.backends[number as usize % self.backends.len()];
+        }
     }
 
     fn inputs(&mut self, names: &[Name]) -> Result<()> {
@@ -158,12 +195,12 @@ impl Search {
             }
             let world = match &mut world {
                 Some(world) => world,
-                None => world.insert(World::new(self.mdev, self.stock.ground)?),
+                None => world.insert(self.stock.world(self.mdev)?),
             };
             let outcome = input.run(world, &self.stock)?;
             self.table.add(&outcome);
         }
-        if let Some(world) = &world {
+        if let Some(world) = &mut world {
             world.works()?;
             world.generates()?;
         }

@@ -7,7 +7,7 @@ use crate::{
     input::{Input, Kind, Stock},
     rng::Rng,
     table::Table,
-    world::{self, IOVA, MAPPED, RUNNING, STOP_COPY, Spot, World},
+    world::{self, IOVA, MAPPED, RUNNING, STOP_COPY, Spot},
 };
 use anyhow::{Result, anyhow, ensure};
 use mdev_dma::{GeneratorConfig, Opcode, PAGE, sysfs::Mdev, uapi};
@@ -29,12 +29,12 @@ pub fn live(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
         1 => unserved_buffer(rng, mdev, stock, table)?,
         _ => unserved(rng, mdev, stock, table)?,
     }
-    World::new(mdev, stock.ground)?.works()
+    stock.world(mdev)?.works()
 }
 
 /// Commands and generators of all kinds, while the device's memory comes late, and goes again.
 fn late(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
-    let mut world = World::new(mdev, stock.ground)?;
+    let mut world = stock.world(mdev)?;
     let memory = world.ground.memory();
     let served = memory.unserved_in(world::device_pages())?;
     let served = served.serve(Duration::from_micros(rng.below(300)));
@@ -54,7 +54,7 @@ fn late(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<(
 
 /// A command or the generator waits for memory for good: it ends with the device, or once it is served.
 fn unserved(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
-    let mut world = World::new(mdev, stock.ground)?;
+    let mut world = stock.world(mdev)?;
     let memory = world.ground.memory();
     memory.discard(world::device_pages())?;
     let waits = memory.unserved_in(world::device_pages())?;
@@ -78,7 +78,7 @@ fn unserved(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
             let moment = Duration::from_micros(rng.below(3000));
             let ending = scope.spawn(move || match how {
                 2 => world.set_state(STOP_COPY).map_err(|errno| anyhow!("STOP_COPY: {errno}")),
-                _ => world.unmap(),
+                _ => world.container.unmap(),
             });
             thread::sleep(moment);
             drop(waits);
@@ -102,7 +102,7 @@ fn entry(end: &str) -> &'static str {
 
 /// A call's own buffer isn't served: it waits, and nobody else does.
 fn unserved_buffer(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
-    let mut world = World::new(mdev, stock.ground)?;
+    let mut world = stock.world(mdev)?;
     let other = world.share(stock.grounds[0])?;
     let ground = stock.grounds[0];
     let at = world::address(ground, Spot::Buffer(0));

@@ -2,8 +2,9 @@
 
 //! What a client has, opened by calls as they come, and whether the device in it works.
 
+use crate::backend::{Container, Opened};
 use anyhow::{Context as _, Result, bail, ensure};
-use mdev_dma::{MdevDma, PAGE, RegisterAccess, Width, sysfs::Mdev, uapi};
+use mdev_dma::{MdevDma, PAGE, RegisterAccess, Width, uapi};
 use std::{
     fmt,
     ops::Range,
@@ -15,7 +16,6 @@ use vfio_client::{
     hostile::{Answer, Ground, HostileFile, Request},
     uapi::{
         VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_SET,
-        VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_TYPE1v2_IOMMU,
     },
 };
 
@@ -40,11 +40,8 @@ pub const STOP_COPY: u32 = MigState::StopCopy as u32;
 pub const RESUMING: u32 = MigState::Resuming as u32;
 pub const RUNNING_P2P: u32 = MigState::RunningP2p as u32;
 
-/// `EBUSY`
-const BUSY: i32 = 16;
-
 /// What takes longer is broken.
-const LONG: Duration = Duration::from_secs(20);
+pub const LONG: Duration = Duration::from_secs(20);
 
 /// A device that others stop may not go on. Nobody learns anything from waiting for it.
 const SHORT: Duration = Duration::from_millis(100);
@@ -96,8 +93,9 @@ pub struct World {
     // Closed in this order.
     pub data: Vec<HostileFile>,
     pub device: MdevDma<Registers>,
-    pub group: HostileFile,
-    pub container: HostileFile,
+    /// Unless the device was opened by its own file.
+    pub group: Option<HostileFile>,
+    pub container: Container,
     pub iommufd: Option<HostileFile>,
     pub ground: &'static Ground,
     /// How long commands and the generator may take.
@@ -113,23 +111,12 @@ pub struct Registers {
 }
 
 impl World {
-    /// With a device that nobody has open.
-    pub fn new(mdev: Mdev, ground: &'static Ground) -> Result<Self> {
-        let node = mdev.node()?;
-        let path = format!("/dev/vfio/{}", node.group());
-        let begin = Instant::now();
-        let group = loop {
-            match HostileFile::open(&path) {
-                // Who was killed may still be ending.
-                Err(error) if error.errno() == BUSY && begin.elapsed() < LONG => {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                opened => break opened?,
-            }
-        };
-        let container = HostileFile::open("/dev/vfio/vfio")?;
-        let this = Half { group, container, ground, name: mdev.uuid.to_string() };
-        this.finish()
+    /// With a device that was opened.
+    pub fn of(opened: Opened, iommufd: Option<HostileFile>, name: String) -> Self {
+        let Opened { device, group, container } = opened;
+        let ground = container.ground;
+        let device = MdevDma::new(Registers { file: device, ground });
+        Self { data: Vec::new(), device, group, container, iommufd, ground, patience: LONG, name }
     }
 
     /// The same container and device by other descriptors, and other memory.
@@ -138,8 +125,8 @@ impl World {
         Ok(Self {
             data: Vec::new(),
             device: MdevDma::new(Registers { file, ground }),
-            group: self.group.duplicate()?,
-            container: self.container.duplicate()?,
+            group: self.group.as_ref().map(HostileFile::duplicate).transpose()?,
+            container: self.container.share(ground)?,
             iommufd: None,
             ground,
             patience: SHORT,
@@ -147,10 +134,11 @@ impl World {
         })
     }
 
-    /// `VFIO_GROUP_GET_DEVICE_FD`, once more.
-    pub fn open_once_more(&self) -> Answer {
+    /// `VFIO_GROUP_GET_DEVICE_FD`, once more, if there is a group.
+    pub fn open_once_more(&self) -> Option<Answer> {
+        let group = self.group.as_ref()?;
         self.ground.memory().write(OURS, format!("{}\0", self.name).as_bytes());
-        self.group.ioctl(self.ground, Request::vfio(6), self.ground.address(OURS), None)
+        Some(group.ioctl(self.ground, Request::vfio(6), self.ground.address(OURS), None))
     }
 
     /// Has the device take over a state, and go to another one.
@@ -251,7 +239,7 @@ impl World {
 
     /// After a reset the device is as new, whatever was done to it: it pins, writes what it says, unpins,
     /// and runs its generator.
-    pub fn works(&self) -> Result<()> {
+    pub fn works(&mut self) -> Result<()> {
         self.reset()?;
         let state = self.state()?;
         ensure!(state == RUNNING, "after RESET the state is {state}, not RUNNING");
@@ -259,7 +247,8 @@ impl World {
         ensure!(device.pins()? == 0, "after RESET there are {} pins", device.pins()?);
         device.check()?;
         // What was mapped there may have been unmapped, or mapped otherwise.
-        self.map()?;
+        self.container.restore(&self.device.access().file)?;
+        let device = &self.device;
         for (what, outcome) in [
             ("PIN", device.pin(IOVA, 2 * PAGE)?),
             ("WRITE", device.write_pinned(IOVA, PAGE, 77)?),
@@ -299,26 +288,6 @@ impl World {
             thread::sleep(Duration::from_micros(100));
         }
     }
-
-    /// Unmaps all there is, and maps the device's memory.
-    fn map(&self) -> Result<()> {
-        self.unmap()?;
-        map(&self.container, self.ground)
-    }
-
-    /// Unmaps all there is.
-    pub fn unmap(&self) -> Result<()> {
-        const ALL: u32 = 2;
-        let unmap = words32(&[24, ALL]).into_iter().chain(words64(&[0, 0])).collect::<Vec<u8>>();
-        let answer = self.ours(&unmap, Request::vfio(14));
-        ensure!(answer.errno() == Some(0), "UNMAP_DMA of all: {answer:?}");
-        Ok(())
-    }
-
-    fn ours(&self, bytes: &[u8], request: Request) -> Answer {
-        self.ground.memory().write(OURS, bytes);
-        self.container.ioctl(self.ground, request, self.ground.address(OURS), None)
-    }
 }
 
 /// The address of a spot.
@@ -348,55 +317,6 @@ pub fn device_pages() -> Range<usize> {
 /// The address of the device's memory.
 pub fn device_memory(ground: &Ground) -> u64 {
     ground.address(DEVICE_MEMORY)
-}
-
-/// Files that are not a whole world yet.
-struct Half {
-    group: HostileFile,
-    container: HostileFile,
-    ground: &'static Ground,
-    name: String,
-}
-
-impl Half {
-    fn finish(self) -> Result<World> {
-        let Self { group, container, ground, name } = self;
-        ground.memory().write(OURS, &container.number().to_le_bytes());
-        let at = ground.address(OURS);
-        done("GROUP_SET_CONTAINER", &group.ioctl(ground, Request::vfio(4), at, None))?;
-        let iommu = u64::from(VFIO_TYPE1v2_IOMMU);
-        done("SET_IOMMU", &container.ioctl(ground, Request::vfio(2), iommu, None))?;
-        map(&container, ground)?;
-        ground.memory().write(OURS, format!("{name}\0").as_bytes());
-        let opened = group.ioctl(ground, Request::vfio(6), at, None);
-        let Answer::Opened(file) = opened else { bail!("GROUP_GET_DEVICE_FD: {opened:?}") };
-        let device = MdevDma::new(Registers { file, ground });
-        let iommufd = HostileFile::open("/dev/iommu").ok();
-        let data = Vec::new();
-        Ok(World { data, device, group, container, iommufd, ground, patience: LONG, name })
-    }
-}
-
-fn done(what: &str, answer: &Answer) -> Result<()> {
-    ensure!(answer.errno() == Some(0), "{what}: {answer:?}");
-    Ok(())
-}
-
-fn map(container: &HostileFile, ground: &Ground) -> Result<()> {
-    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
-    let mut bytes = words32(&[32, flags]);
-    bytes.extend(words64(&[device_memory(ground), IOVA, MAPPED * PAGE]));
-    ground.memory().write(OURS, &bytes);
-    let answer = container.ioctl(ground, Request::vfio(13), ground.address(OURS), None);
-    done("MAP_DMA", &answer)
-}
-
-fn words32(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-fn words64(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 impl Registers {

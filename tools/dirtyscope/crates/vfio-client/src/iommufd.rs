@@ -2,7 +2,7 @@
 
 //! iommufd: an I/O address space, and devices that are opened without group and container.
 
-use crate::{Error, Memory, Result, group::open, sys};
+use crate::{DeviceNode, Error, Memory, Result, group::open, sys};
 use iommufd_bindings::{
     IOMMUFD_CMD_IOAS_ALLOC, IOMMUFD_CMD_IOAS_MAP, IOMMUFD_CMD_IOAS_UNMAP, iommu_ioas_alloc,
     iommu_ioas_map, iommu_ioas_unmap,
@@ -14,10 +14,21 @@ use rustix::io::Errno;
 use std::{
     fs::{File, read_dir},
     os::fd::AsRawFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
+
+impl DeviceNode {
+    /// The file of the device with the directory `sysfs`, for iommufd. Fails with `ENOENT` if the kernel
+    /// has none for devices.
+    pub fn cdev(sysfs: &Path) -> Result<PathBuf> {
+        let node = read_dir(sysfs.join("vfio-dev")).ok().and_then(|mut nodes| nodes.next()?.ok());
+        let what = || format!("vfio-dev of {}", sysfs.display());
+        let node = node.ok_or_else(|| Error::new(what(), Errno::NOENT))?.file_name();
+        Ok(Path::new("/dev/vfio/devices").join(node))
+    }
+}
 
 const IOMMU: &str = "/dev/iommu";
 
@@ -75,9 +86,7 @@ impl Ioas {
     /// Opens a device, binds and attaches it: see [`crate::Device::open_in`].
     pub(crate) fn open_device(&self, sysfs: &Path) -> Result<File> {
         let what = |step: &str| format!("{step} of {}", sysfs.display());
-        let node = read_dir(sysfs.join("vfio-dev")).ok().and_then(|mut nodes| nodes.next()?.ok());
-        let node = node.ok_or_else(|| Error::new(what("vfio-dev"), Errno::NOENT))?.file_name();
-        let path = format!("/dev/vfio/devices/{}", node.to_string_lossy());
+        let path = DeviceNode::cdev(sysfs)?.to_string_lossy().into_owned();
         let file = open(&path).map_err(|e| Error::new(format!("open {path}"), e))?;
 
         let mut bind = vfio_device_bind_iommufd {
