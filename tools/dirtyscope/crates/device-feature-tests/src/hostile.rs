@@ -4,7 +4,7 @@
 //! or the device down. `dirtyscope abuse` looks for more.
 
 use crate::{
-    migration_state::{begin, save, set, write},
+    migration_state::{begin, load, save, set, write},
     stream::{changed, field, quad},
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -18,7 +18,10 @@ use mdev_dma::{
         RUST_MDEV_DMA_IRQ_GENERATOR as GENERATOR,
     },
 };
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 use testbed::fixture::{Fixture, LONG, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
@@ -102,9 +105,13 @@ fn signals(context: &Context<'_>) -> Result<()> {
     let stream = save(&fixture)?;
     let other = Fixture::without_mapping(context, 1, MANY)?;
     other.map(0..MANY)?;
+    let begun = Instant::now();
+    load(&other, &stream)?;
+    // Many, and few enough for a slow kernel to do anything else.
+    let interval = (begun.elapsed() / 50).max(Duration::from_millis(1));
     for _ in 0..3 {
         write(&begin(&other, Resuming)?, &stream)?;
-        let signals = Signals::every(Duration::from_millis(1))?;
+        let signals = Signals::every(interval)?;
         let found = status(other.device().device().set_migration_state(Stop))?.map(drop);
         drop(signals);
         ensure!(found == Ok(()), "RESUMING to STOP: {found:?}");
