@@ -219,9 +219,11 @@ fn patiently(
     }
 }
 
-/// A call with a structure.
+/// A call with a structure, behind which there is nothing that looks like an address.
 fn call(ground: &Ground, file: &HostileFile, request: Request, bytes: &[u8]) -> Answer {
-    ground.memory().write(OURS, bytes);
+    let mut argument = [0; 256];
+    argument[..bytes.len()].copy_from_slice(bytes);
+    ground.memory().write(OURS, &argument);
     file.ioctl(ground, request, ground.address(OURS), None)
 }
 
