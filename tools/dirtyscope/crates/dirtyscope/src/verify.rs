@@ -9,6 +9,7 @@ use mdev_dma::sysfs::MdevType;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 /// Run scenarios on this kernel
@@ -40,6 +41,10 @@ pub struct Arguments {
     /// kernel or driver can't run it
     #[arg(long)]
     complete: bool,
+
+    /// Take it for a hang if a scenario takes longer: kernels that watch themselves are slow
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    limit: u64,
 
     /// Which kernel shows which defects, instead of the list that this program was built with
     #[arg(long, value_name = "FILE.toml")]
@@ -87,6 +92,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         module: arguments.module.as_deref(),
         strict: arguments.strict,
         complete: arguments.complete,
+        limit: Duration::from_secs(arguments.limit),
         left_out,
         known: &known,
     };

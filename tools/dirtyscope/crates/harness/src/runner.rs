@@ -22,9 +22,6 @@ use std::{
 };
 use uuid::Uuid;
 
-/// After so long without a result, a scenario hangs.
-const LIMIT: Duration = Duration::from_secs(60);
-
 /// After so long without an end, a worker that has nothing more to do hangs.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -41,6 +38,8 @@ pub struct Suite<'a> {
     pub strict: bool,
     /// Whether it is a failure to skip what this kernel isn't known to lack.
     pub complete: bool,
+    /// What takes longer hangs.
+    pub limit: Duration,
     /// How many scenarios are left out, because the driver has commands only.
     pub left_out: usize,
     pub known: &'a KnownDefects,
@@ -194,7 +193,7 @@ impl Watch<'_> {
             None => Worker::start(&self.device, &self.recorder.log_path())?,
         };
         worker.request(&number)?;
-        let reported = worker.next(LIMIT)?;
+        let reported = worker.next(self.suite.limit)?;
         if stopped() {
             return Ok(());
         }
