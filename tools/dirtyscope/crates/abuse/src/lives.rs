@@ -3,6 +3,7 @@
 //! Clients that end, lose their device, are disturbed, or aren't alone: one life of such each.
 
 use crate::{
+    backend::Backend,
     calls::Call,
     client::{self, Client, How},
     input::{Input, Kind, Stock},
@@ -208,7 +209,13 @@ fn descriptors(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> R
 
 /// A client is killed in the midst of what it does.
 fn kills(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Result<()> {
-    let how = rng.pick(&How::ALL);
+    let how = match rng.pick(&How::ALL) {
+        // With iommufd a device's file doesn't hold its group, which the next client can open while the
+        // other process still ends; it then has the device with the first one's memory. That is VFIO's
+        // (Documentation/threat-model.rst).
+        How::Shares if stock.backend == Backend::Group => How::Forks,
+        how => how,
+    };
     let mut client = Client::start(mdev, stock.backend, rng.next(), how)?;
     thread::sleep(Duration::from_micros(rng.below(SOON.as_micros() as u64)));
     client.kill()?;
