@@ -200,7 +200,7 @@ fn reset_interrupts(context: &Context<'_>) -> Result<()> {
 }
 
 fn killed(context: &Context<'_>) -> Result<()> {
-    const MANY: u64 = 1 << 12;
+    const MANY: u64 = 1 << 10;
     let device = context.device(0)?.uuid.to_string();
     let pinned = pages_pinned()?;
     for (what, pages) in [("quiesce", PAGES), ("access", PAGES), ("load", MANY)] {
