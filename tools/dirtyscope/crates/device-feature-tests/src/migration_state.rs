@@ -249,11 +249,14 @@ fn stop_waits(context: &Context<'_>) -> Result<()> {
     const MANY: u64 = 1 << 13;
     let fixture = Fixture::new(context, MANY)?;
     let device = fixture.device();
+    // Its last page is there some time after the device begins to wait for it, and for the command.
+    let waits = fixture.memory.unserved_in(((MANY - 1) * PAGE) as usize..fixture.memory.len())?;
     device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
-    while fixture.page(0).iter().all(|&byte| byte == 0) {
-        same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
-    }
+    ensure!(waits.is_awaited(LONG)?, "nothing waits for the last page");
+    same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
+    let served = waits.serve(Duration::from_millis(20));
     set(&fixture, RunningP2p)?;
+    drop(served);
     let outcome = device.outcome()?;
     succeeded("DMA_WRITE", outcome)?;
     same("COUNT", MANY * PAGE, outcome.count)?;

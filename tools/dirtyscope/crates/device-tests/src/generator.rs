@@ -171,26 +171,31 @@ fn goes_on(context: &Context<'_>) -> Result<()> {
 }
 
 fn rate(context: &Context<'_>) -> Result<()> {
-    const A_WHILE: Duration = Duration::from_millis(300);
-    let fixture = Fixture::new(context, 64)?;
+    const ATTEMPTS: u32 = 5;
     for rate in [100, 2000] {
-        let config = GeneratorConfig { rate, ..config(64, DMA_RW) };
-        let begin = Instant::now();
-        fixture.device().start_generator(&config)?;
-        thread::sleep(A_WHILE);
-        let stopped = fixture.device().stop_generator()?;
-        let most = (begin.elapsed().as_secs_f64() * f64::from(rate)) as u64 + 1;
-        // It may be late, on a machine that is busy.
-        let least = most / 4;
-        ensure!(
-            (least..=most).contains(&stopped.counter),
-            "{} pages, not {least} to {most} at {rate} per second",
-            stopped.counter
-        );
-        fixture.has_generated(&config, stopped.counter)?;
-        fixture.memory.write(0, &vec![0; fixture.memory.len()]);
+        // It may be late, on a machine that is busy, but not always.
+        let mut late = 0;
+        while !keeps_to(context, rate)? {
+            late += 1;
+            ensure!(late < ATTEMPTS, "less than a quarter of {rate} pages per second, {late} times");
+        }
     }
     Ok(())
+}
+
+/// Whether it writes a quarter of so many pages per second. Fails if it writes more than these.
+fn keeps_to(context: &Context<'_>, rate: u32) -> Result<bool> {
+    const A_WHILE: Duration = Duration::from_millis(300);
+    let fixture = Fixture::new(context, 64)?;
+    let config = GeneratorConfig { rate, ..config(64, DMA_RW) };
+    let begin = Instant::now();
+    fixture.device().start_generator(&config)?;
+    thread::sleep(A_WHILE);
+    let stopped = fixture.device().stop_generator()?;
+    let most = (begin.elapsed().as_secs_f64() * f64::from(rate)) as u64 + 1;
+    ensure!(stopped.counter <= most, "{} pages, not {most}, at {rate} per second", stopped.counter);
+    fixture.has_generated(&config, stopped.counter)?;
+    Ok(stopped.counter >= most / 4)
 }
 
 /// What a migration does with memory, in small.
