@@ -377,7 +377,9 @@ impl Operations for MdevDma {
                 let len = buf.len();
                 check_bar_access(offset, len)?;
                 let bytes = read_value(&mut buf)?.to_le_bytes();
-                let value = bytes.get(..len).ok_or(EINVAL)?;
+                // 932 instructions a write, and 956 with `get()`: see `make bench`.
+                #[expect(clippy::indexing_slicing, reason = "`check_bar_access()` bounds it")]
+                let value = &bytes[..len];
                 self.lock()?.write_bar(dev, offset, value);
                 Ok(len)
             }
