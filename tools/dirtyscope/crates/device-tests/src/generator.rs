@@ -177,7 +177,10 @@ fn rate(context: &Context<'_>) -> Result<()> {
         let mut late = 0;
         while !keeps_to(context, rate)? {
             late += 1;
-            ensure!(late < ATTEMPTS, "less than a quarter of {rate} pages per second, {late} times");
+            ensure!(
+                late < ATTEMPTS,
+                "less than a quarter of {rate} pages per second, {late} times"
+            );
         }
     }
     Ok(())
