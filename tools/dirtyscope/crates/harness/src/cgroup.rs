@@ -2,12 +2,14 @@
 
 use crate::Skip;
 use anyhow::{Context as _, Result, anyhow};
+use rustix::thread::disable_transparent_huge_pages;
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// A cgroup that this process is in until it is dropped.
+/// A cgroup that this process is in until it is dropped, without huge pages: whenever it likes, khugepaged
+/// replaces a few small pages by a huge one, all of which is charged.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
@@ -21,6 +23,7 @@ impl Cgroup {
         let this = Self(root.join(format!("dirtyscope-{}", std::process::id())));
         fs::create_dir(&this.0).with_context(|| this.0.display().to_string())?;
         this.enter(&this.0)?;
+        disable_transparent_huge_pages(true).context("PR_SET_THP_DISABLE")?;
         Ok(this)
     }
 
@@ -37,7 +40,10 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let left = self.enter(Path::new(Self::ROOT)).and_then(|()| Ok(fs::remove_dir(&self.0)?));
+        let left = self.enter(Path::new(Self::ROOT)).and_then(|()| {
+            disable_transparent_huge_pages(false)?;
+            Ok(fs::remove_dir(&self.0)?)
+        });
         if let Err(error) = left {
             eprintln!("dirtyscope: {} stays: {error:#}", self.0.display());
         }
