@@ -4,9 +4,9 @@
 
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, scenario};
+use harness::{Context, Failure, Scenario, Shows, Signature, defect, scenario};
 use mdev_dma::{
-    GeneratorConfig, IN_PROGRESS, Opcode,
+    GeneratorConfig, IN_PROGRESS, MdevDma, Opcode,
     uapi::{
         RUST_MDEV_DMA_GEN_DMA_RW as DMA_RW, RUST_MDEV_DMA_GEN_PIN as PIN,
         RUST_MDEV_DMA_GEN_PINNED as PINNED,
@@ -16,9 +16,11 @@ use std::{thread, time::Duration};
 use testbed::{
     PAGE, at,
     direct::Direct,
-    fixture::{LONG, check_generated, succeeded},
-    same,
+    fixture::{Fixture, LONG, check_generated, succeeded},
+    reopened::Reopened,
+    same, status,
 };
+use vfio_client::{Container, Group, Leave};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -35,6 +37,20 @@ pub const SCENARIOS: &[Scenario] = &[
         "device/iommufd/generator",
         "the generator writes in all ways, and stops when its memory is unmapped",
         generator,
+    ),
+    defect(
+        "device/iommufd/D17-group-reopened",
+        "a group whose device is open can't be opened by another, who would have that write its memory",
+        group_reopened,
+        Signature {
+            defect: "D17",
+            shows: Shows::Difference {
+                what: "who opens the group of an open device has it write another's memory",
+                lost: &[],
+                spurious: &[],
+            },
+            complaints: &[],
+        },
     ),
 ];
 
@@ -114,4 +130,28 @@ fn generator(context: &Context<'_>) -> Result<()> {
         thread::sleep(Duration::from_millis(1));
     }
     check(device.generator()?.counter)
+}
+
+fn group_reopened(context: &Context<'_>) -> Result<()> {
+    // By type1, an open device keeps the group's file.
+    let fixture = Fixture::new(context, 1)?;
+    let group = context.device(0)?.node()?;
+    fixture.container.detach(group.group(), Leave::Close)?;
+    let again = status(Group::open(&group))?.map(drop);
+    ensure!(again == Err(Errno::EBUSY), "a group of type1, opened again: {again:?}");
+    drop(fixture);
+
+    let Some(Reopened { device, node, group, memory }) = Reopened::new(context)? else {
+        return Ok(());
+    };
+    let container = Container::by_iommufd(group)?;
+    let other = MdevDma::open(&container, &node)?;
+    let outcome = other.dma_write(at(0, 0), PAGE, 1)?;
+    let mut word = [0; 8];
+    memory.read(0, &mut word);
+    drop(other);
+    drop(device);
+    ensure!(outcome.status == 0 && word != [0; 8], "it was opened, and then {outcome:?}");
+    let what = "who opens the group of an open device has it write another's memory";
+    Failure::unless_none(Some(what.into()))
 }

@@ -7,6 +7,7 @@
 
 mod leave;
 mod pin;
+mod reopen;
 mod unmap;
 
 use anyhow::{Context as _, Result, bail};
@@ -23,7 +24,7 @@ use std::{
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [unmap::SCENARIOS, leave::SCENARIOS, pin::SCENARIOS].into_iter().flatten()
+    [unmap::SCENARIOS, leave::SCENARIOS, pin::SCENARIOS, reopen::SCENARIOS].into_iter().flatten()
 }
 
 /// Whether the kernel panics for an oops: not while a scenario looks at what one leaves.

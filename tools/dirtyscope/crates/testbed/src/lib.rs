@@ -18,6 +18,7 @@ mod op;
 pub mod program;
 mod regions;
 mod rehearsal;
+pub mod reopened;
 mod rights;
 pub mod slots;
 mod steps;

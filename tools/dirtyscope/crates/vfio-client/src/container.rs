@@ -153,14 +153,24 @@ impl Container {
 
     /// As [`Self::new`], with another version of type1: `VFIO_TYPE1_IOMMU`.
     pub fn with_iommu(group: Group, iommu: u32) -> Result<Arc<Self>> {
-        const PATH: &str = "/dev/vfio/vfio";
-        let file = group::open(PATH).map_err(|errno| {
+        Self::in_file("/dev/vfio/vfio", "modprobe -a vfio vfio_iommu_type1", group, iommu)
+    }
+
+    /// As [`Self::new`], but what takes the calls of a container is iommufd, not type1. Fails with `ENOENT`
+    /// if the kernel has none.
+    pub fn by_iommufd(group: Group) -> Result<Arc<Self>> {
+        Self::in_file("/dev/iommu", "CONFIG_IOMMUFD is off", group, VFIO_TYPE1v2_IOMMU)
+    }
+
+    /// `hint` is for who hasn't the file.
+    fn in_file(path: &str, hint: &'static str, group: Group, iommu: u32) -> Result<Arc<Self>> {
+        let file = group::open(path).map_err(|errno| {
             let hint = match errno {
-                Errno::NOENT | Errno::NODEV | Errno::NXIO => "modprobe -a vfio vfio_iommu_type1",
+                Errno::NOENT | Errno::NODEV | Errno::NXIO => hint,
                 Errno::ACCESS | Errno::PERM => "run as root",
                 _ => "",
             };
-            Error::new(format!("open {PATH}"), errno).hint(hint)
+            Error::new(format!("open {path}"), errno).hint(hint)
         })?;
         let this = Self { groups: Mutex::default(), file, iommu, mapped: Mutex::default() };
         this.check_type1(iommu)?;
