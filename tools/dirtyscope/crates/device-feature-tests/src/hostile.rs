@@ -22,7 +22,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testbed::fixture::{Fixture, LONG, succeeded};
+use testbed::fixture::{Fixture, LONG, is_awaited, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
     EventFd, Memory,
@@ -128,11 +128,6 @@ fn unserved(fixture: &Fixture, waits: &Unserved, generator: bool) -> Result<()> 
         fixture.device().run_in_background(Opcode::DmaWrite, at(0, 0), PAGES * PAGE, 1)?;
     }
     is_awaited(waits)
-}
-
-fn is_awaited(waits: &Unserved) -> Result<()> {
-    ensure!(waits.is_awaited(LONG)?, "nothing waits for memory");
-    Ok(())
 }
 
 fn unserved_reset(context: &Context<'_>) -> Result<()> {

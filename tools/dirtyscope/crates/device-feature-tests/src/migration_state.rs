@@ -14,7 +14,7 @@ use mdev_dma::{
     },
 };
 use std::{thread, time::Duration};
-use testbed::fixture::{Fixture, LONG, stopped_with, succeeded};
+use testbed::fixture::{Fixture, LONG, is_awaited, stopped_with, succeeded};
 use testbed::{PAGE, at, same, status};
 use vfio_client::{
     Access, DataFile, EventFd, Memory,
@@ -249,11 +249,11 @@ fn stop_waits(context: &Context<'_>) -> Result<()> {
     const MANY: u64 = 1 << 13;
     let fixture = Fixture::new(context, MANY)?;
     let device = fixture.device();
-    // Its last page is there some time after the device begins to wait for it, and for the command.
-    let waits = fixture.memory.unserved_in(((MANY - 1) * PAGE) as usize..fixture.memory.len())?;
+    let waits = fixture.unserved_last_page()?;
     device.run_in_background(Opcode::DmaWrite, at(0, 0), MANY * PAGE, 1)?;
-    ensure!(waits.is_awaited(LONG)?, "nothing waits for the last page");
+    is_awaited(&waits)?;
     same("STATUS", IN_PROGRESS.into(), device.outcome()?.status.into())?;
+    // Only some time after the device has begun to leave RUNNING can the command end.
     let served = waits.serve(Duration::from_millis(20));
     set(&fixture, RunningP2p)?;
     drop(served);

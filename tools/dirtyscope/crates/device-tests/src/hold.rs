@@ -2,7 +2,7 @@
 
 //! `dirtyscope hold`: a process that has a device do something, for a scenario to kill.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use mdev_dma::{
     GeneratorConfig, MdevDma, Opcode, PAGE,
     sysfs::Mdev,
@@ -19,7 +19,7 @@ use std::{
     thread,
     time::Duration,
 };
-use testbed::fixture::LONG;
+use testbed::fixture::is_awaited;
 use uuid::Uuid;
 use vfio_client::{
     Container, Group, MapArgs, Memory, MigState,
@@ -123,7 +123,7 @@ fn wait(device: &MdevDma, memory: &Memory, what: What) -> Result<()> {
             // A driver may have completed it only when this returns.
             _ => drop(scope.spawn(move || command(RUST_MDEV_DMA_COMMAND_BACKGROUND))),
         }
-        ensure!(waits.is_awaited(LONG)?, "nothing waits for memory");
+        is_awaited(&waits)?;
         match what {
             What::Quiesce => {
                 drop(scope.spawn(|| device.device().set_migration_state(MigState::Stop)));

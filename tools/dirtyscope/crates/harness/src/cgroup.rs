@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A cgroup that this process is in until it is dropped, without huge pages: whenever it likes, khugepaged
-/// replaces a few small pages by a huge one, all of which is charged.
+/// A cgroup that this process is in until it is dropped, without huge pages: khugepaged may
+/// replace a few small pages by a huge one at any time, and all of that is charged.
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {

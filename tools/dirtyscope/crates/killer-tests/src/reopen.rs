@@ -6,8 +6,7 @@ use crate::{PANIC_ON_OOPS, or_stuck};
 use anyhow::Result;
 use harness::{Context, Scenario, Setting, Shows, Signature, defect};
 use mdev_dma::MdevDma;
-use std::sync::Mutex;
-use testbed::reopened::Reopened;
+use testbed::fixture::Fixture;
 use vfio_client::Container;
 
 pub const SCENARIOS: &[Scenario] = &[defect(
@@ -21,17 +20,14 @@ pub const SCENARIOS: &[Scenario] = &[defect(
     },
 )];
 
-/// What was opened by iommufd is closed last by somebody who has it by type1: then it leaves an
-/// IOMMU that it has never come to.
+/// The device is open by iommufd, then by a container of type1 as well, which closes it last: the core takes it
+/// from the devices of that container, where it was never registered.
 fn group_reopened(context: &Context<'_>) -> Result<()> {
-    let Some(Reopened { node, device, group, .. }) = Reopened::new(context)? else {
-        return Ok(());
-    };
+    let fixture = Fixture::by_iommufd(context, 1)?;
+    let Some(group) = fixture.reopen_group()? else { return Ok(()) };
     let container = Container::new(group)?;
-    let other = MdevDma::open(&container, &node)?;
-    drop(device);
+    let other = MdevDma::open(&container, &context.device(0)?.node()?)?;
+    drop(fixture);
     let _no_panic = Setting::new(PANIC_ON_OOPS, "0")?;
-    or_stuck("closing the device", Mutex::new(Some(other)), |other| {
-        drop(other.lock().map(|mut other| other.take()));
-    })
+    or_stuck("closing the device", (), move |()| drop(other))
 }

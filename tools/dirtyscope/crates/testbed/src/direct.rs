@@ -2,7 +2,7 @@
 
 //! A device by iommufd, without group and container.
 
-use crate::{PAGE, at, same, status};
+use crate::{PAGE, at, fixture::has_iommufd, same, status};
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Skip};
@@ -21,14 +21,10 @@ pub struct Direct {
 impl Direct {
     /// Skips the scenario if the kernel has no iommufd.
     pub fn new(context: &Context<'_>, pages: u64) -> Result<Self> {
-        let skip = |what: &str| Skip(format!("this kernel has no {what}"));
-        let ioas = match status(Ioas::new())? {
-            Err(Errno::ENOENT) => return Err(skip("/dev/iommu").into()),
-            ioas => ioas.map_err(|errno| anyhow::anyhow!("/dev/iommu: {errno}"))?,
-        };
+        let ioas = has_iommufd(status(Ioas::new())?)?;
         let device = match MdevDma::open_in(&ioas, &context.device(0)?) {
             Err(error) if Errno(error.errno()) == Errno::ENOENT => {
-                return Err(skip("/dev/vfio/devices").into());
+                return Err(Skip("this kernel has no /dev/vfio/devices".into()).into());
             }
             device => device?,
         };

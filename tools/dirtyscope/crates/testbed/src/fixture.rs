@@ -3,13 +3,13 @@
 //! A device and memory without the model: for what changes memory while nobody asks for it.
 
 use crate::{
-    PAGE, at, same,
+    PAGE, at, same, status,
     testbed::{as_runs, to_iova},
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use dirty_model::{Bitmap, BitmapBuffer, Errno};
 use events::Difference;
-use harness::{Context, Failure};
+use harness::{Context, Failure, Skip};
 use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Outcome, sysfs::Mdev};
 use std::{
     ops::Range,
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vfio_client::{
-    BitmapArgs, Container, DeviceNode, Group, MapArgs, Memory, UnmapArgs,
+    BitmapArgs, Container, DeviceNode, Group, Leave, MapArgs, Memory, UnmapArgs, Unserved,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
@@ -56,6 +56,20 @@ impl Fixture {
     pub fn with_memory(mdev: Mdev, memory: Memory) -> Result<Self> {
         let node = mdev.node()?;
         let container = Container::new(Group::open(&node)?)?;
+        Self::in_container(container, node, memory)
+    }
+
+    /// As [`Self::new`], by the group as well, but in an address space of iommufd. Skips the scenario if the
+    /// kernel has none.
+    pub fn by_iommufd(context: &Context<'_>, pages: u64) -> Result<Self> {
+        let node = context.device(0)?.node()?;
+        let container = has_iommufd(status(Container::by_iommufd(Group::open(&node)?))?)?;
+        let this = Self::in_container(container, node, Memory::new((pages * PAGE) as usize)?)?;
+        this.map(0..pages)?;
+        Ok(this)
+    }
+
+    fn in_container(container: Arc<Container>, node: DeviceNode, memory: Memory) -> Result<Self> {
         let device = Some(MdevDma::open(&container, &node)?);
         Ok(Self { device, node, container, memory: Arc::new(memory) })
     }
@@ -74,6 +88,23 @@ impl Fixture {
     pub fn open(&mut self) -> Result<()> {
         self.device = Some(MdevDma::open(&self.container, &self.node)?);
         Ok(())
+    }
+
+    /// Closes the file of the group, whose device is open, and opens it again. Returns `None` if that is
+    /// refused.
+    pub fn reopen_group(&self) -> Result<Option<Group>> {
+        self.container.detach(self.node.group(), Leave::Close)?;
+        match status(Group::open(&self.node))? {
+            Ok(group) => Ok(Some(group)),
+            Err(Errno::EBUSY) => Ok(None),
+            Err(errno) => bail!("the group, opened again: {errno}"),
+        }
+    }
+
+    /// Has who accesses the last page, to which nobody has come yet, wait: see [`Memory::unserved`].
+    pub fn unserved_last_page(&self) -> Result<Unserved> {
+        let end = self.memory.len();
+        Ok(self.memory.unserved_in(end - PAGE as usize..end)?)
     }
 
     /// Maps `pages` of the memory.
@@ -193,6 +224,20 @@ impl Fixture {
         }
         words
     }
+}
+
+/// What comes of opening `/dev/iommu`. Skips the scenario if the kernel doesn't have it.
+pub(crate) fn has_iommufd<T>(opened: Result<T, Errno>) -> Result<T> {
+    match opened {
+        Err(Errno::ENOENT) => Err(Skip("this kernel has no /dev/iommu".into()).into()),
+        opened => opened.map_err(|errno| anyhow::anyhow!("/dev/iommu: {errno}")),
+    }
+}
+
+/// Fails unless somebody comes to wait for memory.
+pub fn is_awaited(waits: &Unserved) -> Result<()> {
+    ensure!(waits.is_awaited(LONG)?, "nothing waits for memory");
+    Ok(())
 }
 
 /// Compares memory, which begins at page 0 and was zero, with what it contains after `counter` writes

@@ -18,7 +18,6 @@ mod op;
 pub mod program;
 mod regions;
 mod rehearsal;
-pub mod reopened;
 mod rights;
 pub mod slots;
 mod steps;

@@ -15,7 +15,7 @@ use std::{
 };
 use testbed::{
     Op, PAGE, Testbed, at,
-    fixture::{Fixture, LONG, succeeded},
+    fixture::{Fixture, is_awaited, succeeded},
     program, status,
 };
 use vfio_client::BitmapArgs;
@@ -212,7 +212,7 @@ fn fault_under_lock(context: &Context<'_>) -> Result<()> {
     let waits = fixture.memory.unserved()?;
     let held_up = thread::scope(|scope| -> Result<bool> {
         let copy = scope.spawn(|| fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1));
-        ensure!(waits.is_awaited(LONG)?, "nothing waits for memory");
+        is_awaited(&waits)?;
         let map = scope.spawn(|| fixture.map(PAGES..2 * PAGES));
         let begin = Instant::now();
         while !map.is_finished() && begin.elapsed() < A_WHILE {
