@@ -256,8 +256,8 @@ fn stop_waits(context: &Context<'_>) -> Result<()> {
     // Only some time after the device has begun to leave RUNNING can the command end.
     let served = waits.serve(Duration::from_millis(20));
     set(&fixture, RunningP2p)?;
-    drop(served);
     let outcome = device.outcome()?;
+    drop(served);
     succeeded("DMA_WRITE", outcome)?;
     same("COUNT", MANY * PAGE, outcome.count)?;
     fixture.is_quiesced()?;
