@@ -31,6 +31,7 @@ pub struct Machine {
     /// What it is in the migration that began last.
     pub role: Role,
     qemu: Qemu,
+    qtest: Qtest,
     ram: File,
     devices: u8,
 }
@@ -66,14 +67,14 @@ impl Machine {
         }
         let started = Qemu::start(program, &arguments, &directory.join(format!("{name}.log")));
         let removed = fs::remove_file(&path);
-        let qemu = started.with_context(|| format!("{name} doesn't start"))?;
+        let (qemu, qtest) = started.with_context(|| format!("{name} doesn't start"))?;
         removed.context("the machine's memory")?;
-        Ok(Self { name: name.into(), role, qemu, ram, devices: mdevs.len() as u8 })
+        Ok(Self { name: name.into(), role, qemu, qtest, ram, devices: mdevs.len() as u8 })
     }
 
     /// The machine as its CPU sees it.
     pub fn qtest(&self) -> &Qtest {
-        self.qemu.qtest()
+        &self.qtest
     }
 
     /// QEMU's own commands.
@@ -88,7 +89,7 @@ impl Machine {
 
     /// One of its devices, as a PCI function.
     pub fn function(&self, i: usize) -> Function<'_> {
-        Function::new(self.qemu.qtest(), FIRST_SLOT + i as u8)
+        Function::new(&self.qtest, FIRST_SLOT + i as u8)
     }
 
     /// One of its devices, which was set up.

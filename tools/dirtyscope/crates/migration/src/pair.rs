@@ -6,24 +6,15 @@
 use crate::{
     contents,
     machine::{Machine, Role},
+    watch::{Watch, new_directory},
 };
-use anyhow::{Context as _, Result, bail, ensure};
-use events::{Event, Pass};
-use harness::{Context, Progress, Recorder};
+use anyhow::{Context as _, Result, ensure};
+use events::Event;
+use harness::{Context, Recorder};
 use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
 use qemu_client::{Bar, Migration, MigrationStatus, RunState};
-use std::{
-    cell::RefCell,
-    fmt,
-    ops::Range,
-    path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, fmt, ops::Range, path::PathBuf, thread, time::Duration};
 use tempfile::TempDir;
-
-/// How often QEMU is asked how things stand.
-const POLL: Duration = Duration::from_millis(10);
 
 /// After so long, something that should happen by itself doesn't.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -46,7 +37,7 @@ struct DeviceRecord {
 /// A machine and where it goes.
 pub struct MachinePair<'a> {
     context: &'a Context<'a>,
-    recorder: &'a RefCell<Recorder>,
+    watch: Watch<'a>,
     qemu: &'a str,
     directory: TempDir,
     here: Option<Machine>,
@@ -71,7 +62,7 @@ impl<'a> MachinePair<'a> {
     ) -> Result<Self> {
         Ok(Self {
             context,
-            recorder,
+            watch: Watch::new(recorder, LIMIT),
             qemu,
             directory: new_directory()?,
             here: None,
@@ -140,7 +131,7 @@ impl<'a> MachinePair<'a> {
         is_so: impl Fn(&Machine) -> Result<bool>,
     ) -> Result<()> {
         self.context.note(format!("wait {what}"));
-        let mut wait = self.wait(what);
+        let mut wait = self.watch.wait(what);
         while !is_so(self.here())? {
             wait.poll(|| "not yet".into())?;
         }
@@ -173,7 +164,7 @@ impl<'a> MachinePair<'a> {
             running.map(|status| Ok(status?.counter)).collect()
         };
         let before = counters(self)?;
-        let mut wait = self.wait("for the generators to write");
+        let mut wait = self.watch.wait("for the generators to write");
         loop {
             let now = counters(self)?;
             if now.iter().zip(&before).all(|(now, before)| *now >= before + more) {
@@ -282,11 +273,11 @@ impl<'a> MachinePair<'a> {
         let counters = self.quiesced()?;
         let late = counters.iter().sum::<u64>() - before.iter().sum::<u64>();
         let summary = Summary { migration, pages: counters.iter().sum(), late }.to_string();
-        self.say(Event::Progress { text: summary })?;
+        self.watch.say(Event::Progress { text: summary })?;
         self.account(&counters);
         self.check_memory(self.here())?;
         let there = self.there.take().expect("a migration has begun");
-        self.arrived(&there)?;
+        self.watch.arrived(there.monitor())?;
         self.check_memory(&there)?;
         self.here = Some(there);
         self.side = 1 - self.side;
@@ -316,21 +307,6 @@ impl<'a> MachinePair<'a> {
 
     fn check_memory(&self, machine: &Machine) -> Result<()> {
         contents::check(self.contents.as_ref().expect("a machine was started"), machine)
-    }
-
-    /// Waits until the destination has taken everything.
-    fn arrived(&self, there: &Machine) -> Result<()> {
-        let mut wait = self.wait("for the destination to complete");
-        loop {
-            let migration = there.monitor().migration()?;
-            match migration.status {
-                MigrationStatus::Completed => return Ok(()),
-                MigrationStatus::Failed => {
-                    bail!("the destination failed: {}", migration.error.unwrap_or_default())
-                }
-                status => wait.poll(|| format!("{status:?}"))?,
-            }
-        }
     }
 
     /// Lets the machine run where it has arrived, and sees that its devices go on where they stopped.
@@ -381,29 +357,7 @@ impl<'a> MachinePair<'a> {
         states: &[MigrationStatus],
         done: impl Fn(&Migration) -> bool,
     ) -> Result<Migration> {
-        let mut wait = self.wait("for the migration");
-        let mut passes = 0;
-        loop {
-            let migration = self.here().monitor().migration()?;
-            if migration.dirty_syncs > passes {
-                passes = migration.dirty_syncs;
-                let (sent, remaining) = (migration.transferred, migration.remaining);
-                self.say(Event::Pass(Pass { number: passes, sent, remaining }))?;
-            }
-            if done(&migration) {
-                return Ok(migration);
-            }
-            let status = migration.status;
-            if !states.contains(&status) {
-                let why = migration.error.unwrap_or_else(|| "QEMU doesn't say why".into());
-                bail!("the migration is {status:?}: {why}");
-            }
-            wait.poll(|| {
-                let Migration { dirty_syncs, transferred, remaining, .. } = migration;
-                let (sent, left) = (transferred >> 10, remaining >> 10);
-                format!("{status:?}, pass {dirty_syncs}, {sent} KiB sent, {left} KiB left")
-            })?;
-        }
+        self.watch.migrating(self.here().monitor(), states, done)
     }
 
     /// What the counters of all generators say.
@@ -444,16 +398,6 @@ impl<'a> MachinePair<'a> {
     /// Where a file can be put that goes when the case ends.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
-    }
-
-    /// Records something at once.
-    fn say(&self, event: Event) -> Result<()> {
-        self.recorder.borrow_mut().record(&event)
-    }
-
-    fn wait(&self, what: &'static str) -> Wait<'a> {
-        let (since, progress) = (Instant::now(), Progress::new());
-        Wait { recorder: self.recorder, what, since, progress }
     }
 
     /// What the QEMUs have said.
@@ -497,37 +441,4 @@ impl fmt::Display for Summary {
         write!(f, "{} passes, {sent} KiB sent, {state} bytes of devices, ", migration.dirty_syncs)?;
         write!(f, "stopped for {downtime} ms, {pages} pages written, {late} of them in the end")
     }
-}
-
-/// A wait for something, with a limit.
-struct Wait<'a> {
-    recorder: &'a RefCell<Recorder>,
-    what: &'static str,
-    since: Instant,
-    progress: Progress,
-}
-
-impl Wait<'_> {
-    /// Sleeps a bit; fails if that was done for too long. `now` says how it stands.
-    fn poll(&mut self, now: impl Fn() -> String) -> Result<()> {
-        if self.since.elapsed() > LIMIT {
-            bail!("waited {} s {}: {}", LIMIT.as_secs(), self.what, now());
-        }
-        if self.progress.is_due() {
-            let text = format!("waiting {}: {}", self.what, now());
-            self.recorder.borrow_mut().record(&Event::Progress { text })?;
-        }
-        thread::sleep(POLL);
-        Ok(())
-    }
-}
-
-/// A directory for what machines leave in the file system, in memory if there is a place for that.
-/// Removed when dropped.
-fn new_directory() -> Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    let builder = builder.prefix("dirtyscope-");
-    let shm = Path::new("/dev/shm");
-    let directory = if shm.is_dir() { builder.tempdir_in(shm) } else { builder.tempdir() };
-    directory.context("make a directory for the machines")
 }

@@ -14,48 +14,45 @@ use std::{
 };
 
 /// A running QEMU. It is killed when this is dropped, and ends when this process does.
+///
+/// While one is started, no other thread may start a process: it would inherit the connections.
 pub struct Qemu {
     child: Child,
     log: PathBuf,
-    qtest: Qtest,
     monitor: Monitor,
 }
 
 impl Qemu {
-    /// Runs `program` with `arguments`, which say what machine it is, and waits until its monitor
-    /// answers. What QEMU says goes to `log`.
-    ///
-    /// No other thread may start a process meanwhile: it would inherit the connections.
-    pub fn start(program: &str, arguments: &[String], log: &Path) -> Result<Self> {
-        let could_not = |source| Error::Start { program: program.into(), source };
+    /// Runs `program` without a guest, with `arguments`, which say what machine it is, and waits until
+    /// its monitor answers. What QEMU says goes to `log`. Returns the machine as its CPU sees it, too.
+    pub fn start(program: &str, arguments: &[String], log: &Path) -> Result<(Self, Qtest)> {
+        let (qtest, end) = connection().map_err(|source| could_not(program, source))?;
+        let mut command = Command::new(program);
+        command.args(["-accel", "qtest", "-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-chardev", &socket("qtest", &end), "-qtest", "chardev:qtest"]);
+        command.args(["-qtest-log", "/dev/null"]).args(arguments);
+        Ok((Self::run(command, end, program, log)?, Qtest::new(qtest)))
+    }
+
+    /// Runs a command that inherits `end`, and connects to its monitor.
+    fn run(mut command: Command, end: UnixStream, program: &str, log: &Path) -> Result<Self> {
+        let could_not = |source| could_not(program, source);
         let output = File::create(log).map_err(could_not)?;
-        let (qtest, qtest_end) = connection().map_err(could_not)?;
         let (monitor, monitor_end) = connection().map_err(could_not)?;
-        let socket = |name, end: &UnixStream| format!("socket,id={name},fd={}", end.as_raw_fd());
-        let child = Command::new(program)
-            .args(["-accel", "qtest", "-nodefaults", "-no-user-config", "-display", "none"])
+        let child = command
             .args(["-run-with", "exit-with-parent=on"])
-            .args(["-chardev", &socket("qtest", &qtest_end), "-qtest", "chardev:qtest"])
-            .args(["-qtest-log", "/dev/null"])
             .args(["-chardev", &socket("qmp", &monitor_end), "-qmp", "chardev:qmp"])
-            .args(arguments)
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(could_not)?)
             .stderr(output)
             .spawn()
             .map_err(could_not)?;
         // QEMU alone has its ends now: when it ends, we see it.
-        drop((qtest_end, monitor_end));
-        let (log, qtest) = (log.to_path_buf(), Qtest::new(qtest));
+        drop((end, monitor_end));
         match Monitor::new(monitor) {
-            Ok(monitor) => Ok(Self { child, log, qtest, monitor }),
-            Err(error) => Err(refused_to_start(child, &log, error)),
+            Ok(monitor) => Ok(Self { child, log: log.into(), monitor }),
+            Err(error) => Err(refused_to_start(child, log, error)),
         }
-    }
-
-    /// The machine, as its CPU sees it.
-    pub fn qtest(&self) -> &Qtest {
-        &self.qtest
     }
 
     /// QEMU's own commands.
@@ -87,6 +84,15 @@ impl Drop for Qemu {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn could_not(program: &str, source: io::Error) -> Error {
+    Error::Start { program: program.into(), source }
+}
+
+/// A socket that a child inherits, as QEMU wants it said.
+fn socket(name: &str, end: &UnixStream) -> String {
+    format!("socket,id={name},fd={}", end.as_raw_fd())
 }
 
 /// A connection: our end, and the end for a child to inherit.
