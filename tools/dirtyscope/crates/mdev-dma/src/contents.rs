@@ -8,6 +8,9 @@ use std::{fmt, ops::Range};
 /// Wrong pages, and runs of them, that are shown one by one.
 const SHOWN: usize = 8;
 
+/// Writes to a page that are remembered.
+const REMEMBERED: usize = 100;
+
 /// What filled a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
@@ -15,6 +18,8 @@ pub enum Writer {
     Initial,
     /// A command.
     Command,
+    /// A CPU of the machine that has the device.
+    Cpu,
     /// Write `n` of the generator of device number `device`.
     Generator {
         /// Which device.
@@ -29,6 +34,7 @@ impl fmt::Display for Writer {
         match self {
             Self::Initial => f.write_str("its initial contents"),
             Self::Command => f.write_str("what a command wrote"),
+            Self::Cpu => f.write_str("what the CPU wrote"),
             Self::Generator { device, n } => {
                 write!(f, "what write {n} of the generator of device {device} wrote")
             }
@@ -39,7 +45,7 @@ impl fmt::Display for Writer {
 /// What filled a page, and the seed of the pattern; none for zeroes.
 type Write = (Writer, Option<u64>);
 
-/// What every page of memory must contain, and what it contained before: all writes to it.
+/// What every page of memory must contain, and what it contained before: the last writes to it.
 pub struct Contents {
     /// Where the memory begins.
     iova: u64,
@@ -63,8 +69,17 @@ impl Contents {
 
     /// A command wrote the pattern of `seed` to these bytes, whole pages.
     pub fn commanded(&mut self, bytes: Range<u64>, seed: u64) {
+        self.wrote(Writer::Command, bytes, seed);
+    }
+
+    /// The CPU wrote the pattern of `seed` to these bytes, whole pages.
+    pub fn cpu_wrote(&mut self, bytes: Range<u64>, seed: u64) {
+        self.wrote(Writer::Cpu, bytes, seed);
+    }
+
+    fn wrote(&mut self, writer: Writer, bytes: Range<u64>, seed: u64) {
         for iova in bytes.step_by(PAGE as usize) {
-            self.writes_mut(iova).push((Writer::Command, Some(seed)));
+            self.remember(iova, (writer, Some(seed)));
         }
     }
 
@@ -72,7 +87,7 @@ impl Contents {
     pub fn generated(&mut self, device: usize, config: &GeneratorConfig, writes: Range<u64>) {
         for n in writes {
             let write = (Writer::Generator { device, n }, Some(config.seed(n)));
-            self.writes_mut(config.page(n)).push(write);
+            self.remember(config.page(n), write);
         }
     }
 
@@ -86,9 +101,14 @@ impl Contents {
         WrongPages(wrong.collect())
     }
 
-    fn writes_mut(&mut self, iova: u64) -> &mut Vec<Write> {
+    fn remember(&mut self, iova: u64, write: Write) {
         let index = self.index(iova);
-        &mut self.pages[index]
+        let writes = &mut self.pages[index];
+        if writes.len() == REMEMBERED {
+            // The initial contents are what a page has that was never sent.
+            writes.remove(1);
+        }
+        writes.push(write);
     }
 
     fn index(&self, iova: u64) -> usize {
@@ -203,6 +223,31 @@ mod tests {
         assert!(contents.wrong_pages(IOVA, &memory[..7 * PAGE as usize]).is_empty());
         let rest = contents.wrong_pages(IOVA + 7 * PAGE, &memory[7 * PAGE as usize..]);
         assert_eq!(rest.runs(), [IOVA + 7 * PAGE..IOVA + 8 * PAGE]);
+    }
+
+    #[test]
+    fn old_writes_are_forgotten_but_the_first() {
+        let mut memory = vec![0; PAGE as usize];
+        let mut contents = Contents::zeroed(IOVA, PAGE);
+        for seed in 1..=1000 {
+            contents.cpu_wrote(IOVA..IOVA + PAGE, seed);
+        }
+        let mut found = |seed| {
+            write(&mut memory, IOVA, seed);
+            contents.wrong_pages(IOVA, &memory).to_string()
+        };
+        assert!(
+            found(902)
+                .ends_with("must have what the CPU wrote, has what the CPU wrote, 98 earlier")
+        );
+        assert!(found(901).ends_with("has what no write put there"));
+        assert!(
+            contents
+                .wrong_pages(IOVA, &[0; PAGE as usize])
+                .to_string()
+                .contains("initial contents")
+        );
+        assert_eq!(contents.pages[0].len(), REMEMBERED);
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod irq;
 mod logging;
 mod memory;
 mod migration;
+mod mmio;
 mod signals;
 mod sys;
 mod unserved;
@@ -49,6 +50,7 @@ pub use iommufd::Ioas;
 pub use irq::{EventFd, IrqData, SetIrqs};
 pub use memory::{Access, Memory};
 pub use migration::{DataFile, MigState, PrecopyInfo};
+pub use mmio::Mmio;
 pub use signals::Signals;
 pub use unserved::{Served, Unserved};
 /// Constants and structures of `include/uapi/linux/vfio.h`.

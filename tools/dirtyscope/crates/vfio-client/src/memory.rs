@@ -141,7 +141,7 @@ impl Memory {
     }
 
     /// The process's address of the byte at `offset`, for the kernel to know.
-    pub(crate) fn address(&self, offset: usize) -> u64 {
+    pub fn address(&self, offset: usize) -> u64 {
         self.words.as_ptr().cast::<u8>().wrapping_add(offset) as u64
     }
 
