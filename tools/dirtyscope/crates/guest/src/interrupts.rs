@@ -30,17 +30,25 @@ pub enum Interrupts {
 }
 
 impl Interrupts {
-    /// Has the device interrupt when a command ends, if there is a driver for that.
+    /// Uses interrupts, if there is a driver for that.
     pub fn set_up(function: &Function, device: &MdevDma<Bar>) -> Result<Self> {
+        device.enable_irqs(0)?;
         if function.driver().is_none() {
-            device.enable_irqs(0)?;
             return Ok(Self::Polled);
         }
         let file = function.uio()?;
-        device.clear_irqs(device.irq_status()?)?;
-        device.enable_irqs(RUST_MDEV_DMA_IRQ_COMMAND)?;
         function.unmask_interrupt()?;
         Ok(Self::Uio { file, count: 0 })
+    }
+
+    /// Has the device interrupt when the next command ends. Others do so as well, and nobody waits for
+    /// those.
+    pub fn arm(&self, device: &MdevDma<Bar>) -> Result<()> {
+        if let Self::Uio { .. } = self {
+            device.clear_irqs(device.irq_status()?)?;
+            device.enable_irqs(RUST_MDEV_DMA_IRQ_COMMAND)?;
+        }
+        Ok(())
     }
 
     /// Waits for the end of the command that is in progress. Fails if it doesn't end, or without an
@@ -65,6 +73,7 @@ impl Interrupts {
         }
         let outcome = device.outcome()?;
         let events = device.irq_status()?;
+        device.enable_irqs(0)?;
         ensure!(
             events & RUST_MDEV_DMA_IRQ_COMMAND == 0,
             "a command has ended ({outcome:?}), and there was no interrupt; there were {count} before"

@@ -169,3 +169,18 @@ fn serve(arguments: &StartArguments) -> Result<ExitCode> {
     Service::new(|| Worker::start(device, &load))?.run(&stop)?;
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::pages;
+
+    #[test]
+    fn pages_are_whole_batches_in_a_huge_page() {
+        for (text, parsed) in [("16", 16), ("64", 64), ("512", 512)] {
+            assert_eq!(pages(text).unwrap(), parsed);
+        }
+        for text in ["0", "8", "20", "520", "-16", "many"] {
+            assert!(pages(text).is_err(), "{text}");
+        }
+    }
+}

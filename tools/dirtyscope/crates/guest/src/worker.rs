@@ -196,6 +196,7 @@ impl Worker {
         let outcome = if self.batches % 2 == 0 {
             self.device.run(opcode as u32, iova, length, seed)?
         } else {
+            self.interrupts.arm(&self.device)?;
             self.device.run_in_background(opcode, iova, length, seed)?;
             self.interrupts.wait(&self.function, &self.device)?
         };
