@@ -7,6 +7,7 @@
 mod cases;
 mod contents;
 mod function;
+pub mod guest;
 mod machine;
 mod pair;
 mod pci;

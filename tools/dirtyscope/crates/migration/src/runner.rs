@@ -2,7 +2,7 @@
 
 //! Runs cases, and records what comes of them.
 
-use crate::{contents::WrongMemory, machine::Role};
+use crate::{contents::WrongMemory, guest::WrongInGuest, machine::Role};
 use anyhow::Result;
 use events::{EXIT_SKIP, Event, Sink, Verdict};
 use harness::{Context, Devices, Messages, Output, Recorder, Skip, stop_on_signals};
@@ -136,14 +136,18 @@ impl Runner<'_> {
         if let Some(Skip(why)) = error.downcast_ref() {
             return Ok(Verdict::Skip { why: why.clone() });
         }
+        let mut found = None;
         if let Some(wrong) = error.downcast_ref::<WrongMemory>() {
             self.recorder.borrow_mut().record(&Event::Difference(wrong.difference()))?;
             // In the machine that was left, the device wrote to memory itself: nothing was lost there.
-            if self.control && wrong.role == Role::Destination {
-                let text = wrong.to_string();
-                self.recorder.borrow_mut().record(&Event::Progress { text })?;
-                return Ok(Verdict::Pass);
-            }
+            found = (wrong.role == Role::Destination).then(|| wrong.to_string());
+        }
+        if let Some(wrong) = error.downcast_ref::<WrongInGuest>() {
+            found = wrong.migrated.then(|| wrong.to_string());
+        }
+        if let (true, Some(text)) = (self.control, found) {
+            self.recorder.borrow_mut().record(&Event::Progress { text })?;
+            return Ok(Verdict::Pass);
         }
         Ok(Verdict::Fail { why: format!("{error:#}\n{logs}") })
     }

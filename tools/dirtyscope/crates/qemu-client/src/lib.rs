@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A QEMU that runs no guest: `-accel qtest` has no CPU, its client accesses memory and devices
+//! A QEMU, with a guest or without: `-accel qtest` has no CPU, its client accesses memory and devices
 //! instead.
 //!
-//! [`Qemu`] is the process, [`Qtest`] accesses the machine as its CPU, [`Monitor`] has QEMU's own
-//! commands. Addresses and lengths are in bytes. Every wait has a limit.
+//! [`Qemu`] is the process, [`Qtest`] accesses a machine without a guest as its CPU, [`Monitor`] has
+//! QEMU's own commands. Addresses and lengths are in bytes. Every wait has a limit.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -17,5 +17,5 @@ mod qtest;
 pub use error::{Error, Result};
 pub use monitor::{Migration, MigrationStatus, Monitor};
 pub use process::Qemu;
-pub use qapi::qmp::RunState;
+pub use qapi::qmp::{MigrationCapability, RunState};
 pub use qtest::{Bar, Qtest};

@@ -169,9 +169,30 @@ impl Monitor {
 
     /// Whether migrations wait, when the machine is stopped, until they are told to go on.
     pub fn pause_before_switchover(&self, pause: bool) -> Result<()> {
-        let capability = MigrationCapability::pause_before_switchover;
-        let capabilities = vec![MigrationCapabilityStatus { capability, state: pause }];
+        self.set_capability(MigrationCapability::pause_before_switchover, pause)
+    }
+
+    /// Turns a capability of migrations on or off, which some must have at both ends.
+    pub fn set_capability(&self, capability: MigrationCapability, state: bool) -> Result<()> {
+        let capabilities = vec![MigrationCapabilityStatus { capability, state }];
         self.execute(&qmp::migrate_set_capabilities { capabilities }).map(drop)
+    }
+
+    /// Lets the machine run at the destination, and fetch there what is missing of its memory.
+    pub fn start_postcopy(&self) -> Result<()> {
+        self.execute(&qmp::migrate_start_postcopy {}).map(drop)
+    }
+
+    /// Adds a device, with these properties, `id` and `bus` among them.
+    pub fn add_device(&self, driver: &str, properties: &[(&str, &str)]) -> Result<()> {
+        let arguments = properties.iter().map(|&(name, value)| (name.into(), value.into()));
+        let (driver, arguments) = (driver.into(), arguments.collect());
+        self.execute(&qmp::device_add { driver, bus: None, id: None, arguments }).map(drop)
+    }
+
+    /// Asks the guest to let go of a device.
+    pub fn remove_device(&self, id: &str) -> Result<()> {
+        self.execute(&qmp::device_del { id: id.into() }).map(drop)
     }
 
     /// Lets a migration go on that waits.

@@ -34,6 +34,24 @@ impl Qemu {
         Ok((Self::run(command, end, program, log)?, Qtest::new(qtest)))
     }
 
+    /// Runs `program` with a guest: `arguments` say which, with names of files relative to `directory`.
+    /// As [`Qemu::start`]. Returns the other end of its second serial line, too; the first goes to the
+    /// file `console`.
+    pub fn start_guest(
+        program: &str,
+        arguments: &[String],
+        directory: &Path,
+        console: &Path,
+        log: &Path,
+    ) -> Result<(Self, UnixStream)> {
+        let (serial, end) = connection().map_err(|source| could_not(program, source))?;
+        let mut command = Command::new(program);
+        command.current_dir(directory).args(arguments);
+        command.args(["-serial", &format!("file:{}", console.display())]);
+        command.args(["-chardev", &socket("serial", &end), "-serial", "chardev:serial"]);
+        Ok((Self::run(command, end, program, log)?, serial))
+    }
+
     /// Runs a command that inherits `end`, and connects to its monitor.
     fn run(mut command: Command, end: UnixStream, program: &str, log: &Path) -> Result<Self> {
         let could_not = |source| could_not(program, source);

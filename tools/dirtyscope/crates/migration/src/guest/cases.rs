@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The cases of migration with a guest.
+
+use super::pair::GuestPair;
+use anyhow::{Context as _, Result};
+use qemu_client::MigrationCapability;
+
+/// A case.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// `guest/name`, which stays as it is once people know it.
+    pub name: &'static str,
+    /// What it is about, in a line.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(&mut GuestPair<'_>) -> Result<()>,
+}
+
+const fn case(
+    name: &'static str,
+    about: &'static str,
+    run: fn(&mut GuestPair<'_>) -> Result<()>,
+) -> Case {
+    Case { name, about, run }
+}
+
+/// These cases.
+pub const CASES: &[Case] = &[
+    case("guest/back-and-forth", "to another machine, and back", back_and_forth),
+    case("guest/cancelled", "a migration is cancelled, the next one is good", cancelled),
+    case("guest/multifd", "memory is sent by several threads", multifd),
+    case("guest/postcopy", "postcopy is refused, and the machine goes on", postcopy),
+    case("guest/device-reset", "the guest resets the device in pre-copy", device_reset),
+    case("guest/replugged", "unplugged before, and plugged in afterwards", replugged),
+];
+
+fn back_and_forth(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.migrate()?;
+    pair.migrate()?;
+    pair.guest("stop").map(drop)
+}
+
+fn cancelled(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.begin(&[])?;
+    pair.passes()?;
+    pair.cancel()?;
+    pair.migrate()
+}
+
+fn multifd(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.begin(&[MigrationCapability::multifd])?;
+    pair.passes()?;
+    pair.complete()
+}
+
+fn postcopy(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    // QEMU may say so at any of these.
+    let begun = pair.begin(&[MigrationCapability::postcopy_ram]).and_then(|()| {
+        pair.passes()?;
+        Ok(pair.here().monitor().start_postcopy()?)
+    });
+    let refusal = begun.err().context("a device that can't wait for its pages was let do so")?;
+    pair.note(&format!("QEMU refuses: {refusal:#}"))?;
+    pair.goes_on()
+}
+
+fn device_reset(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.begin(&[])?;
+    pair.passes()?;
+    pair.guest("stop")?;
+    pair.shell("echo 1 >$(dirname $(grep -l 0x4d44 /sys/bus/pci/devices/*/device))/reset")?;
+    pair.begin_to_write()?;
+    pair.complete()
+}
+
+fn replugged(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.guest("stop")?;
+    pair.unplug()?;
+    pair.migrate()?;
+    pair.plug()?;
+    pair.begin_to_write()
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A machine with a guest, whose shell does what it is told.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use mdev_dma::sysfs::Mdev;
+use qemu_client::{Monitor, Qemu};
+use std::{
+    cell::RefCell,
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// A guest that is emulated by what is emulated takes its time to answer.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// How a machine with the device is to have it: the bus "socket" is in the arguments that come with the guest.
+const DRIVER: &str = "vfio-pci";
+
+/// The properties of the device.
+fn properties(sysfs: &str) -> [(&str, &str); 5] {
+    [
+        ("id", "dma"),
+        ("bus", "socket"),
+        ("addr", "0x0"),
+        ("sysfsdev", sysfs),
+        ("enable-migration", "on"),
+    ]
+}
+
+/// A machine with a guest.
+pub struct GuestMachine {
+    /// What failures call it.
+    pub name: String,
+    qemu: Qemu,
+    shell: RefCell<BufReader<UnixStream>>,
+    /// What the guest's kernel says.
+    console: PathBuf,
+}
+
+impl GuestMachine {
+    /// Starts one that waits for a machine to come: with the device, or without. `guest` is the
+    /// directory with QEMU's arguments.
+    pub fn start(
+        program: &str,
+        guest: &Path,
+        directory: &Path,
+        name: &str,
+        mdev: Option<&Mdev>,
+    ) -> Result<Self> {
+        let path = guest.join("arguments");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let mut arguments: Vec<String> = text.lines().map(Into::into).collect();
+        if let Some(mdev) = mdev {
+            let path = mdev.path().display().to_string();
+            let properties = properties(&path).map(|(name, value)| format!("{name}={value}"));
+            arguments.extend(["-device".into(), format!("{DRIVER},{}", properties.join(","))]);
+        }
+        arguments.extend(["-incoming", "defer"].map(Into::into));
+        let console = directory.join(format!("{name}.console"));
+        let log = directory.join(format!("{name}.log"));
+        let (qemu, shell) = Qemu::start_guest(program, &arguments, guest, &console, &log)
+            .with_context(|| format!("{name} doesn't start"))?;
+        shell.set_read_timeout(Some(LIMIT))?;
+        let shell = RefCell::new(BufReader::new(shell));
+        Ok(Self { name: name.into(), qemu, shell, console })
+    }
+
+    /// Plugs the device in.
+    pub fn plug(&self, mdev: &Mdev) -> Result<()> {
+        let path = mdev.path().display().to_string();
+        Ok(self.monitor().add_device(DRIVER, &properties(&path))?)
+    }
+
+    /// Asks the guest to let go of the device.
+    pub fn unplug(&self) -> Result<()> {
+        Ok(self.monitor().remove_device("dma")?)
+    }
+
+    /// QEMU's own commands.
+    pub fn monitor(&self) -> &Monitor {
+        self.qemu.monitor()
+    }
+
+    /// Has the guest's shell run a line. Returns its exit status, and what it said.
+    pub fn run(&self, line: &str) -> Result<(u8, String)> {
+        let mut shell = self.shell.borrow_mut();
+        let what = || format!("\"{line}\" in the guest of {}", self.name);
+        writeln!(shell.get_mut(), "{line}").with_context(what)?;
+        let mut text = String::new();
+        loop {
+            let mut answer = String::new();
+            let n = shell.read_line(&mut answer).with_context(what)?;
+            ensure!(n > 0, "{}: QEMU has ended", what());
+            let answer = answer.trim_end();
+            if let Some(code) = answer.strip_prefix("exit ") {
+                return Ok((code.parse().with_context(what)?, text));
+            }
+            text.push_str(answer);
+            text.push('\n');
+        }
+    }
+
+    /// As [`Self::run`], for what must succeed.
+    pub fn succeed(&self, line: &str) -> Result<String> {
+        let (code, text) = self.run(line)?;
+        if code != 0 {
+            bail!(
+                "\"{line}\" in the guest of {} ended with {code}: {}",
+                self.name,
+                text.trim_end()
+            );
+        }
+        Ok(text)
+    }
+
+    /// What QEMU and the guest's kernel have said.
+    pub fn log(&mut self) -> String {
+        let console = fs::read(&self.console).unwrap_or_default();
+        let (qemu, console) = (self.qemu.log(), String::from_utf8_lossy(&console));
+        format!("QEMU of {name} says:\n{qemu}\nits guest says:\n{console}\n", name = self.name)
+    }
+}

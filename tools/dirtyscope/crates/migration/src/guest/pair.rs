@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a case works with: a machine with a guest, and a second one that it migrates to.
+
+use super::machine::GuestMachine;
+use crate::watch::{Watch, new_directory};
+use anyhow::{Result, bail, ensure};
+use events::Event;
+use harness::{Context, Recorder};
+use mdev_dma::sysfs::Mdev;
+use qemu_client::{MigrationCapability, MigrationStatus, RunState};
+use std::{cell::RefCell, fmt, path::Path, time::Duration};
+use tempfile::TempDir;
+
+/// After so long, something that should happen by itself doesn't.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Pages per second, and pages, of each of the writers in the guest, whose CPU is slow.
+const LOAD: &str = "--rate 50 --pages 64";
+
+/// Passes of pre-copy: all memory, then what was written meanwhile.
+const PASSES: u64 = 3;
+
+/// The guest has found memory that isn't what was written there.
+#[derive(Debug)]
+pub struct WrongInGuest {
+    text: String,
+    /// Whether the machine had migrated: else nothing can have been lost.
+    pub migrated: bool,
+}
+
+impl fmt::Display for WrongInGuest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the guest says:\n{}", self.text.trim_end())
+    }
+}
+
+impl std::error::Error for WrongInGuest {}
+
+/// A machine with a guest, and where it goes.
+pub struct GuestPair<'a> {
+    context: &'a Context<'a>,
+    watch: Watch<'a>,
+    qemu: &'a str,
+    /// The directory with the guest.
+    guest: &'a Path,
+    directory: TempDir,
+    here: Option<GuestMachine>,
+    there: Option<GuestMachine>,
+    /// Machines that were started.
+    machines: usize,
+    /// Which device the machine has that is here: the one that it migrates to has the other.
+    side: usize,
+    /// Whether the machine has the device.
+    plugged: bool,
+    /// Whether it has migrated.
+    migrated: bool,
+}
+
+impl<'a> GuestPair<'a> {
+    /// With no machine yet.
+    pub fn new(
+        context: &'a Context<'a>,
+        recorder: &'a RefCell<Recorder>,
+        qemu: &'a str,
+        guest: &'a Path,
+    ) -> Result<Self> {
+        Ok(Self {
+            context,
+            watch: Watch::new(recorder, LIMIT),
+            qemu,
+            guest,
+            directory: new_directory()?,
+            here: None,
+            there: None,
+            machines: 0,
+            side: 0,
+            plugged: false,
+            migrated: false,
+        })
+    }
+
+    /// Has a machine whose guest has booted, plugs in the device, and lets it write.
+    pub fn start(&mut self) -> Result<()> {
+        let machine = self.machine()?;
+        let state = self.guest.join("state");
+        machine.monitor().migrate_incoming(&format!("file:{}", state.display()))?;
+        self.watch.arrived(machine.monitor())?;
+        self.here = Some(machine);
+        self.plug()?;
+        self.begin_to_write()
+    }
+
+    /// Plugs in the device, and waits until the guest has it.
+    pub fn plug(&mut self) -> Result<()> {
+        self.context.note("plug in the device");
+        self.here().plug(&self.mdev(self.side)?)?;
+        self.plugged = true;
+        self.guest_has_device(true)
+    }
+
+    /// Has the guest let go of the device.
+    pub fn unplug(&mut self) -> Result<()> {
+        self.context.note("unplug the device");
+        self.here().unplug()?;
+        self.plugged = false;
+        self.guest_has_device(false)
+    }
+
+    fn guest_has_device(&self, wanted: bool) -> Result<()> {
+        let mut wait = self.watch.wait("for the guest to notice");
+        let has = || {
+            let (code, _) = self.here().run("grep -q 0x4d44 /sys/bus/pci/devices/*/device")?;
+            anyhow::Ok(code == 0)
+        };
+        while has()? != wanted {
+            wait.poll(|| "not yet".into())?;
+        }
+        Ok(())
+    }
+
+    /// Lets device and CPU write.
+    pub fn begin_to_write(&self) -> Result<()> {
+        let report = self.guest(&format!("start --seed {} {LOAD}", self.machines))?;
+        self.goes_on_from(&report)
+    }
+
+    /// Has the guest run `dirtyscope guest`.
+    pub fn guest(&self, arguments: &str) -> Result<String> {
+        self.context.note(format!("in the guest: dirtyscope guest {arguments}"));
+        let (code, text) = self.here().run(&format!("dirtyscope guest {arguments}"))?;
+        if text.contains("wrong pages: ") {
+            bail!(WrongInGuest { text, migrated: self.migrated });
+        }
+        ensure!(code == 0, "dirtyscope guest {arguments} ended with {code}: {}", text.trim_end());
+        Ok(text)
+    }
+
+    /// Has the guest's shell run a line, which must succeed.
+    pub fn shell(&self, line: &str) -> Result<()> {
+        self.context.note(format!("in the guest: {line}"));
+        self.here().succeed(line).map(drop)
+    }
+
+    /// Says something of the case.
+    pub fn note(&self, text: &str) -> Result<()> {
+        self.watch.say(Event::Progress { text: text.into() })
+    }
+
+    /// Has the guest check its memory, waits until all that write there have written more, and has it
+    /// check again.
+    pub fn goes_on(&self) -> Result<()> {
+        self.goes_on_from(&self.check()?)
+    }
+
+    /// The same, from where all were when the guest said this.
+    fn goes_on_from(&self, report: &str) -> Result<()> {
+        self.writes_more(report)?;
+        self.check().map(drop)
+    }
+
+    /// Waits until all that write in the guest have written more than they had when it said this.
+    fn writes_more(&self, report: &str) -> Result<()> {
+        let before = written(report);
+        ensure!(before.len() == 4, "four write, not {before:?}");
+        let mut wait = self.watch.wait("for device and CPU to write");
+        loop {
+            let now = written(&self.guest("status")?);
+            // The generator's writes are counted when it has made a burst of them.
+            if now.iter().zip(&before).all(|(now, before)| now > before) {
+                return Ok(());
+            }
+            wait.poll(|| format!("{now:?} pages written"))?;
+        }
+    }
+
+    /// Has the guest check its memory.
+    fn check(&self) -> Result<String> {
+        let text = self.guest("check")?;
+        self.note(&format!("{}: {}", self.here().name, text.trim_end().replace('\n', "; ")))?;
+        Ok(text)
+    }
+
+    /// Migrates the machine while all write, and has it check its memory there.
+    pub fn migrate(&mut self) -> Result<()> {
+        self.begin(&[])?;
+        self.passes()?;
+        self.complete()
+    }
+
+    /// Begins a migration with these capabilities, which then stays in pre-copy.
+    pub fn begin(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
+        self.side = 1 - self.side;
+        let there = self.machine();
+        self.side = 1 - self.side;
+        let there = there?;
+        for monitor in [self.here().monitor(), there.monitor()] {
+            for &capability in capabilities {
+                monitor.set_capability(capability, true)?;
+            }
+        }
+        let socket = self.directory.path().join(format!("{}.sock", there.name));
+        let uri = format!("unix:{}", socket.display());
+        self.context.note(format!("migrate to {}", there.name));
+        there.monitor().migrate_incoming(&uri)?;
+        self.there = Some(there);
+        let here = self.here().monitor();
+        here.hold_pre_copy()?;
+        Ok(here.migrate(&uri)?)
+    }
+
+    /// Waits until QEMU has asked some times who wrote what, and until all have written to pages that were
+    /// sent already: in the first pass much is written before it is sent.
+    pub fn passes(&self) -> Result<()> {
+        use MigrationStatus::{Active, Setup};
+        let here = self.here().monitor();
+        self.watch.migrating(here, &[Setup, Active], |now| now.dirty_syncs >= PASSES)?;
+        match self.plugged {
+            true => self.writes_more(&self.guest("status")?),
+            false => Ok(()),
+        }
+    }
+
+    /// Lets the migration complete, and has the guest check its memory where it has arrived.
+    pub fn complete(&mut self) -> Result<()> {
+        use MigrationStatus::{Active, Completed, Device, Setup};
+        self.context.note("let it complete");
+        let here = self.here().monitor();
+        here.end_pre_copy()?;
+        self.watch.migrating(here, &[Setup, Active, Device], |now| now.status == Completed)?;
+        let there = self.there.take().expect("a migration has begun");
+        self.watch.arrived(there.monitor())?;
+        // It mustn't be able to go on here.
+        self.here = Some(there);
+        self.side = 1 - self.side;
+        self.migrated = true;
+        match self.plugged {
+            true => self.goes_on(),
+            false => Ok(()),
+        }
+    }
+
+    /// Cancels the migration. The machine goes on here.
+    pub fn cancel(&mut self) -> Result<()> {
+        use MigrationStatus::{Active, Cancelled, Cancelling};
+        self.context.note("cancel");
+        let here = self.here().monitor();
+        here.migrate_cancel()?;
+        self.watch.migrating(here, &[Active, Cancelling], |now| now.status == Cancelled)?;
+        self.there = None;
+        let state = self.here().monitor().run_state()?;
+        ensure!(state == RunState::running, "the machine is {state:?}, it should have gone on");
+        self.goes_on()
+    }
+
+    /// A machine that waits for one to come, of the side that is now.
+    fn machine(&mut self) -> Result<GuestMachine> {
+        let name = format!("machine-{}", self.machines);
+        let mdev = self.plugged.then(|| self.mdev(self.side)).transpose()?;
+        self.context.note(format!("start {name}"));
+        self.machines += 1;
+        GuestMachine::start(self.qemu, self.guest, self.directory.path(), &name, mdev.as_ref())
+    }
+
+    fn mdev(&self, side: usize) -> Result<Mdev> {
+        self.context.device(side)
+    }
+
+    /// The machine, where it is now.
+    pub fn here(&self) -> &GuestMachine {
+        self.here.as_ref().expect("a machine was started")
+    }
+
+    /// What the QEMUs and the guest have said.
+    pub fn logs(&mut self) -> String {
+        let machines = self.here.iter_mut().chain(&mut self.there);
+        machines.map(|machine| machine.log()).collect()
+    }
+}
+
+/// How many pages each has written, according to `dirtyscope guest status`.
+fn written(text: &str) -> Vec<u64> {
+    let lines = text.lines().filter(|line| line.starts_with("written by "));
+    let counts = lines.filter_map(|line| line.split(": ").nth(1)?.split(' ').next()?.parse().ok());
+    counts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::written;
+
+    #[test]
+    fn status_says_how_many_pages_each_has_written() {
+        let status = "device: 0000:01:00.0\n\
+            interrupts: 4, by uio_pci_generic\n\
+            written by the device's generator: 192 pages, to those from 0x3c00000 on\n\
+            written by the CPU: 40 pages, to those from 0x6a00000 on\n\
+            checked: 2 times as a whole, and each page before it was written again\n\
+            state: all is as it must be\n";
+        assert_eq!(written(status), [192, 40]);
+        assert!(written("state: failed").is_empty());
+    }
+}
