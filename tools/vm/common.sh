@@ -24,11 +24,11 @@ CACHE_GIB=4
 export CACHE
 # A user's kernel tree is known by one path, wherever we are.
 if [ -n "${TREE:-}" ]; then
-	TREE=$(cd "$TREE" 2>/dev/null && pwd -P) || {
-		printf 'error: TREE: cannot enter the directory: give the root of a kernel tree\n' >&2
+	tree_path=$(cd "$TREE" 2>/dev/null && pwd -P) || {
+		printf 'error: TREE=%s: cannot enter that directory: give the root of a kernel tree\n' "$TREE" >&2
 		exit 1
 	}
-	export TREE
+	export TREE="$tree_path"
 elif [ -n "${CONFIG:-}" ]; then
 	printf 'error: CONFIG=%s is how TREE= is configured: give that as well\n' "$CONFIG" >&2
 	exit 1

@@ -19,7 +19,7 @@ use testbed::{
     fixture::{Fixture, LONG, check_generated, succeeded},
     same,
 };
-use vfio_client::Container;
+use vfio_client::{Container, Leave};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -40,18 +40,26 @@ pub const SCENARIOS: &[Scenario] = &[
     defect(
         "device/iommufd/D17-group-reopened",
         "a group whose device is open can't be opened by another, who would have that write its memory",
-        group_reopened,
-        Signature {
-            defect: "D17",
-            shows: Shows::Difference { what: WRITES_ANOTHERS, lost: &[], spurious: &[] },
-            complaints: &[],
-        },
+        |context| group_reopened(context, Leave::Close),
+        WRITES_ANOTHERS,
+    ),
+    defect(
+        "device/iommufd/D17-group-unset",
+        "a group whose device is open can't be taken out of its container, and into another's",
+        |context| group_reopened(context, Leave::Unset),
+        WRITES_ANOTHERS,
     ),
 ];
 
 const PAGES: u64 = 200;
 
-const WRITES_ANOTHERS: &str = "who opens the group of an open device has it write another's memory";
+const ANOTHERS: &str = "who has the group of an open device next has it write another's memory";
+
+const WRITES_ANOTHERS: Signature = Signature {
+    defect: "D17",
+    shows: Shows::Difference { what: ANOTHERS, lost: &[], spurious: &[] },
+    complaints: &[],
+};
 
 fn commands(context: &Context<'_>) -> Result<()> {
     let opened = Direct::new(context, PAGES)?;
@@ -129,18 +137,18 @@ fn generator(context: &Context<'_>) -> Result<()> {
     check(device.generator()?.counter)
 }
 
-fn group_reopened(context: &Context<'_>) -> Result<()> {
-    // By type1, an open device keeps the group's file.
+fn group_reopened(context: &Context<'_>, by: Leave) -> Result<()> {
+    // By type1, an open device keeps the group, and its file.
     let by_type1 = Fixture::new(context, 1)?;
-    ensure!(by_type1.reopen_group()?.is_none(), "a group of type1 was opened again");
+    ensure!(by_type1.reopen_group(by)?.is_none(), "a group of type1 was opened again");
     drop(by_type1);
 
     let fixture = Fixture::by_iommufd(context, 1)?;
-    let Some(group) = fixture.reopen_group()? else { return Ok(()) };
+    let Some(group) = fixture.reopen_group(by)? else { return Ok(()) };
     let container = Container::by_iommufd(group)?;
     let other = MdevDma::open(&container, &context.device(0)?.node()?)?;
     let outcome = other.dma_write(at(0, 0), PAGE, 1)?;
     let written = fixture.page(0).iter().any(|&byte| byte != 0);
     ensure!(outcome.status == 0 && written, "it was opened, and then {outcome:?}");
-    Failure::unless_none(Some(WRITES_ANOTHERS.into()))
+    Failure::unless_none(Some(ANOTHERS.into()))
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use harness::{Context, Scenario, Setting, Shows, Signature, defect};
 use mdev_dma::MdevDma;
 use testbed::fixture::Fixture;
-use vfio_client::Container;
+use vfio_client::{Container, Leave};
 
 pub const SCENARIOS: &[Scenario] = &[defect(
     "type1/killer/D17-group-reopened",
@@ -24,7 +24,7 @@ pub const SCENARIOS: &[Scenario] = &[defect(
 /// from the devices of that container, where it was never registered.
 fn group_reopened(context: &Context<'_>) -> Result<()> {
     let fixture = Fixture::by_iommufd(context, 1)?;
-    let Some(group) = fixture.reopen_group()? else { return Ok(()) };
+    let Some(group) = fixture.reopen_group(Leave::Close)? else { return Ok(()) };
     let container = Container::new(group)?;
     let other = MdevDma::open(&container, &context.device(0)?.node()?)?;
     drop(fixture);

@@ -90,11 +90,15 @@ impl Fixture {
         Ok(())
     }
 
-    /// Closes the file of the group, whose device is open, and opens it again. Returns `None` if that is
-    /// refused.
-    pub fn reopen_group(&self) -> Result<Option<Group>> {
-        self.container.detach(self.node.group(), Leave::Close)?;
-        match status(Group::open(&self.node))? {
+    /// Takes the group, whose device is open, out of its container, closes its file, and opens it again.
+    /// Returns `None` if either is refused.
+    pub fn reopen_group(&self, by: Leave) -> Result<Option<Group>> {
+        let left = status(self.container.detach(self.node.group(), by))?;
+        let reopened = match left {
+            Ok(()) => status(Group::open(&self.node))?,
+            Err(errno) => Err(errno),
+        };
+        match reopened {
             Ok(group) => Ok(Some(group)),
             Err(Errno::EBUSY) => Ok(None),
             Err(errno) => bail!("the group, opened again: {errno}"),
