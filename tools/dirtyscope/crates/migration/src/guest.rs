@@ -6,13 +6,14 @@ mod cases;
 mod machine;
 mod pair;
 
-pub use pair::{GuestPair, WrongInGuest};
+pub(crate) use pair::WrongInGuest;
 
 use crate::runner::{Runner, Settings};
 use anyhow::{Context as _, Result};
 use cases::CASES;
 use events::Sink;
 use harness::{Output, Selection};
+use pair::GuestPair;
 use std::{path::PathBuf, process::ExitCode};
 
 /// Migrate machines of QEMU with a guest, which checks its memory by itself
