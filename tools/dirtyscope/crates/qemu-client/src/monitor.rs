@@ -190,11 +190,6 @@ impl Monitor {
         self.execute(&qmp::device_add { driver, bus: None, id: None, arguments }).map(drop)
     }
 
-    /// Asks the guest to let go of a device.
-    pub fn remove_device(&self, id: &str) -> Result<()> {
-        self.execute(&qmp::device_del { id: id.into() }).map(drop)
-    }
-
     /// Lets a migration go on that waits.
     pub fn migrate_continue(&self) -> Result<()> {
         let state = qmp::MigrationStatus::pre_switchover;

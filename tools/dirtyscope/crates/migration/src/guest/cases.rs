@@ -31,8 +31,6 @@ pub const CASES: &[Case] = &[
     case("guest/cancelled", "a migration is cancelled, the next one is good", cancelled),
     case("guest/multifd", "memory is sent by several threads", multifd),
     case("guest/postcopy", "postcopy is refused, and the machine goes on", postcopy),
-    case("guest/device-reset", "the guest resets the device in pre-copy", device_reset),
-    case("guest/replugged", "unplugged before, and plugged in afterwards", replugged),
 ];
 
 fn back_and_forth(pair: &mut GuestPair<'_>) -> Result<()> {
@@ -67,23 +65,4 @@ fn postcopy(pair: &mut GuestPair<'_>) -> Result<()> {
     let refusal = begun.err().context("a device that can't wait for its pages was let do so")?;
     pair.note(&format!("QEMU refuses: {refusal:#}"))?;
     pair.goes_on()
-}
-
-fn device_reset(pair: &mut GuestPair<'_>) -> Result<()> {
-    pair.start()?;
-    pair.begin(&[])?;
-    pair.passes()?;
-    pair.guest("stop")?;
-    pair.shell("echo 1 >$(dirname $(grep -l 0x4d44 /sys/bus/pci/devices/*/device))/reset")?;
-    pair.begin_to_write()?;
-    pair.complete()
-}
-
-fn replugged(pair: &mut GuestPair<'_>) -> Result<()> {
-    pair.start()?;
-    pair.guest("stop")?;
-    pair.unplug()?;
-    pair.migrate()?;
-    pair.plug()?;
-    pair.begin_to_write()
 }

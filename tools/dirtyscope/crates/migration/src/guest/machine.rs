@@ -2,7 +2,7 @@
 
 //! A machine with a guest, whose shell does what it is told.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mdev_dma::sysfs::Mdev;
 use qemu_client::{Monitor, Qemu};
 use std::{
@@ -75,11 +75,6 @@ impl GuestMachine {
         Ok(self.monitor().add_device(DRIVER, &properties(&path))?)
     }
 
-    /// Asks the guest to let go of the device.
-    pub fn unplug(&self) -> Result<()> {
-        Ok(self.monitor().remove_device("dma")?)
-    }
-
     /// QEMU's own commands.
     pub fn monitor(&self) -> &Monitor {
         self.qemu.monitor()
@@ -102,19 +97,6 @@ impl GuestMachine {
             text.push_str(answer);
             text.push('\n');
         }
-    }
-
-    /// As [`Self::run`], for what must succeed.
-    pub fn succeed(&self, line: &str) -> Result<String> {
-        let (code, text) = self.run(line)?;
-        if code != 0 {
-            bail!(
-                "\"{line}\" in the guest of {} ended with {code}: {}",
-                self.name,
-                text.trim_end()
-            );
-        }
-        Ok(text)
     }
 
     /// What QEMU and the guest's kernel have said.
