@@ -56,7 +56,9 @@ help:
 	@echo '               DRIVER_PATCHES="tools/mutants/driver/NAME.patch"'
 	@echo '  REPLAY=...   files that make fuzz, race or abuse saved, to be replayed, and nothing else'
 	@echo '  MUTANTS=...  those of make control, e.g. "history/*", which the default leaves out'
-	@echo '  JOBS=...     how many of these are tried at a time, default: as many as there are CPUs'
+	@echo '  JOBS=...     how many of these are tried at a time, default: as many as there are CPUs;'
+	@echo '               of the runs of make debug as well; for make fuzz and pins-fuzz'
+	@echo '               how many VMs share the seeds, default: 1'
 	@echo '  MUTANTS_N=...  mutants of make mutants that have no result yet, default: 300;'
 	@echo '               SEED=... the sample, default: 1; IDS=... these in place of it'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
@@ -95,7 +97,7 @@ fail-nth:
 	$(vm)/run fail-nth
 
 fuzz:
-	$(vm)/run fuzz
+	$(vm)/fuzz fuzz
 
 abuse:
 	$(vm)/run abuse
@@ -107,7 +109,7 @@ race:
 	$(vm)/race
 
 pins-fuzz:
-	$(vm)/run pins-fuzz
+	$(vm)/fuzz pins-fuzz
 
 ROUNDS ?= 50
 migrate:

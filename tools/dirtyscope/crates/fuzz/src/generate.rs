@@ -8,9 +8,15 @@
 use crate::triggers::{Trigger, triggers_any};
 use dirty_model::BITMAP_PAGES_MAX;
 use mdev_dma::{Opcode, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
-use proptest::{prelude::*, sample::select, strategy::Union};
+use proptest::{
+    prelude::*,
+    sample::select,
+    strategy::{NewTree, ValueTree},
+    test_runner::TestRunner,
+};
 use proptest_state_machine::Sequential;
 use std::{
+    fmt,
     ops::Range,
     sync::{Arc, atomic::AtomicUsize},
 };
@@ -47,52 +53,75 @@ pub fn sequences(
     length: Range<usize>,
     avoided: Vec<&'static Trigger>,
     slots: Vec<usize>,
-) -> impl Strategy<Value = (Contract, Vec<Op>, Option<Arc<AtomicUsize>>)> {
-    let possible = move |contract: &Contract, op: &Op| {
+) -> impl Strategy<Value = (Arc<Contract>, Vec<Op>, Option<Arc<AtomicUsize>>)> {
+    let contract = Arc::new(contract);
+    let possible = move |contract: &Arc<Contract>, op: &Op| {
         contract.allows(op) && !triggers_any(&avoided, contract, op)
     };
-    let next = |mut contract: Contract, op: &Op| {
-        contract.apply(op);
+    let next = |mut contract: Arc<Contract>, op: &Op| {
+        Arc::make_mut(&mut contract).apply(op);
         contract
     };
-    let operation = move |contract: &Contract| operation(contract, &slots);
+    let slots: Arc<[usize]> = slots.into();
+    let operation = move |contract: &Arc<Contract>| {
+        let (contract, slots) = (contract.clone(), slots.clone());
+        Later(move |runner: &mut TestRunner| operation(&contract, &slots, runner))
+    };
     Sequential::new(length.into(), move || Just(contract.clone()), possible, operation, next)
 }
 
-/// The next operation.
-fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
-    let mappings = Mappings::of(contract);
+/// A strategy that isn't made before a value of it is: most of the time that sequences took to
+/// generate went into strategies that weren't chosen.
+struct Later<F>(F);
+
+impl<F> fmt::Debug for Later<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Later")
+    }
+}
+
+impl<F: Fn(&mut TestRunner) -> BoxedStrategy<Op>> Strategy for Later<F> {
+    type Tree = Box<dyn ValueTree<Value = Op>>;
+    type Value = Op;
+
+    fn new_tree(&self, runner: &mut TestRunner) -> NewTree<Self> {
+        (self.0)(runner).new_tree(runner)
+    }
+}
+
+/// The next operation. Which kind it is of is chosen for good: it shrinks to simpler ones of its kind.
+fn operation(contract: &Contract, slots: &[usize], runner: &mut TestRunner) -> BoxedStrategy<Op> {
+    let mappings = &Mappings::of(contract);
     if contract.model.groups().len() == 0 {
-        return group_op(contract, slots, &mappings);
+        return group_op(contract, slots, mappings);
     }
-    let start = start_weight(contract, &mappings);
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
-    let mut all = vec![
-        (map, map_op().boxed()),
-        (4, unmap_op(&mappings)),
-        (4, bitmap_op(&mappings, |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer })),
-        (12, bitmap_op(&mappings, |iova, size, buffer| Op::GetBitmap { iova, size, buffer })),
-        (start, Just(Op::Start).boxed()),
-        (1, prop_oneof![4 => Just(Op::Stop), 1 => dirty_pages_op()].boxed()),
-        (2, device_op(contract)),
-        (3, group_op(contract, slots, &mappings)),
-        (14, pages_op(&mappings, Opcode::Pin)),
-        (10, pinned_op(contract, &mappings)),
-        (16, bytes_op(&mappings)),
-        (2, invalid_command(&mappings)),
-        (3, process_op(&mappings)),
-        (1, Just(Op::Check).boxed()),
+    let start = start_weight(contract, mappings);
+    let raw = |weight| if contract.has_raw_pins() { weight } else { 0 };
+    // Addresses may change then.
+    let vaddr = if contract.joined().any(|slot| EMULATED.contains(&slot)) { 0 } else { 50 };
+    let unmap_bitmap = |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer };
+    let get_bitmap = |iova, size, buffer| Op::GetBitmap { iova, size, buffer };
+    let kinds: [(u32, &dyn Fn() -> BoxedStrategy<Op>); 17] = [
+        (map, &|| map_op().boxed()),
+        (4, &|| unmap_op(mappings)),
+        (4, &|| bitmap_op(mappings, unmap_bitmap)),
+        (12, &|| bitmap_op(mappings, get_bitmap)),
+        (start, &|| Just(Op::Start).boxed()),
+        (1, &|| prop_oneof![4 => Just(Op::Stop), 1 => dirty_pages_op()].boxed()),
+        (2, &|| device_op(contract)),
+        (3, &|| group_op(contract, slots, mappings)),
+        (14, &|| pages_op(mappings, Opcode::Pin)),
+        (10, &|| pinned_op(contract, mappings)),
+        (16, &|| bytes_op(mappings)),
+        (2, &|| invalid_command(mappings)),
+        (3, &|| process_op(mappings)),
+        (1, &|| Just(Op::Check).boxed()),
+        (raw(14), &|| raw_pin_op(mappings)),
+        (raw(12), &|| raw_pinned_op(contract, mappings)),
+        (vaddr, &|| vaddr_op(contract, mappings)),
     ];
-    if contract.has_raw_pins() {
-        all.push((14, raw_pin_op(&mappings)));
-        all.push((12, raw_pinned_op(contract, &mappings)));
-    }
-    let any = Union::new_weighted(all);
-    let any = match contract.joined().any(|slot| EMULATED.contains(&slot)) {
-        true => any.boxed(),
-        // Addresses may change then.
-        false => prop_oneof![4 => any, 2 => vaddr_op(contract, &mappings)].boxed(),
-    };
+    let any = choose(&kinds, runner)();
     // Some commands are run by a kernel thread.
     (any, 0..8u32)
         .prop_map(|(mut next, eighth)| {
@@ -103,6 +132,19 @@ fn operation(contract: &Contract, slots: &[usize]) -> BoxedStrategy<Op> {
             next
         })
         .boxed()
+}
+
+/// One of these, by their weights, which aren't all 0.
+fn choose<'a, T>(all: &'a [(u32, T)], runner: &mut TestRunner) -> &'a T {
+    let total: u32 = all.iter().map(|(weight, _)| weight).sum();
+    let mut left = runner.rng().random_range(0..total);
+    for (weight, one) in all {
+        match left.checked_sub(*weight) {
+            Some(rest) => left = rest,
+            None => return one,
+        }
+    }
+    unreachable!("less than all weights together")
 }
 
 /// How likely START is. Without pins it comes soon, for other operations need it; with pins in several
@@ -295,7 +337,7 @@ fn group_op(contract: &Contract, slots: &[usize], mappings: &Mappings) -> BoxedS
             to: to + (PAGE - length),
             length,
         });
-        op = prop_oneof![12 => op, 1 => copy].boxed();
+        op = prop_oneof![3 => op, 1 => copy].boxed();
     }
     let open = open_of(SlotKind::Pinning);
     if open.is_empty() {
@@ -443,7 +485,6 @@ mod tests {
     use super::*;
     use crate::{search::runner, triggers::TRIGGERS};
     use dirty_model::{Errno, Errnos, Limits};
-    use proptest::strategy::ValueTree;
     use std::collections::BTreeMap;
     use testbed::{limits_of, program};
 
@@ -459,8 +500,9 @@ mod tests {
         let strategy = sequences(contract(), 1..121, avoided, SLOTS.to_vec());
         let mut runner = runner(1);
         let mut outcomes = BTreeMap::new();
-        for _ in 0..1200 {
-            let (mut contract, program, _) = strategy.new_tree(&mut runner).unwrap().current();
+        for _ in 0..2500 {
+            let (contract, program, _) = strategy.new_tree(&mut runner).unwrap().current();
+            let mut contract = (*contract).clone();
             for op in program {
                 let text = op.to_string();
                 let mut words = text.split(' ');

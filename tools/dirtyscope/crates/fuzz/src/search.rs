@@ -39,6 +39,8 @@ pub struct Search {
     avoided: Vec<&'static Trigger>,
     length: usize,
     done: Done,
+    /// How the last program that failed did.
+    failed: String,
     progress: Progress,
     stop: Arc<AtomicBool>,
 }
@@ -60,7 +62,8 @@ impl Search {
         let contract = bed.contract().clone();
         drop(bed);
         let (done, progress) = (Done::nothing(), Progress::new());
-        Ok(Self { devices, log, contract, avoided, length, done, progress, stop })
+        let failed = String::new();
+        Ok(Self { devices, log, contract, avoided, length, done, failed, progress, stop })
     }
 
     /// Does so many operations, or goes on for so long. Returns the shortest program that fails, if
@@ -186,6 +189,9 @@ impl Search {
         let result = program::run(&context, program)?;
         self.done.ops += program.len() as u64;
         self.done.sequences += 1;
+        if let Err(failed) = &result {
+            self.failed = format!("{:#}", failed.error);
+        }
         if self.progress.is_due() {
             self.say(self.done.to_string())?;
         }
@@ -230,7 +236,7 @@ impl Search {
     /// The shortest program that fails, of those that are simpler than `program`.
     fn shrink<T>(
         &mut self,
-        tree: &mut impl ValueTree<Value = (Contract, Vec<Op>, T)>,
+        tree: &mut impl ValueTree<Value = (Arc<Contract>, Vec<Op>, T)>,
         program: Vec<Op>,
     ) -> Result<Vec<Op>> {
         let count = program.len();
@@ -285,7 +291,7 @@ impl Search {
         self.begin_sequence()?;
         let context = Context::new(&self.devices, &self.log, None);
         let what = match program::run(&context, program)? {
-            Ok(()) => "it failed before, and doesn't any more".to_owned(),
+            Ok(()) => format!("it failed before, and doesn't any more; then: {}", self.failed),
             Err(failed) => match failed.error.downcast::<Failure>() {
                 Ok(failure) => {
                     let mut log = self.log();

@@ -5,7 +5,11 @@ use anyhow::Result;
 use events::Difference;
 use harness::Failure;
 use mdev_dma::pattern;
-use std::{collections::BTreeSet, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    sync::{Arc, LazyLock},
+};
 use vfio_client::{Access, Memory};
 
 /// All memory that is mapped, or was: devices must not change it then.
@@ -26,14 +30,15 @@ struct Region {
 /// Bytes around what is mapped that nobody may write to: a page.
 pub const BORDER: usize = PAGE as usize;
 
-/// What is in a border.
+/// The seed of the pattern in a border.
 const BORDER_SEED: u64 = 0x626f_7264_6572;
 
-fn border() -> [u8; BORDER] {
+/// What is in a border.
+static BORDER_BYTES: LazyLock<[u8; BORDER]> = LazyLock::new(|| {
     let mut bytes = [0; BORDER];
     pattern::fill(&mut bytes, BORDER_SEED, 0);
     bytes
-}
+});
 
 /// New memory for `backed` bytes, behind a border. Up to `size` bytes, at least one, nothing is behind
 /// it; if nothing is missing, a border.
@@ -42,9 +47,9 @@ pub fn new_memory(size: u64, backed: u64) -> Result<Arc<Memory>> {
     let guard = (size.max(1).next_multiple_of(PAGE) as usize).saturating_sub(len);
     let behind = if guard == 0 { BORDER } else { 0 };
     let memory = Memory::with_guard(BORDER + len + behind, guard)?;
-    memory.write(0, &border());
+    memory.write(0, &*BORDER_BYTES);
     if guard == 0 {
-        memory.write(BORDER + len, &border());
+        memory.write(BORDER + len, &*BORDER_BYTES);
     }
     Ok(Arc::new(memory))
 }
@@ -161,12 +166,11 @@ impl Regions {
 
     /// Compares the borders of the memory that was mapped in the last so many mappings.
     pub fn check_borders(&self, count: usize) -> Result<()> {
-        let expected = border();
         for region in self.0.iter().rev().take(count) {
             let behind = BORDER + region.shadow.len();
             let both = [(0, "before"), (behind, "behind")];
             for (at, place) in both.into_iter().filter(|&(at, _)| at < region.memory.len()) {
-                if let Some(word) = region.memory.first_difference(at, &expected) {
+                if let Some(word) = region.memory.first_difference(at, &*BORDER_BYTES) {
                     let what = format!(
                         "memory: what is {place} that of the mapping at {:#x} was written, at byte {word:#x}",
                         region.iova
@@ -274,7 +278,7 @@ mod tests {
                 let error = regions.check_borders(1).unwrap_err().to_string();
                 assert!(error.contains(place), "{error}");
                 regions.check_borders(0).unwrap();
-                memory.write(0, &border());
+                memory.write(0, &*BORDER_BYTES);
             }
         }
     }

@@ -239,7 +239,15 @@ impl Memory {
     /// word that is written in part are written back as they were: don't race a device for them.
     pub fn write(&self, offset: usize, from: &[u8]) {
         let _lock = self.lock(offset, from.len(), Access::ReadWrite);
-        let (mut at, mut rest) = (offset, from);
+        // Whole words, which most of it are.
+        let words = if offset % WORD == 0 { from.len() / WORD } else { 0 };
+        let (whole, rest) = from.split_at(words * WORD);
+        for (word, bytes) in
+            self.words_at(offset / WORD, words).iter().zip(whole.chunks_exact(WORD))
+        {
+            word.store(bytes.try_into().map_or(0, u64::from_ne_bytes), Relaxed);
+        }
+        let (mut at, mut rest) = (offset + whole.len(), rest);
         while !rest.is_empty() {
             let in_word = at % WORD;
             let (part, next) = rest.split_at(rest.len().min(WORD - in_word));
