@@ -16,10 +16,11 @@ mod watch;
 
 use anyhow::Result;
 use events::Sink;
-use harness::{Context, Output, Selection};
+use harness::{Context, Output, Recorder, Selection};
 use pair::MachinePair;
 use runner::{Runner, Settings};
-use std::process::ExitCode;
+use std::{cell::RefCell, process::ExitCode, time::Duration};
+use watch::Watch;
 
 /// Migrate machines of QEMU while the device writes, and compare their memory
 ///
@@ -63,6 +64,23 @@ pub struct Arguments {
     /// The QEMU to run
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     qemu: String,
+
+    /// How long to wait for what should happen by itself, such as that a migration completes
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    limit: u64,
+}
+
+impl Arguments {
+    /// A pair of machines, none of which there is yet.
+    fn pair<'a>(
+        &'a self,
+        context: &'a Context<'a>,
+        recorder: &'a RefCell<Recorder>,
+        seed: u64,
+    ) -> Result<MachinePair<'a>> {
+        let watch = Watch::new(recorder, Duration::from_secs(self.limit));
+        MachinePair::new(context, watch, &self.qemu, seed)
+    }
 }
 
 /// Runs the command. `print` gets what happens.
@@ -81,8 +99,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     settings.run(&arguments.output, print, |runner| {
         for case in selected {
             runner.one(case.name, case.about, |context, recorder| {
-                let mut pair =
-                    MachinePair::new(context, recorder, &arguments.qemu, arguments.seed)?;
+                let mut pair = arguments.pair(context, recorder, arguments.seed)?;
                 let result = (case.run)(&mut pair);
                 Ok((result, pair.logs()))
             })?;
@@ -110,7 +127,7 @@ fn rounds_of_one_machine(
     let log = recorder.borrow().log().clone();
     let context = Context::new(runner.devices, &log, None);
     let seed = arguments.seed.wrapping_add(number << 32);
-    let mut pair = MachinePair::new(&context, recorder, &arguments.qemu, seed)?;
+    let mut pair = arguments.pair(&context, recorder, seed)?;
     let mut is_well = true;
     let first = number;
     while is_well && number < arguments.rounds && !runner.is_stopped() {

@@ -10,14 +10,11 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use events::Event;
-use harness::{Context, Recorder};
+use harness::Context;
 use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
 use qemu_client::{Bar, Migration, MigrationStatus, RunState};
-use std::{cell::RefCell, fmt, ops::Range, path::PathBuf, thread, time::Duration};
+use std::{fmt, ops::Range, path::PathBuf, thread, time::Duration};
 use tempfile::TempDir;
-
-/// After so long, something that should happen by itself doesn't.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// A quiesced device writes nothing for so long.
 const QUIET: Duration = Duration::from_millis(20);
@@ -56,13 +53,13 @@ impl<'a> MachinePair<'a> {
     /// With no machine yet.
     pub fn new(
         context: &'a Context<'a>,
-        recorder: &'a RefCell<Recorder>,
+        watch: Watch<'a>,
         qemu: &'a str,
         seed: u64,
     ) -> Result<Self> {
         Ok(Self {
             context,
-            watch: Watch::new(recorder, LIMIT),
+            watch,
             qemu,
             directory: new_directory()?,
             here: None,
