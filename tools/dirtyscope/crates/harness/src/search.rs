@@ -125,12 +125,13 @@ impl Engine<'_> {
                     total.1 += counting;
                     continue;
                 }
-                Reported::Message(Message::Passed) => return Ok(Some((Verdict::Pass, false))),
+                Reported::Message(Message::Passed) => return finished(worker, Verdict::Pass),
                 Reported::Message(Message::Skipped(why)) => {
-                    return Ok(Some((Verdict::Skip { why }, false)));
+                    return finished(worker, Verdict::Skip { why });
                 }
                 Reported::Message(Message::Failed { what, program }) => {
-                    return Ok(Some((self.failed(job, what, &program, recorder)?, false)));
+                    let verdict = self.failed(job, what, &program, recorder)?;
+                    return finished(worker, verdict);
                 }
                 Reported::Hung(stacks) => {
                     (format!("hung for {} s\n{stacks}", LIMIT.as_secs()), true)
@@ -161,4 +162,14 @@ impl Engine<'_> {
         }
         Ok(Verdict::Fail { why: what })
     }
+}
+
+/// Waits for the end of a worker that has said what came of its job: until then it has devices, which it
+/// gives back as they were, also to the next one.
+fn finished(worker: Worker, verdict: Verdict) -> Result<Option<(Verdict, bool)>> {
+    Ok(Some(match (worker.finish(LIMIT)?, verdict) {
+        (None, verdict) => (verdict, false),
+        (Some(_), failed @ Verdict::Fail { .. }) => (failed, true),
+        (Some(why), _) => (Verdict::Fail { why }, true),
+    }))
 }

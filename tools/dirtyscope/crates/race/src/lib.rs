@@ -243,7 +243,10 @@ fn watch(
         let mut stacks = None;
         let (mut why, program) = match reported {
             Reported::Message(Message::Progress) => continue,
-            Reported::Message(Message::Passed) => return Ok(Some(Ending::default())),
+            // Until it has ended it has devices, which it gives back as they were.
+            Reported::Message(Message::Passed) => {
+                return Ok(Some(Ending { what: worker.finish(LIMIT)?, stacks: None }));
+            }
             Reported::Message(Message::Failed { what, program }) => (what, program),
             Reported::Ended(_) if stop.load(Relaxed) => return Ok(None),
             Reported::Ended(status) => {
