@@ -181,7 +181,7 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         };
         let complaints = recorder.complaints(&mut messages)?;
-        let usable = ending.stacks.is_none() && complaints.is_empty();
+        let usable = ending.ended && complaints.is_empty();
         let verdict = ending.verdict(&complaints, arguments.strict);
         all_passed &= !matches!(verdict, Verdict::Fail { .. });
         recorder.result(&name, verdict)?;
@@ -194,17 +194,18 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
 }
 
 /// How a job ended.
-#[derive(Default)]
 struct Ending {
     /// What was wrong, if anything was.
     what: Option<String>,
     /// What tasks wait for, if it hangs.
     stacks: Option<String>,
+    /// Whether the worker has ended, and so given its devices back as they were.
+    ended: bool,
 }
 
 impl Ending {
     fn verdict(self, complaints: &[String], strict: bool) -> Verdict {
-        let Self { what, stacks } = self;
+        let Self { what, stacks, .. } = self;
         let known =
             finding::name(what.as_deref().unwrap_or_default(), stacks.as_deref(), complaints);
         let Some(why) = what.or_else(|| (!complaints.is_empty()).then(String::new)) else {
@@ -240,21 +241,24 @@ fn watch(
     loop {
         let reported = worker.next(LIMIT)?;
         recorder.follow()?;
-        let mut stacks = None;
+        let (mut stacks, mut ended) = (None, true);
         let (mut why, program) = match reported {
             Reported::Message(Message::Progress) => continue,
-            // Until it has ended it has devices, which it gives back as they were.
             Reported::Message(Message::Passed) => {
-                return Ok(Some(Ending { what: worker.finish(LIMIT)?, stacks: None }));
+                let what = worker.finish(LIMIT)?;
+                return Ok(Some(Ending { ended: what.is_none(), what, stacks }));
             }
-            Reported::Message(Message::Failed { what, program }) => (what, program),
+            Reported::Message(Message::Failed { what, program }) => {
+                ended = worker.finish(LIMIT)?.is_none();
+                (what, program)
+            }
             Reported::Ended(_) if stop.load(Relaxed) => return Ok(None),
             Reported::Ended(status) => {
                 (format!("the process that did it ended, {status}"), last_round(recorder)?)
             }
             Reported::Hung(found) => {
                 let why = format!("hung for {} s\n{found}", LIMIT.as_secs());
-                stacks = Some(found);
+                (stacks, ended) = (Some(found), false);
                 (why, last_round(recorder)?)
             }
         };
@@ -267,7 +271,7 @@ fn watch(
             let file = format!("{}.race", name.replace('/', "-"));
             save(&arguments.save, &file, &why, &program, recorder)?;
         }
-        return Ok(Some(Ending { what: Some(why), stacks }));
+        return Ok(Some(Ending { what: Some(why), stacks, ended }));
     }
 }
 
