@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use mdev_dma::{Error, MdevDma, RegisterAccess, Width, uapi};
 use std::{
     fs::{self, File, OpenOptions},
-    io::ErrorKind,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
-use vfio_client::Mmio;
+use vfio_client::{Mmio, PciFunction};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 
@@ -24,12 +23,7 @@ const PCI_COMMAND_INTX_DISABLE: u16 = 0x400;
 pub const UIO: &str = "uio_pci_generic";
 
 /// A PCI function with the device's ids.
-pub struct Function {
-    /// Its directory in sysfs.
-    path: PathBuf,
-    /// Its address: domain, bus, slot and function.
-    pub address: String,
-}
+pub struct Function(PciFunction);
 
 impl Function {
     /// The one at `address`, or the only one there is.
@@ -42,7 +36,7 @@ impl Function {
             let path = devices.join(address);
             let what = format!("--device {address}: no PCI function {}", path.display());
             ensure!(path.is_dir(), "{what}; addresses are as in \"lspci -D\", e.g. 0000:00:04.0");
-            let this = Self { path, address: address.into() };
+            let this = Self(PciFunction::new(path));
             ensure!(this.is_ours()?, "--device {address} is no {}", ids());
             return Ok(this);
         }
@@ -52,8 +46,7 @@ impl Function {
         let mut found = Vec::new();
         for entry in entries {
             let entry = entry.with_context(|| at.to_string())?;
-            let address = entry.file_name().to_string_lossy().into_owned();
-            let this = Self { path: entry.path(), address };
+            let this = Self(PciFunction::new(entry.path()));
             if this.is_ours()? {
                 found.push(this);
             }
@@ -61,7 +54,7 @@ impl Function {
         let what = format!("{at} has no {}: does the VMM give it to this machine?", ids());
         ensure!(!found.is_empty(), what);
         if found.len() > 1 {
-            let mut addresses: Vec<_> = found.iter().map(|this| this.address.as_str()).collect();
+            let mut addresses: Vec<_> = found.iter().map(Self::address).collect();
             addresses.sort_unstable();
             bail!(
                 "there is more than one {}: say --device with one of {}",
@@ -72,6 +65,11 @@ impl Function {
         Ok(found.remove(0))
     }
 
+    /// Its address: domain, bus, slot and function.
+    pub fn address(&self) -> String {
+        self.0.address()
+    }
+
     fn is_ours(&self) -> Result<bool> {
         let ids = (self.number("vendor")?, self.number("device")?);
         let ours = (uapi::RUST_MDEV_DMA_PCI_VENDOR_ID, uapi::RUST_MDEV_DMA_PCI_DEVICE_ID);
@@ -80,7 +78,7 @@ impl Function {
 
     /// Fails if what the device takes for addresses isn't what the CPU does.
     pub fn refuse_iommu(&self) -> Result<()> {
-        let group = self.path.join("iommu_group");
+        let group = self.0.path().join("iommu_group");
         if !group.exists() {
             return Ok(());
         }
@@ -90,15 +88,14 @@ impl Function {
             kind.trim() == "identity",
             "this machine has an IOMMU in front of {}, so physical addresses, which are all that a \
              process can find out, aren't what the device needs: boot with iommu=pt, or without an IOMMU",
-            self.address
+            self.address()
         );
         Ok(())
     }
 
     /// The driver that has it.
     pub fn driver(&self) -> Option<String> {
-        let link = fs::read_link(self.path.join("driver")).ok()?;
-        Some(link.file_name()?.to_string_lossy().into_owned())
+        self.0.driver()
     }
 
     /// Fails if a driver has it that would not expect us.
@@ -106,29 +103,24 @@ impl Function {
         match self.driver() {
             Some(driver) if driver != UIO => bail!(
                 "the driver {driver} has {address}: echo {address} > {path}/driver/unbind",
-                address = self.address,
-                path = self.path.display()
+                address = self.address(),
+                path = self.0.path().display()
             ),
             _ => Ok(()),
         }
     }
 
-    /// Gives it to [`UIO`], if that driver is there. Returns whether it has it.
-    pub fn bind_uio(&self) -> Result<bool> {
-        let driver = Path::new("/sys/bus/pci/drivers").join(UIO);
-        if self.driver().is_some() || !driver.is_dir() {
-            return Ok(self.driver().is_some());
+    /// Gives it to [`UIO`], if it has no driver and that one is there.
+    pub fn bind_uio(&self) -> Result<()> {
+        if self.driver().is_none() && PciFunction::has_driver(UIO) {
+            self.0.bind(UIO)?;
         }
-        self.write("driver_override", UIO)?;
-        let bind = driver.join("bind");
-        fs::write(&bind, &self.address)
-            .with_context(|| format!("write {} to {}", self.address, bind.display()))?;
-        Ok(true)
+        Ok(())
     }
 
     /// The file through which [`UIO`] tells of interrupts.
     pub fn uio(&self) -> Result<File> {
-        let directory = self.path.join("uio");
+        let directory = self.0.path().join("uio");
         let what = || format!("{}", directory.display());
         let mut entries = fs::read_dir(&directory).with_context(what)?;
         let name = entries.next().with_context(what)??.file_name();
@@ -141,33 +133,33 @@ impl Function {
     pub fn open(&self) -> Result<MdevDma<Bar>> {
         // A driver has done so, and nobody else may then.
         if self.driver().is_none() {
-            self.write("enable", "1")?;
+            self.0.write("enable", "1")?;
         }
         self.change_command(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 0)?;
         self.check_bar()?;
-        let path = self.path.join("resource0");
+        let path = self.0.path().join("resource0");
         let file = OpenOptions::new().read(true).write(true).open(&path);
         let file = file.with_context(|| path.display().to_string())?;
         let mmio = Mmio::of_file(&file, uapi::RUST_MDEV_DMA_BAR_SIZE as usize)
             .context("does the kernel's lockdown forbid it? See /sys/kernel/security/lockdown")?;
         let device = MdevDma::new(Bar(mmio));
-        device.check().with_context(|| format!("BAR 0 of {}", self.address))?;
+        device.check().with_context(|| format!("BAR 0 of {}", self.address()))?;
         Ok(device)
     }
 
     /// Fails if firmware or kernel gave BAR 0 no address.
     fn check_bar(&self) -> Result<()> {
-        let resources = self.read("resource")?;
+        let resources = self.0.read("resource")?;
         let mut words = resources.split_whitespace();
         let mut word = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
         let (start, end) = word()
             .zip(word())
-            .with_context(|| anyhow!("{}/resource: {resources}", self.path.display()))?;
+            .with_context(|| anyhow!("{}/resource: {resources}", self.0.path().display()))?;
         ensure!(
             start != 0 && end - start + 1 == u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE),
             "BAR 0 of {} is at {start:#x}-{end:#x}: firmware and kernel gave it no address of its own; \
              boot with pci=realloc",
-            self.address
+            self.address()
         );
         Ok(())
     }
@@ -179,7 +171,7 @@ impl Function {
 
     /// Sets and clears bits of the command register.
     fn change_command(&self, set: u16, clear: u16) -> Result<()> {
-        let path = self.path.join("config");
+        let path = self.0.path().join("config");
         let what = || path.display().to_string();
         let file = OpenOptions::new().read(true).write(true).open(&path).with_context(what)?;
         let mut bytes = [0; 2];
@@ -189,26 +181,10 @@ impl Function {
     }
 
     fn number(&self, name: &str) -> Result<u32> {
-        let text = self.read(name)?;
+        let text = self.0.read(name)?;
         let digits = text.trim().trim_start_matches("0x");
         u32::from_str_radix(digits, 16)
-            .with_context(|| format!("{}/{name}: {text:?}", self.path.display()))
-    }
-
-    fn read(&self, name: &str) -> Result<String> {
-        let path = self.path.join(name);
-        fs::read_to_string(&path).with_context(|| path.display().to_string())
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.path.join(name);
-        fs::write(&path, text).map_err(|error| {
-            let hint = match error.kind() {
-                ErrorKind::PermissionDenied => ": this needs root",
-                _ => "",
-            };
-            anyhow!(error).context(format!("write {text} to {}{hint}", path.display()))
-        })
+            .with_context(|| format!("{}/{name}: {text:?}", self.0.path().display()))
     }
 }
 
@@ -269,8 +245,8 @@ mod tests {
     fn the_only_one_is_found() {
         let devices = devices(&[("0000:00:03.0", "0x11e8"), ("0000:00:04.0", "0x4d44")]);
         let find = |address| Function::find_in(devices.path(), address);
-        assert_eq!(find(None).unwrap().address, "0000:00:04.0");
-        assert_eq!(find(Some("0000:00:04.0")).unwrap().address, "0000:00:04.0");
+        assert_eq!(find(None).unwrap().address(), "0000:00:04.0");
+        assert_eq!(find(Some("0000:00:04.0")).unwrap().address(), "0000:00:04.0");
         assert!(
             error(find(Some("0000:00:03.0"))).contains("is no rust_mdev_dma device (1234:4d44)")
         );
@@ -292,7 +268,7 @@ mod tests {
     fn an_iommu_that_translates_is_refused() {
         let (_devices, function) = ours();
         function.refuse_iommu().unwrap();
-        let group = function.path.join("iommu_group");
+        let group = function.0.path().join("iommu_group");
         fs::create_dir(&group).unwrap();
         for (kind, is_fine) in [("identity\n", true), ("DMA-FQ\n", false), ("DMA\n", false)] {
             fs::write(group.join("type"), kind).unwrap();
@@ -305,7 +281,7 @@ mod tests {
         let (devices, function) = ours();
         function.refuse_driver().unwrap();
         for (driver, is_fine) in [(UIO, true), ("vfio-pci", false)] {
-            let link = function.path.join("driver");
+            let link = function.0.path().join("driver");
             let _ = fs::remove_file(&link);
             symlink(devices.path().join(driver), link).unwrap();
             assert_eq!(function.refuse_driver().is_ok(), is_fine, "{driver}");
@@ -318,7 +294,7 @@ mod tests {
         let (_devices, function) = ours();
         let nowhere = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
         for (resource, is_fine) in [(BAR, true), (nowhere, false), ("", false)] {
-            fs::write(function.path.join("resource"), resource).unwrap();
+            fs::write(function.0.path().join("resource"), resource).unwrap();
             assert_eq!(function.check_bar().is_ok(), is_fine, "{resource}");
         }
     }
@@ -326,7 +302,7 @@ mod tests {
     #[test]
     fn only_the_bits_meant_change_in_the_command_register() {
         let (_devices, function) = ours();
-        let path = function.path.join("config");
+        let path = function.0.path().join("config");
         fs::write(&path, [0x34, 0x12, 0x44, 0x4d, 0x00, 0x05, 0x10, 0x00]).unwrap();
         function.change_command(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 0).unwrap();
         assert_eq!(fs::read(&path).unwrap(), [0x34, 0x12, 0x44, 0x4d, 0x06, 0x05, 0x10, 0x00]);

@@ -2,7 +2,7 @@
 
 //! `dirtyscope guest`: inside a guest, has the device write to memory, and checks it.
 //!
-//! [`worker::Worker`] is what goes on, [`service::Service`] the process in which it does. There is no
+//! [`workload::Workload`] is what goes on, [`service::Service`] the process in which it does. There is no
 //! VFIO in a guest: [`function::Function`] drives the device by sysfs, and [`memory::HugePage`] is
 //! memory whose physical address is known.
 
@@ -12,7 +12,7 @@ mod function;
 mod interrupts;
 mod memory;
 mod service;
-mod worker;
+mod workload;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Subcommand;
@@ -24,7 +24,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use worker::{Load, Worker};
+use workload::{Parameters, Workload};
 
 /// Inside a guest: have the device write to its memory, and check that
 ///
@@ -87,7 +87,7 @@ struct StartArguments {
 
 /// Parses a number of pages, of which each writer has a huge page.
 fn pages(text: &str) -> Result<u64> {
-    let (most, unit) = (harness::HUGE_PAGE / mdev_dma::PAGE, worker::BATCH);
+    let (most, unit) = (harness::HUGE_PAGE / mdev_dma::PAGE, workload::BATCH);
     let pages = text.parse()?;
     let fits = pages % unit == 0 && (2 * unit..=most).contains(&pages);
     ensure!(fits, "a multiple of {unit}, from {} to {most}", 2 * unit);
@@ -113,7 +113,7 @@ fn ask(request: Request) -> Result<ExitCode> {
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Starts the process that goes on, and waits until it does.
+/// Starts the background process, and waits until it has device and CPU write.
 fn start(arguments: &StartArguments) -> Result<ExitCode> {
     if Request::Status.ask()?.is_some() {
         bail!("\"dirtyscope guest\" runs already: \"dirtyscope guest stop\" ends it");
@@ -134,7 +134,7 @@ fn start(arguments: &StartArguments) -> Result<ExitCode> {
         command.args(["--device", address]);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().context("start the process that goes on")?;
+    let mut child = command.spawn().context("start the background process")?;
     let begin = Instant::now();
     loop {
         if child.try_wait()?.is_some() {
@@ -158,15 +158,15 @@ fn why(child: Child) -> Result<String> {
     Ok(text.trim().trim_start_matches("dirtyscope: ").into())
 }
 
-/// Is the process that goes on.
+/// Runs as the background process.
 fn serve(arguments: &StartArguments) -> Result<ExitCode> {
     // The terminal that we were started from may go.
     rustix::process::setsid().context("setsid")?;
     let stop = stop_on_signals()?;
     let seed = arguments.seed.map_or_else(new_seed, Ok)?;
-    let (device, load) =
-        (arguments.device.as_deref(), Load { rate: arguments.rate, pages: arguments.pages, seed });
-    Service::new(|| Worker::start(device, &load))?.run(&stop)?;
+    let parameters = Parameters { rate: arguments.rate, pages: arguments.pages, seed };
+    let device = arguments.device.as_deref();
+    Service::new(|| Workload::start(device, &parameters))?.run(&stop)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The process that goes on, and how one speaks to it: a Unix socket with a name that no file has, so
+//! The background process, and how one speaks to it: a Unix socket with a name that no file has, so
 //! that nothing stays of it, whatever ends it. A request is a line; what comes back is a line with the
 //! exit code, and text.
 
-use crate::worker::Worker;
+use crate::workload::Workload;
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -48,7 +48,7 @@ impl Request {
         }
     }
 
-    /// Asks the process that goes on. Returns whether all is well, and its words; none if there is no
+    /// Asks the background process. Returns whether all is well, and its words; none if there is no
     /// such process.
     pub fn ask(self) -> Result<Option<(bool, String)>> {
         let Ok(mut stream) = UnixStream::connect_addr(&address()?) else { return Ok(None) };
@@ -62,21 +62,21 @@ impl Request {
     }
 }
 
-/// The process that goes on.
+/// The background process.
 pub struct Service {
     listener: UnixListener,
-    worker: Worker,
+    workload: Workload,
     /// What was wrong, if something was: all that device and CPU wrote stays as it is then.
     failure: Option<String>,
 }
 
 impl Service {
     /// The only one there is, with a device that has begun to write. The error says why it hasn't.
-    pub fn new(start: impl FnOnce() -> Result<Worker>) -> Result<Self> {
+    pub fn new(start: impl FnOnce() -> Result<Workload>) -> Result<Self> {
         let Ok(listener) = UnixListener::bind_addr(&address()?) else {
             bail!("\"dirtyscope guest\" runs already: \"dirtyscope guest stop\" ends it")
         };
-        Ok(Self { listener, worker: start()?, failure: None })
+        Ok(Self { listener, workload: start()?, failure: None })
     }
 
     /// Goes on until it is told to stop, by request or by a signal.
@@ -92,13 +92,13 @@ impl Service {
             }
             if Instant::now() >= next {
                 if self.failure.is_none() {
-                    let result = self.worker.write();
+                    let result = self.workload.write();
                     self.note(result);
                 }
-                next = Instant::now() + self.worker.period();
+                next = Instant::now() + self.workload.period();
             }
         }
-        self.worker.stop()
+        self.workload.stop()
     }
 
     /// Whether somebody asks within this time.
@@ -116,7 +116,7 @@ impl Service {
     fn note(&mut self, result: Result<()>) {
         let Err(error) = result else { return };
         let mut text = format!("{error:#}");
-        if let Err(error) = self.worker.halt() {
+        if let Err(error) = self.workload.halt() {
             text += &format!("\nand the device can't be stopped: {error:#}");
         }
         self.failure.get_or_insert(text);
@@ -135,19 +135,19 @@ impl Service {
         let request = Request::ALL.into_iter().find(|request| request.name() == line.trim());
         let request = request.with_context(|| format!("no request: {line:?}"))?;
         if request != Request::Status && self.failure.is_none() {
-            let result = self.worker.check();
+            let result = self.workload.check();
             self.note(result);
         }
         if request == Request::Stop {
-            let result = self.worker.stop();
+            let result = self.workload.stop();
             self.note(result);
         }
         match &self.failure {
-            None => writeln!(stream, "0\n{}\nstate: all is as it must be", self.worker)?,
+            None => writeln!(stream, "0\n{}\nstate: all is as it must be", self.workload)?,
             Some(failure) => writeln!(
                 stream,
                 "1\n{}\nstate: failed, device and CPU write no more\n{failure}",
-                self.worker
+                self.workload
             )?,
         }
         Ok(request)

@@ -35,6 +35,7 @@ mod logging;
 mod memory;
 mod migration;
 mod mmio;
+mod pci;
 mod signals;
 mod sys;
 mod unserved;
@@ -51,6 +52,7 @@ pub use irq::{EventFd, IrqData, SetIrqs};
 pub use memory::{Access, Memory};
 pub use migration::{DataFile, MigState, PrecopyInfo};
 pub use mmio::Mmio;
+pub use pci::PciFunction;
 pub use signals::Signals;
 pub use unserved::{Served, Unserved};
 /// Constants and structures of `include/uapi/linux/vfio.h`.

@@ -18,7 +18,7 @@ use std::{fmt, ops::Range, time::Duration};
 pub const BATCH: u64 = 8;
 
 /// What is asked of device and CPU.
-pub struct Load {
+pub struct Parameters {
     /// Pages per second, of each writer.
     pub rate: u32,
     /// Pages that each has to write to: at least two batches, at most those of a huge page.
@@ -63,7 +63,7 @@ struct Area {
 }
 
 /// A device, and memory for it and the CPU to write to.
-pub struct Worker {
+pub struct Workload {
     function: Function,
     device: MdevDma<Bar>,
     interrupts: Interrupts,
@@ -76,9 +76,12 @@ pub struct Worker {
     checks: u64,
 }
 
-impl Worker {
+impl Workload {
     /// Finds and enables the device, takes memory, and lets the generator write to it.
-    pub fn start(address: Option<&str>, &Load { rate, pages, seed }: &Load) -> Result<Self> {
+    pub fn start(
+        address: Option<&str>,
+        &Parameters { rate, pages, seed }: &Parameters,
+    ) -> Result<Self> {
         let function = Function::find(address)?;
         function.refuse_driver()?;
         function.refuse_iommu()?;
@@ -91,7 +94,7 @@ impl Worker {
         ensure!(
             pins == 0,
             "the device has {pins} pins that somebody left: echo 1 > /sys/bus/pci/devices/{}/reset",
-            function.address
+            function.address()
         );
         let interrupts = Interrupts::set_up(&function, &device)?;
         let generator = GeneratorConfig {
@@ -248,9 +251,9 @@ impl Worker {
     }
 }
 
-impl fmt::Display for Worker {
+impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "device: {}", self.function.address)?;
+        writeln!(f, "device: {}", self.function.address())?;
         match &self.interrupts {
             Interrupts::Uio { count, .. } => writeln!(f, "interrupts: {count}, by {UIO}")?,
             Interrupts::Polled => {
