@@ -2,7 +2,11 @@
 
 //! The cases of migration: ways to write memory meanwhile.
 
-use crate::{machine::RAM, pair::MachinePair};
+use crate::{
+    machine::RAM,
+    pair::MachinePair,
+    runner::{Case, case},
+};
 use anyhow::{Result, ensure};
 use mdev_dma::{
     Opcode, PAGE,
@@ -29,28 +33,11 @@ pub const WINDOW: Range<u64> = 0x100_0000 / PAGE..0x140_0000 / PAGE;
 /// Memory below 640 KiB: a mapping of its own.
 const LOW: Range<u64> = 0x1_0000 / PAGE..0xa_0000 / PAGE;
 
-/// A case.
-#[derive(Clone, Copy)]
-pub struct Case {
-    /// `family/name`, which stays as it is once people know it.
-    pub name: &'static str,
-    /// What it is about, in a line.
-    pub about: &'static str,
-    /// Runs it.
-    pub run: fn(&mut MachinePair<'_>) -> Result<()>,
-}
-
-/// A case, in a line.
-pub const fn case(
-    name: &'static str,
-    about: &'static str,
-    run: fn(&mut MachinePair<'_>) -> Result<()>,
-) -> Case {
-    Case { name, about, run }
-}
+/// A case with machines that have no guest.
+pub type MachineCase = Case<fn(&mut MachinePair<'_>) -> Result<()>>;
 
 /// These cases.
-pub const CASES: &[Case] = &[
+pub const CASES: &[MachineCase] = &[
     case("migrate/idle", "nothing is written", idle),
     case("migrate/pinned", "written through pins only", pinned),
     case("migrate/dma-rw", "written by vfio_dma_rw() only", dma_rw),

@@ -6,13 +6,13 @@
 use crate::{
     contents,
     machine::{Machine, Role},
-    watch::{Watch, new_directory},
+    watch::{Watch, new_directory, runs_on},
 };
 use anyhow::{Context as _, Result, ensure};
 use events::Event;
 use harness::Context;
 use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
-use qemu_client::{Bar, Migration, MigrationStatus, RunState};
+use qemu_client::{Bar, Migration, MigrationStatus};
 use std::{fmt, ops::Range, path::PathBuf, thread, time::Duration};
 use tempfile::TempDir;
 
@@ -253,8 +253,7 @@ impl<'a> MachinePair<'a> {
         use MigrationStatus::{Active, Cancelling, Failing};
         self.migrating(&[Active, Cancelling, Failing], |migration| migration.status == end)?;
         self.there = None;
-        let state = self.here().monitor().run_state()?;
-        ensure!(state == RunState::running, "the machine is {state:?}, it should have gone on");
+        runs_on(self.here().monitor())?;
         self.written(1)
     }
 

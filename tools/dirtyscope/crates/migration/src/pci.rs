@@ -3,8 +3,9 @@
 //! The device as a PCI function that QEMU gives to a machine.
 
 use crate::{
-    cases::{Case, WINDOW, case},
+    cases::{MachineCase, WINDOW},
     pair::MachinePair,
+    runner::case,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::Skip;
@@ -12,7 +13,7 @@ use mdev_dma::{Opcode, PAGE, Width, uapi::RUST_MDEV_DMA_IRQ_COMMAND};
 use std::{fmt::Write as _, fs, process::Command};
 
 /// These cases.
-pub const CASES: &[Case] = &[
+pub const CASES: &[MachineCase] = &[
     case("pci/lspci", "lspci -vvv understands configuration space", lspci),
     case("pci/intx", "a command that ends raises INTx, until that is acknowledged", intx),
     case("pci/msi", "a command that ends sends a message, also where the machine migrates to", msi),

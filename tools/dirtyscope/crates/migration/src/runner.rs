@@ -17,6 +17,22 @@ use std::{
 };
 use uuid::Uuid;
 
+/// A case, which `run` runs.
+#[derive(Clone, Copy)]
+pub struct Case<F> {
+    /// `family/name`, which stays as it is once people know it.
+    pub name: &'static str,
+    /// What it is about, in a line.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: F,
+}
+
+/// A case, in a line.
+pub const fn case<F: Copy>(name: &'static str, about: &'static str, run: F) -> Case<F> {
+    Case { name, about, run }
+}
+
 /// What a run is about.
 pub struct Settings<'a> {
     /// What results call it.

@@ -2,10 +2,10 @@
 
 //! What is common to all migrations: QEMU is asked how it stands, and waits have a limit.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use events::{Event, Pass};
 use harness::{Progress, Recorder};
-use qemu_client::{Migration, MigrationStatus, Monitor};
+use qemu_client::{Migration, MigrationStatus, Monitor, RunState};
 use std::{
     cell::RefCell,
     path::Path,
@@ -86,6 +86,13 @@ impl<'a> Watch<'a> {
             }
         }
     }
+}
+
+/// Fails unless a machine runs, which it should after a migration that didn't succeed.
+pub fn runs_on(monitor: &Monitor) -> Result<()> {
+    let state = monitor.run_state()?;
+    ensure!(state == RunState::running, "the machine is {state:?}, it should have gone on");
+    Ok(())
 }
 
 /// A wait for something, with a limit.

@@ -3,30 +3,15 @@
 //! The cases of migration with a guest.
 
 use super::pair::GuestPair;
+use crate::runner::{Case, case};
 use anyhow::{Context as _, Result};
 use qemu_client::MigrationCapability;
 
-/// A case.
-#[derive(Clone, Copy)]
-pub struct Case {
-    /// `guest/name`, which stays as it is once people know it.
-    pub name: &'static str,
-    /// What it is about, in a line.
-    pub about: &'static str,
-    /// Runs it.
-    pub run: fn(&mut GuestPair<'_>) -> Result<()>,
-}
-
-const fn case(
-    name: &'static str,
-    about: &'static str,
-    run: fn(&mut GuestPair<'_>) -> Result<()>,
-) -> Case {
-    Case { name, about, run }
-}
+/// A case with machines that have a guest.
+pub type GuestCase = Case<fn(&mut GuestPair<'_>) -> Result<()>>;
 
 /// These cases.
-pub const CASES: &[Case] = &[
+pub const CASES: &[GuestCase] = &[
     case("guest/back-and-forth", "to another machine, and back", back_and_forth),
     case("guest/cancelled", "a migration is cancelled, the next one is good", cancelled),
     case("guest/multifd", "memory is sent by several threads", multifd),

@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-/// A guest that is emulated by what is emulated takes its time to answer.
-const LIMIT: Duration = Duration::from_secs(240);
+/// A guest that is emulated by what is emulated takes its time, and QEMU with it.
+pub const LIMIT: Duration = Duration::from_secs(240);
 
 /// How a machine with the device is to have it: the bus "socket" is in the arguments that come with the guest.
 const DRIVER: &str = "vfio-pci";

@@ -2,18 +2,15 @@
 
 //! What a case works with: a machine with a guest, and a second one that it migrates to.
 
-use super::machine::GuestMachine;
-use crate::watch::{Watch, new_directory};
+use super::machine::{GuestMachine, LIMIT};
+use crate::watch::{Watch, new_directory, runs_on};
 use anyhow::{Result, bail, ensure};
 use events::Event;
 use harness::{Context, Recorder};
 use mdev_dma::sysfs::Mdev;
-use qemu_client::{MigrationCapability, MigrationStatus, RunState};
-use std::{cell::RefCell, fmt, path::Path, time::Duration};
+use qemu_client::{MigrationCapability, MigrationStatus};
+use std::{cell::RefCell, fmt, path::Path};
 use tempfile::TempDir;
-
-/// After so long, something that should happen by itself doesn't.
-const LIMIT: Duration = Duration::from_secs(240);
 
 /// Pages per second, and pages, of each of the writers in the guest, whose CPU is slow.
 const LOAD: &str = "--rate 50 --pages 64";
@@ -51,8 +48,6 @@ pub struct GuestPair<'a> {
     machines: usize,
     /// Which device the machine has that is here: the one that it migrates to has the other.
     side: usize,
-    /// Whether the machine has the device.
-    plugged: bool,
     /// Whether it has migrated.
     migrated: bool,
 }
@@ -75,14 +70,13 @@ impl<'a> GuestPair<'a> {
             there: None,
             machines: 0,
             side: 0,
-            plugged: false,
             migrated: false,
         })
     }
 
     /// Has a machine whose guest has booted, plugs in the device, and lets it write.
     pub fn start(&mut self) -> Result<()> {
-        let machine = self.machine()?;
+        let machine = self.machine(None)?;
         let state = self.guest.join("state");
         machine.monitor().migrate_incoming(&format!("file:{}", state.display()))?;
         self.watch.arrived(machine.monitor())?;
@@ -92,10 +86,9 @@ impl<'a> GuestPair<'a> {
     }
 
     /// Plugs in the device, and waits until the guest has it.
-    pub fn plug(&mut self) -> Result<()> {
+    fn plug(&self) -> Result<()> {
         self.context.note("plug in the device");
-        self.here().plug(&self.mdev(self.side)?)?;
-        self.plugged = true;
+        self.here().plug(&self.context.device(self.side)?)?;
         let mut wait = self.watch.wait("for the guest to notice");
         let has = || {
             let (code, _) = self.here().run("grep -q 0x4d44 /sys/bus/pci/devices/*/device")?;
@@ -108,7 +101,7 @@ impl<'a> GuestPair<'a> {
     }
 
     /// Lets device and CPU write.
-    pub fn begin_to_write(&self) -> Result<()> {
+    fn begin_to_write(&self) -> Result<()> {
         let report = self.guest(&format!("start --seed {} {LOAD}", self.machines))?;
         self.goes_on_from(&report)
     }
@@ -172,10 +165,7 @@ impl<'a> GuestPair<'a> {
 
     /// Begins a migration with these capabilities, which then stays in pre-copy.
     pub fn begin(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
-        self.side = 1 - self.side;
-        let there = self.machine();
-        self.side = 1 - self.side;
-        let there = there?;
+        let there = self.machine(Some(self.context.device(1 - self.side)?))?;
         for monitor in [self.here().monitor(), there.monitor()] {
             for &capability in capabilities {
                 monitor.set_capability(capability, true)?;
@@ -224,22 +214,16 @@ impl<'a> GuestPair<'a> {
         here.migrate_cancel()?;
         self.watch.migrating(here, &[Active, Cancelling], |now| now.status == Cancelled)?;
         self.there = None;
-        let state = self.here().monitor().run_state()?;
-        ensure!(state == RunState::running, "the machine is {state:?}, it should have gone on");
+        runs_on(self.here().monitor())?;
         self.goes_on()
     }
 
-    /// A machine that waits for one to come, of the side that is now.
-    fn machine(&mut self) -> Result<GuestMachine> {
+    /// A machine that waits for one to come, which has this device.
+    fn machine(&mut self, mdev: Option<Mdev>) -> Result<GuestMachine> {
         let name = format!("machine-{}", self.machines);
-        let mdev = self.plugged.then(|| self.mdev(self.side)).transpose()?;
         self.context.note(format!("start {name}"));
         self.machines += 1;
         GuestMachine::start(self.qemu, self.guest, self.directory.path(), &name, mdev.as_ref())
-    }
-
-    fn mdev(&self, side: usize) -> Result<Mdev> {
-        self.context.device(side)
     }
 
     /// The machine, where it is now.
