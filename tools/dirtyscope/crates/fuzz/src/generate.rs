@@ -98,7 +98,7 @@ fn operation(contract: &Contract, slots: &[usize], runner: &mut TestRunner) -> B
     let map = if mappings.0.len() < 6 { 16 } else { 3 };
     let start = start_weight(contract, mappings);
     let raw = |weight| if contract.has_raw_pins() { weight } else { 0 };
-    // Addresses may change then.
+    // Addresses may change then, and a third of what is done is about them.
     let vaddr = if contract.joined().any(|slot| EMULATED.contains(&slot)) { 0 } else { 50 };
     let unmap_bitmap = |iova, size, buffer| Op::UnmapBitmap { iova, size, buffer };
     let get_bitmap = |iova, size, buffer| Op::GetBitmap { iova, size, buffer };

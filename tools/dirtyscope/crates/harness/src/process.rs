@@ -13,7 +13,7 @@ pub fn locked_memory() -> Result<u64> {
 
 /// The same of another process.
 pub fn locked_memory_of(pid: u32) -> Result<u64> {
-    // One line: the fuzzer asks often, and all of them take procfs a millisecond where the CPU is emulated.
+    // One line of many: the fuzzer asks often, and procfs takes its time to parse them all.
     let file = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&file).with_context(|| file.clone())?;
     let kib =
