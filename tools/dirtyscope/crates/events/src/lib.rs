@@ -237,9 +237,9 @@ pub enum Verdict {
         /// How, in lines.
         why: String,
     },
-    /// It showed a defect that this kernel is known to have, and nothing else.
+    /// It showed a defect that this kernel, or QEMU, is known to have, and nothing else.
     Known {
-        /// The defect's id, such as `D5`.
+        /// The defect's id: `D5`, of the kernel, or `Q1`, of QEMU.
         defect: String,
         /// How, in lines.
         why: String,
@@ -249,6 +249,11 @@ pub enum Verdict {
         /// What is missing.
         why: String,
     },
+}
+
+/// Whose defect this is, by its id.
+pub fn owner_of(defect: &str) -> &'static str {
+    if defect.starts_with('Q') { "QEMU" } else { "the kernel" }
 }
 
 impl Verdict {

@@ -4,7 +4,7 @@
 
 use crate::explain::Test;
 use anyhow::Result;
-use events::{Event, Verdict};
+use events::{Event, Verdict, owner_of};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use std::time::Duration;
 
@@ -68,7 +68,8 @@ impl Junit {
                 status.set_description(self.test.explain(why));
             }
             Verdict::Known { defect, why } => {
-                let message = format!("known defect {defect} of the kernel: {}", first(why));
+                let owner = owner_of(defect);
+                let message = format!("known defect {defect} of {owner}: {}", first(why));
                 status.set_message(message).set_type("known");
                 status.set_description(self.test.explain(why));
             }

@@ -3,7 +3,7 @@
 //! Results as the kernel's tests print them: `Documentation/dev-tools/ktap.rst`, version 1.
 
 use crate::{explain::Test, totals::Totals};
-use events::{Event, Run, TestResult, Verdict};
+use events::{Event, Run, TestResult, Verdict, owner_of};
 use std::{
     io::{self, Write},
     path::PathBuf,
@@ -82,7 +82,8 @@ impl<W: Write> Printer<W> {
             }
             Verdict::Known { defect, why } => {
                 self.comment(&self.test.explain(why))?;
-                writeln!(self.out, "ok {number} {name} # XFAIL known defect {defect} of the kernel")
+                let owner = owner_of(defect);
+                writeln!(self.out, "ok {number} {name} # XFAIL known defect {defect} of {owner}")
             }
             Verdict::Skip { why } => writeln!(self.line()?, "ok {number} {name} # SKIP {why}"),
         }
