@@ -14,15 +14,15 @@ use mdev_dma::{
 };
 use std::ops::Range;
 
-const PINNED: u32 = RUST_MDEV_DMA_GEN_PINNED;
-const DMA_RW: u32 = RUST_MDEV_DMA_GEN_DMA_RW;
+pub const PINNED: u32 = RUST_MDEV_DMA_GEN_PINNED;
+pub const DMA_RW: u32 = RUST_MDEV_DMA_GEN_DMA_RW;
 const PIN: u32 = RUST_MDEV_DMA_GEN_PIN;
 
 /// As fast as it can, which leaves QEMU little time in a VM of two emulated CPUs.
 const FAST: u32 = 0;
 
 /// Every page of the window several times a second.
-const STEADY: u32 = 5000;
+pub const STEADY: u32 = 5000;
 
 /// All memory from 1 MiB on: below it, a PC has other things than memory as well.
 const HIGH: Range<u64> = 0x10_0000 / PAGE..RAM / PAGE;

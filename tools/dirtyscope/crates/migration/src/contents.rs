@@ -2,37 +2,83 @@
 
 //! A machine's memory: filled, and held against what it must contain.
 
-use crate::machine::{Machine, RAM, Role};
+use crate::machine::{Machine, Role};
 use anyhow::{Context as _, Result};
 use events::Difference;
-use mdev_dma::{Contents, PAGE, contents::WrongPages, pattern};
-use std::{fmt, os::unix::fs::FileExt};
+use mdev_dma::{Contents, GeneratorConfig, PAGE, contents::WrongPages, pattern};
+use std::{fmt, ops::Range, os::unix::fs::FileExt};
 
 /// Bytes that are read or written at once.
-const CHUNK: u64 = 256 * PAGE;
+const CHUNK: usize = 256 * PAGE as usize;
 
-/// Fills all of a machine's memory with a pattern.
-pub fn fill(machine: &Machine, seed: u64) -> Result<Contents> {
-    let mut chunk = vec![0; CHUNK as usize];
-    for at in (0..RAM).step_by(chunk.len()) {
-        pattern::fill(&mut chunk, seed, at);
-        machine.ram().write_all_at(&chunk, at).context("fill the machine's memory")?;
-    }
-    Ok(Contents::filled(0, RAM, seed))
+/// A part of a machine's memory, whose addresses have no gap.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Its addresses, in bytes.
+    pub addresses: Range<u64>,
+    /// Where it is in the file that is the machine's memory.
+    pub offset: u64,
 }
 
-/// Compares all of a machine's memory. The error is [`WrongMemory`] if it differs.
-pub fn check(contents: &Contents, machine: &Machine) -> Result<()> {
-    let mut chunk = vec![0; CHUNK as usize];
-    let mut wrong = WrongPages::default();
-    for at in (0..RAM).step_by(chunk.len()) {
-        machine.ram().read_exact_at(&mut chunk, at).context("read the machine's memory")?;
-        wrong.append(contents.wrong_pages(at, &chunk));
+impl Piece {
+    /// Does something with each chunk of it: its address, and its offset in the file.
+    fn chunks(&self, mut each: impl FnMut(u64, u64, &mut [u8]) -> Result<()>) -> Result<()> {
+        let mut chunk = vec![0; CHUNK];
+        for at in self.addresses.clone().step_by(CHUNK) {
+            let length = CHUNK.min((self.addresses.end - at) as usize);
+            each(at, self.offset + (at - self.addresses.start), &mut chunk[..length])?;
+        }
+        Ok(())
     }
-    if wrong.is_empty() {
-        return Ok(());
+}
+
+/// What all of a machine's memory must contain.
+pub struct MemoryContents(Vec<(Piece, Contents)>);
+
+impl MemoryContents {
+    /// Fills all of a machine's memory with a pattern.
+    pub fn fill(machine: &Machine, seed: u64) -> Result<Self> {
+        let fill = |piece: Piece| {
+            piece.chunks(|at, offset, chunk| {
+                pattern::fill(chunk, seed, at);
+                machine.ram().write_all_at(chunk, offset).context("fill the machine's memory")
+            })?;
+            let Range { start, end } = piece.addresses;
+            Ok((piece, Contents::filled(start, end - start, seed)))
+        };
+        machine.pieces().into_iter().map(fill).collect::<Result<_>>().map(Self)
     }
-    Err(WrongMemory { whose: machine.name.clone(), role: machine.role, wrong }.into())
+
+    /// A command wrote the pattern of `seed` to these bytes, whole pages of one piece.
+    pub fn commanded(&mut self, bytes: Range<u64>, seed: u64) {
+        self.of(bytes.start).commanded(bytes, seed);
+    }
+
+    /// The generator of device number `device`, whose pages are in one piece, made these writes.
+    pub fn generated(&mut self, device: usize, config: &GeneratorConfig, writes: Range<u64>) {
+        self.of(config.iova).generated(device, config, writes);
+    }
+
+    fn of(&mut self, address: u64) -> &mut Contents {
+        let piece = self.0.iter_mut().find(|(piece, _)| piece.addresses.contains(&address));
+        &mut piece.expect("there is memory at this address").1
+    }
+
+    /// Compares all of a machine's memory. The error is [`WrongMemory`] if it differs.
+    pub fn check(&self, machine: &Machine) -> Result<()> {
+        let mut wrong = WrongPages::default();
+        for (piece, contents) in &self.0 {
+            piece.chunks(|at, offset, chunk| {
+                machine.ram().read_exact_at(chunk, offset).context("read the machine's memory")?;
+                wrong.append(contents.wrong_pages(at, chunk));
+                Ok(())
+            })?;
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        Err(WrongMemory { whose: machine.name.clone(), role: machine.role, wrong }.into())
+    }
 }
 
 /// Memory that doesn't contain what was written to it last.
@@ -45,6 +91,11 @@ pub struct WrongMemory {
 }
 
 impl WrongMemory {
+    /// Whether these bytes are wrong in the machine that was migrated to, and no others.
+    pub fn is_lost(&self, bytes: &Range<u64>) -> bool {
+        self.role == Role::Destination && self.wrong.runs() == [bytes.clone()]
+    }
+
     /// As an event: what a migration has lost.
     pub fn difference(&self) -> Difference {
         let lost = self.wrong.runs().into_iter().map(|run| (run.start, run.end));

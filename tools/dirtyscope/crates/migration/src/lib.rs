@@ -8,9 +8,11 @@ mod cases;
 mod contents;
 mod function;
 pub mod guest;
+mod iommu;
 mod machine;
 mod pair;
 mod pci;
+mod reported;
 mod runner;
 mod watch;
 
@@ -85,7 +87,7 @@ impl Arguments {
 
 /// Runs the command. `print` gets what happens.
 pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
-    let cases = [pci::CASES, cases::CASES].concat();
+    let cases = [pci::CASES, cases::CASES, reported::CASES].concat();
     let Some(selected) = arguments.selection.of(cases, |case| (case.name, case.about))? else {
         return Ok(ExitCode::SUCCESS);
     };

@@ -4,20 +4,23 @@
 //! contain.
 
 use crate::{
-    contents,
-    machine::{Machine, Role},
+    contents::MemoryContents,
+    machine::{FIRST_SLOT, Layout, Machine, Role},
     watch::{Watch, new_directory, runs_on},
 };
 use anyhow::{Context as _, Result, ensure};
 use events::Event;
 use harness::Context;
-use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
-use qemu_client::{Bar, Migration, MigrationStatus};
+use mdev_dma::{GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
+use qemu_client::{Bar, Migration, MigrationCapability, MigrationStatus};
 use std::{fmt, ops::Range, path::PathBuf, thread, time::Duration};
 use tempfile::TempDir;
 
 /// A quiesced device writes nothing for so long.
 const QUIET: Duration = Duration::from_millis(20);
+
+/// Bytes per second of a pass that is to last: a MiB takes as long as a case might need.
+const SLOW: u64 = 128 << 10;
 
 /// Passes of pre-copy that are worth the name: all memory, then what was written meanwhile, twice.
 const PASSES: u64 = 3;
@@ -39,7 +42,8 @@ pub struct MachinePair<'a> {
     directory: TempDir,
     here: Option<Machine>,
     there: Option<Machine>,
-    contents: Option<Contents>,
+    contents: Option<MemoryContents>,
+    layout: Layout,
     known: Vec<DeviceRecord>,
     /// Machines that were started.
     machines: usize,
@@ -65,6 +69,7 @@ impl<'a> MachinePair<'a> {
             here: None,
             there: None,
             contents: None,
+            layout: Layout::of_devices(0),
             known: Vec::new(),
             machines: 0,
             side: 0,
@@ -74,10 +79,16 @@ impl<'a> MachinePair<'a> {
 
     /// Starts a machine with so many devices, and fills its memory.
     pub fn start(&mut self, devices: usize) -> Result<()> {
-        self.known = vec![DeviceRecord::default(); devices];
+        self.start_as(Layout::of_devices(devices))
+    }
+
+    /// As [`MachinePair::start`], a machine that isn't a usual one.
+    pub fn start_as(&mut self, layout: Layout) -> Result<()> {
+        self.layout = layout;
+        self.known = vec![DeviceRecord::default(); layout.devices];
         let machine = self.machine(Role::Source, self.side)?;
         machine.set_up()?;
-        self.contents = Some(contents::fill(&machine, self.next_seed())?);
+        self.contents = Some(MemoryContents::fill(&machine, self.next_seed())?);
         self.here = Some(machine);
         Ok(())
     }
@@ -182,18 +193,24 @@ impl<'a> MachinePair<'a> {
     /// Begins a migration, which then stays in pre-copy.
     pub fn begin(&mut self) -> Result<()> {
         self.here().monitor().pause_before_switchover(false)?;
-        self.begin_either()
+        self.begin_with(&[])
     }
 
     /// As [`MachinePair::begin`], but the migration will wait once this machine is stopped.
     pub fn begin_with_pause(&mut self) -> Result<()> {
         self.here().monitor().pause_before_switchover(true)?;
-        self.begin_either()
+        self.begin_with(&[])
     }
 
-    fn begin_either(&mut self) -> Result<()> {
+    /// As [`MachinePair::begin`], with these capabilities.
+    pub fn begin_with(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
         self.here.as_mut().expect("a machine was started").role = Role::Source;
         let there = self.machine(Role::Destination, 1 - self.side)?;
+        for monitor in [self.here().monitor(), there.monitor()] {
+            for &capability in capabilities {
+                monitor.set_capability(capability, true)?;
+            }
+        }
         let uri = format!("unix:{}", self.file(&format!("{}.sock", there.name)).display());
         self.context.note(format!("migrate to {}", there.name));
         there.monitor().migrate_incoming(&uri)?;
@@ -203,11 +220,101 @@ impl<'a> MachinePair<'a> {
         Ok(here.migrate(&uri)?)
     }
 
+    /// Begins a migration with these capabilities, which QEMU must refuse and say this. The machine
+    /// goes on, without them.
+    pub fn refused(&mut self, capabilities: &[MigrationCapability], saying: &str) -> Result<()> {
+        use MigrationStatus::{Active, Failed, Failing, None, Setup};
+        let why = match self.begin_with(capabilities) {
+            Err(error) => format!("{error:#}"),
+            Ok(()) => {
+                let states = [None, Setup, Active, Failing];
+                let failed = self.migrating(&states, |migration| migration.status == Failed)?;
+                failed.error.unwrap_or_default()
+            }
+        };
+        self.watch.say(Event::Progress { text: why.clone() })?;
+        ensure!(why.contains(saying), "the migration was refused, but QEMU says {why:?}");
+        for &capability in capabilities {
+            self.here().monitor().set_capability(capability, false)?;
+        }
+        self.there = Option::None;
+        runs_on(self.here().monitor())?;
+        self.written(1)
+    }
+
+    /// Resets the machine, and sets up its devices as after a boot: they have no pins then, and their
+    /// generators have stopped. None may run.
+    pub fn reset(&mut self) -> Result<()> {
+        self.context.note("system_reset");
+        self.here().monitor().system_reset()?;
+        self.known.fill(DeviceRecord::default());
+        self.here().set_up()?;
+        for device in self.here().devices() {
+            let pins = device.pins()?;
+            ensure!(pins == 0, "after a reset there are {pins} pins");
+        }
+        Ok(())
+    }
+
+    /// Has QEMU measure for a second how much is written, which can't be nothing while a generator runs.
+    pub fn measure_dirty_rate(&self) -> Result<()> {
+        self.context.note("measure the dirty rate");
+        self.here().monitor().calc_dirty_rate(1)?;
+        let mut wait = self.watch.wait("for the dirty rate");
+        let rate = loop {
+            match self.here().monitor().dirty_rate()? {
+                Some(rate) => break rate,
+                Option::None => wait.poll(|| "not measured yet".into())?,
+            }
+        };
+        self.watch.say(Event::Progress { text: format!("QEMU measured {rate} MiB/s") })?;
+        ensure!(rate > 0, "QEMU has measured that nothing is written, and a generator runs");
+        Ok(())
+    }
+
+    /// Turns on the machine's IOMMU, for the first device, by tables that can map these pages.
+    pub fn enable_iommu(&self, pages: &Range<u64>) -> Result<()> {
+        self.context.note("turn on the IOMMU");
+        self.here().iommu().enable(FIRST_SLOT, pages.start * PAGE)
+    }
+
+    /// Lets the migration complete, or fail: then the machine goes on, and the next one must complete.
+    pub fn complete_or_again(&mut self) -> Result<()> {
+        use MigrationStatus::{Active, Completed, Device, Failed, Failing};
+        self.context.note("let it complete, or fail");
+        let before = self.counters()?.iter().sum();
+        self.here().monitor().end_pre_copy()?;
+        let states = [Active, Device, Failing];
+        let ended = |migration: &Migration| [Completed, Failed].contains(&migration.status);
+        let migration = self.migrating(&states, ended)?;
+        if migration.status == Completed {
+            return self.arrived(migration, before).map(drop);
+        }
+        let text = format!("the migration fails: {}", migration.error.unwrap_or_default());
+        self.watch.say(Event::Progress { text })?;
+        self.stays(Failed)?;
+        self.migrate()
+    }
+
     /// Waits until QEMU has asked so often who wrote what.
     pub fn passes(&mut self, passes: u64) -> Result<()> {
         self.context.note(format!("{passes} passes of pre-copy"));
         let active = [MigrationStatus::Setup, MigrationStatus::Active];
         self.migrating(&active, |migration| migration.dirty_syncs >= passes).map(drop)
+    }
+
+    /// Has a device write pages, a MiB or more, and QEMU send them slowly: until the migration is let
+    /// complete, QEMU doesn't ask again who wrote what.
+    pub fn slow_pass(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
+        let bytes = (pages.end - pages.start) * PAGE;
+        // In the first pass all memory is still to be sent.
+        self.passes(2)?;
+        self.here().monitor().limit_bandwidth(SLOW)?;
+        self.write(device, Opcode::DmaWrite, pages)?;
+        self.context.note("a slow pass");
+        // In between two passes all is sent.
+        self.migrating(&[MigrationStatus::Active], |migration| migration.remaining > bytes / 2)
+            .map(drop)
     }
 
     /// Cancels the migration. The machine goes on here.
@@ -266,8 +373,14 @@ impl<'a> MachinePair<'a> {
         self.here().monitor().end_pre_copy()?;
         let migration =
             self.migrating(&[Setup, Active, Device], |migration| migration.status == Completed)?;
+        self.arrived(migration, before.iter().sum())
+    }
+
+    /// Checks all of the memory of the machine, which has migrated. Returns how many pages more than
+    /// `before` the generators have written.
+    fn arrived(&mut self, migration: Migration, before: u64) -> Result<u64> {
         let counters = self.quiesced()?;
-        let late = counters.iter().sum::<u64>() - before.iter().sum::<u64>();
+        let late = counters.iter().sum::<u64>() - before;
         let summary = Summary { migration, pages: counters.iter().sum(), late }.to_string();
         self.watch.say(Event::Progress { text: summary })?;
         self.account(&counters);
@@ -302,7 +415,7 @@ impl<'a> MachinePair<'a> {
     }
 
     fn check_memory(&self, machine: &Machine) -> Result<()> {
-        contents::check(self.contents.as_ref().expect("a machine was started"), machine)
+        self.contents.as_ref().expect("a machine was started").check(machine)
     }
 
     /// Lets the machine run where it has arrived, and sees that its devices go on where they stopped.
@@ -369,12 +482,12 @@ impl<'a> MachinePair<'a> {
 
     fn machine(&mut self, role: Role, side: usize) -> Result<Machine> {
         let name = format!("machine-{}", self.machines);
-        let devices = self.known.len();
+        let devices = self.layout.devices;
         let mdevs = (0..devices).map(|i| self.context.device(side * devices + i));
         let mdevs = mdevs.collect::<Result<Vec<Mdev>>>()?;
         self.context.note(format!("start {name}"));
         self.machines += 1;
-        Machine::start(self.qemu, self.directory.path(), &name, &mdevs, role)
+        Machine::start(self.qemu, self.directory.path(), &name, self.layout, &mdevs, role)
     }
 
     /// The machine that is migrated, where it is now.
@@ -382,7 +495,7 @@ impl<'a> MachinePair<'a> {
         self.here.as_ref().expect("a machine was started")
     }
 
-    fn contents(&mut self) -> &mut Contents {
+    fn contents(&mut self) -> &mut MemoryContents {
         self.contents.as_mut().expect("a machine was started")
     }
 
@@ -410,7 +523,7 @@ impl<'a> MachinePair<'a> {
 }
 
 /// The bytes of pages.
-fn bytes(pages: &Range<u64>) -> Range<u64> {
+pub fn bytes(pages: &Range<u64>) -> Range<u64> {
     pages.start * PAGE..pages.end * PAGE
 }
 

@@ -9,6 +9,7 @@ use harness::{Context, Devices, Messages, Output, Recorder, Skip, stop_on_signal
 use mdev_dma::sysfs::MdevType;
 use std::{
     cell::RefCell,
+    fmt,
     process::{Command, ExitCode},
     sync::{
         Mutex,
@@ -32,6 +33,23 @@ pub struct Case<F> {
 pub const fn case<F: Copy>(name: &'static str, about: &'static str, run: F) -> Case<F> {
     Case { name, about, run }
 }
+
+/// A defect of QEMU's that is known, and showed as it does: an error of a case.
+#[derive(Debug)]
+pub struct KnownOfQemu {
+    /// Its id in `Documentation/migrate.rst`.
+    pub defect: &'static str,
+    /// What it showed.
+    pub shown: WrongMemory,
+}
+
+impl fmt::Display for KnownOfQemu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shown.fmt(f)
+    }
+}
+
+impl std::error::Error for KnownOfQemu {}
 
 /// What a run is about.
 pub struct Settings<'a> {
@@ -151,6 +169,10 @@ impl Runner<'_> {
     fn judge_error(&mut self, error: &anyhow::Error, logs: &str) -> Result<Verdict> {
         if let Some(Skip(why)) = error.downcast_ref() {
             return Ok(Verdict::Skip { why: why.clone() });
+        }
+        if let Some(KnownOfQemu { defect, shown }) = error.downcast_ref() {
+            self.recorder.borrow_mut().record(&Event::Difference(shown.difference()))?;
+            return Ok(Verdict::Known { defect: (*defect).into(), why: shown.to_string() });
         }
         let mut found = None;
         if let Some(wrong) = error.downcast_ref::<WrongMemory>() {

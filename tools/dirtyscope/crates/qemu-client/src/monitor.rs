@@ -3,7 +3,10 @@
 use crate::{Error, Result};
 use qapi::{
     Command, ExecuteError, Qmp, Stream,
-    qmp::{self, MigrateSetParameters, MigrationCapability, MigrationCapabilityStatus, RunState},
+    qmp::{
+        self, DirtyRateMeasureMode, MigrateSetParameters, MigrationCapability,
+        MigrationCapabilityStatus, RunState,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -178,6 +181,24 @@ impl Monitor {
         self.execute(&qmp::migrate_set_capabilities { capabilities }).map(drop)
     }
 
+    /// Resets the machine as its reset button does.
+    pub fn system_reset(&self) -> Result<()> {
+        self.execute(&qmp::system_reset {}).map(drop)
+    }
+
+    /// Measures for so many seconds how much is written, by the dirty bitmaps that migrations use.
+    pub fn calc_dirty_rate(&self, seconds: i64) -> Result<()> {
+        let mode = Some(DirtyRateMeasureMode::dirty_bitmap);
+        let (calc_time_unit, sample_pages) = (None, None);
+        let calc = qmp::calc_dirty_rate { calc_time_unit, mode, sample_pages, calc_time: seconds };
+        self.execute(&calc).map(drop)
+    }
+
+    /// What was measured last, in MiB a second; none until then.
+    pub fn dirty_rate(&self) -> Result<Option<i64>> {
+        Ok(self.execute(&qmp::query_dirty_rate { calc_time_unit: None })?.dirty_rate)
+    }
+
     /// Lets the machine run at the destination, and fetch there what is missing of its memory.
     pub fn start_postcopy(&self) -> Result<()> {
         self.execute(&qmp::migrate_start_postcopy {}).map(drop)
@@ -194,6 +215,13 @@ impl Monitor {
     pub fn migrate_continue(&self) -> Result<()> {
         let state = qmp::MigrationStatus::pre_switchover;
         self.execute(&qmp::migrate_continue { state }).map(drop)
+    }
+
+    /// Has migrations send so many bytes a second, until [`Monitor::end_pre_copy`].
+    pub fn limit_bandwidth(&self, bytes: u64) -> Result<()> {
+        let max_bandwidth = Some(bytes);
+        let parameters = MigrateSetParameters { max_bandwidth, ..Default::default() };
+        self.execute(&qmp::migrate_set_parameters(parameters)).map(drop)
     }
 
     fn set_downtime(&self, milliseconds: u64) -> Result<()> {
