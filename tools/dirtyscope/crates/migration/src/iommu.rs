@@ -46,7 +46,7 @@ impl<'a> Iommu<'a> {
     /// So many pages are its tables.
     pub const TABLES: u64 = 6;
 
-    /// Its tables are, or will be, at this address.
+    /// Its tables are at this address, or will be: until then that is zeroed memory.
     pub fn new(qtest: &'a Qtest, tables: u64) -> Self {
         Self { qtest, tables }
     }
@@ -54,9 +54,6 @@ impl<'a> Iommu<'a> {
     /// Has it translate what the function in `slot` does, with nothing mapped. Pages can be then, those
     /// of the 2 MiB that `address` is in.
     pub fn enable(&self, slot: u8, address: u64) -> Result<()> {
-        for word in (self.table(0)..self.table(Self::TABLES)).step_by(8) {
-            self.qtest.write(word, Width::Quad, 0)?;
-        }
         // An entry of roots or contexts has two words. A slot has eight functions.
         self.set(0, 0, self.table(1) | PRESENT)?;
         self.set(1, u64::from(slot) * 8 * 2, self.table(2) | PRESENT)?;
