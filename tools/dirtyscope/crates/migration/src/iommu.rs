@@ -19,8 +19,8 @@ const INVALIDATE_IOTLB: u64 = 0xf8;
 
 const TRANSLATE: u64 = 1 << 31;
 const SET_ROOT_TABLE: u64 = 1 << 30;
-const ALL_CONTEXTS: u64 = 1 << 63 | 1 << 61;
-const PAGES_OF_DOMAIN: u64 = 1 << 63 | 3 << 60 | DOMAIN << 32;
+const ALL_CONTEXTS: u64 = (1 << 63) | (1 << 61);
+const PAGES_OF_DOMAIN: u64 = (1 << 63) | (3 << 60) | (DOMAIN << 32);
 
 /// The only domain.
 const DOMAIN: u64 = 1;
@@ -57,7 +57,7 @@ impl<'a> Iommu<'a> {
         // An entry of roots or contexts has two words. A slot has eight functions.
         self.set(0, 0, self.table(1) | PRESENT)?;
         self.set(1, u64::from(slot) * 8 * 2, self.table(2) | PRESENT)?;
-        self.set(1, u64::from(slot) * 8 * 2 + 1, DOMAIN << 8 | FOUR_LEVELS)?;
+        self.set(1, u64::from(slot) * 8 * 2 + 1, (DOMAIN << 8) | FOUR_LEVELS)?;
         for (table, level) in [(2, 3), (3, 2), (4, 1)] {
             self.set(table, index(address, level), self.table(table + 1) | ACCESS)?;
         }
@@ -112,5 +112,5 @@ impl<'a> Iommu<'a> {
 
 /// Which entry of the table of this level, 0 is the last, an address has.
 fn index(address: u64, level: u32) -> u64 {
-    address >> (PAGE_SHIFT + LEVEL_SHIFT * level) & ((1 << LEVEL_SHIFT) - 1)
+    (address >> (PAGE_SHIFT + LEVEL_SHIFT * level)) & ((1 << LEVEL_SHIFT) - 1)
 }
