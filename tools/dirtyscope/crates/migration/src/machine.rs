@@ -42,7 +42,7 @@ pub struct Layout {
 
 impl Layout {
     /// A usual machine with so many devices.
-    pub fn of_devices(devices: usize) -> Self {
+    pub const fn of_devices(devices: usize) -> Self {
         Self { devices, memory: RAM, below_4g: ABOVE_4G, iommu: false }
     }
 
