@@ -6,7 +6,7 @@
 use crate::{
     contents::MemoryContents,
     machine::{FIRST_SLOT, Layout, Machine, Role},
-    watch::{Watch, new_directory, runs_on},
+    watch::{Watch, begin, new_directory, runs_on},
 };
 use anyhow::{Context as _, Result, ensure};
 use events::Event;
@@ -206,18 +206,11 @@ impl<'a> MachinePair<'a> {
     pub fn begin_with(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
         self.here.as_mut().expect("a machine was started").role = Role::Source;
         let there = self.machine(Role::Destination, 1 - self.side)?;
-        for monitor in [self.here().monitor(), there.monitor()] {
-            for &capability in capabilities {
-                monitor.set_capability(capability, true)?;
-            }
-        }
-        let uri = format!("unix:{}", self.file(&format!("{}.sock", there.name)).display());
+        let socket = self.file(&format!("{}.sock", there.name));
         self.context.note(format!("migrate to {}", there.name));
-        there.monitor().migrate_incoming(&uri)?;
-        self.there = Some(there);
-        let here = self.here().monitor();
-        here.hold_pre_copy()?;
-        Ok(here.migrate(&uri)?)
+        let there = self.there.insert(there);
+        let here = self.here.as_ref().expect("a machine was started");
+        begin(here.monitor(), there.monitor(), &socket, capabilities)
     }
 
     /// Begins a migration with these capabilities, which QEMU must refuse and say this. The machine
@@ -234,9 +227,7 @@ impl<'a> MachinePair<'a> {
         };
         self.watch.say(Event::Progress { text: why.clone() })?;
         ensure!(why.contains(saying), "the migration was refused, but QEMU says {why:?}");
-        for &capability in capabilities {
-            self.here().monitor().set_capability(capability, false)?;
-        }
+        self.here().monitor().set_capabilities(capabilities, false)?;
         self.there = Option::None;
         runs_on(self.here().monitor())?;
         self.written(1)

@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use events::{Event, Pass};
 use harness::{Progress, Recorder};
-use qemu_client::{Migration, MigrationStatus, Monitor, RunState};
+use qemu_client::{Migration, MigrationCapability, MigrationStatus, Monitor, RunState};
 use std::{
     cell::RefCell,
     path::Path,
@@ -86,6 +86,21 @@ impl<'a> Watch<'a> {
             }
         }
     }
+}
+
+/// Begins a migration by this socket, with these capabilities at both ends, which then stays in pre-copy.
+pub fn begin(
+    here: &Monitor,
+    there: &Monitor,
+    socket: &Path,
+    capabilities: &[MigrationCapability],
+) -> Result<()> {
+    here.set_capabilities(capabilities, true)?;
+    there.set_capabilities(capabilities, true)?;
+    let uri = format!("unix:{}", socket.display());
+    there.migrate_incoming(&uri)?;
+    here.hold_pre_copy()?;
+    Ok(here.migrate(&uri)?)
 }
 
 /// Fails unless a machine runs, which it should after a migration that didn't succeed.

@@ -172,12 +172,13 @@ impl Monitor {
 
     /// Whether migrations wait, when the machine is stopped, until they are told to go on.
     pub fn pause_before_switchover(&self, pause: bool) -> Result<()> {
-        self.set_capability(MigrationCapability::pause_before_switchover, pause)
+        self.set_capabilities(&[MigrationCapability::pause_before_switchover], pause)
     }
 
-    /// Turns a capability of migrations on or off, which some must have at both ends.
-    pub fn set_capability(&self, capability: MigrationCapability, state: bool) -> Result<()> {
-        let capabilities = vec![MigrationCapabilityStatus { capability, state }];
+    /// Turns capabilities of migrations on or off; some must be the same at both ends.
+    pub fn set_capabilities(&self, which: &[MigrationCapability], state: bool) -> Result<()> {
+        let status = |&capability| MigrationCapabilityStatus { capability, state };
+        let capabilities = which.iter().map(status).collect();
         self.execute(&qmp::migrate_set_capabilities { capabilities }).map(drop)
     }
 
@@ -220,17 +221,19 @@ impl Monitor {
     /// Has migrations send so many bytes a second, until [`Monitor::end_pre_copy`].
     pub fn limit_bandwidth(&self, bytes: u64) -> Result<()> {
         let max_bandwidth = Some(bytes);
-        let parameters = MigrateSetParameters { max_bandwidth, ..Default::default() };
-        self.execute(&qmp::migrate_set_parameters(parameters)).map(drop)
+        self.set_parameters(MigrateSetParameters { max_bandwidth, ..Default::default() })
     }
 
     fn set_downtime(&self, milliseconds: u64) -> Result<()> {
-        let parameters = MigrateSetParameters {
+        self.set_parameters(MigrateSetParameters {
             downtime_limit: Some(milliseconds),
             // As fast as it can.
             max_bandwidth: Some(0),
             ..Default::default()
-        };
+        })
+    }
+
+    fn set_parameters(&self, parameters: MigrateSetParameters) -> Result<()> {
         self.execute(&qmp::migrate_set_parameters(parameters)).map(drop)
     }
 

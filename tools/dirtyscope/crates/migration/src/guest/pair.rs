@@ -3,7 +3,7 @@
 //! What a case works with: a machine with a guest, and a second one that it migrates to.
 
 use super::machine::{GuestMachine, LIMIT};
-use crate::watch::{Watch, new_directory, runs_on};
+use crate::watch::{Watch, begin, new_directory, runs_on};
 use anyhow::{Result, bail, ensure};
 use events::Event;
 use harness::{Context, Recorder};
@@ -166,19 +166,11 @@ impl<'a> GuestPair<'a> {
     /// Begins a migration with these capabilities, which then stays in pre-copy.
     pub fn begin(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
         let there = self.machine(Some(self.context.device(1 - self.side)?))?;
-        for monitor in [self.here().monitor(), there.monitor()] {
-            for &capability in capabilities {
-                monitor.set_capability(capability, true)?;
-            }
-        }
         let socket = self.directory.path().join(format!("{}.sock", there.name));
-        let uri = format!("unix:{}", socket.display());
         self.context.note(format!("migrate to {}", there.name));
-        there.monitor().migrate_incoming(&uri)?;
-        self.there = Some(there);
-        let here = self.here().monitor();
-        here.hold_pre_copy()?;
-        Ok(here.migrate(&uri)?)
+        let there = self.there.insert(there);
+        let here = self.here.as_ref().expect("a machine was started");
+        begin(here.monitor(), there.monitor(), &socket, capabilities)
     }
 
     /// Waits until QEMU has asked some times who wrote what, and until all have written to pages that were
