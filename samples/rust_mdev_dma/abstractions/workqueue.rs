@@ -21,7 +21,10 @@ use kernel::{
         atomic::{Atomic, Relaxed},
         Mutex,
     },
-    time::{delay::fsleep, Delta, Jiffies},
+    time::{
+        delay::fsleep, msecs_to_jiffies, Delta, Instant, Jiffies, Monotonic, NSEC_PER_MSEC,
+        NSEC_PER_SEC,
+    },
     types::Opaque,
 };
 
@@ -31,12 +34,79 @@ pub(crate) trait WorkItem: Sync {
     fn run(&self);
 }
 
+/// Has work rest for as long as it has run, so that it takes at most half of the time of a CPU: a worker
+/// isn't in the cgroup of the process that it works for, whose limits don't apply to it.
+///
+/// Time in which the work sleeps counts as well: the kernel tells modules no other.
+struct Rest {
+    /// What was owed at `since`, in ns.
+    owed: i64,
+    since: Instant<Monotonic>,
+}
+
+impl Rest {
+    /// Less is put off until there is more of it: a delay is a number of whole jiffies.
+    const SHORTEST: i64 = 10 * NSEC_PER_MSEC;
+
+    /// No more is owed: the work may have slept.
+    const LONGEST: i64 = NSEC_PER_SEC;
+
+    fn new() -> Self {
+        Self {
+            owed: 0,
+            since: Instant::now(),
+        }
+    }
+
+    /// What is owed now, if the work has been `running` or has rested since the last change.
+    fn owed(&self, running: bool) -> i64 {
+        let elapsed = self.since.elapsed().as_nanos();
+        let owed = if running {
+            self.owed.saturating_add(elapsed)
+        } else {
+            self.owed.saturating_sub(elapsed)
+        };
+        owed.clamp(0, Self::LONGEST)
+    }
+
+    /// The work, which has been `running` or has rested, changes to the other.
+    fn change(&mut self, running: bool) {
+        self.owed = self.owed(running);
+        self.since = Instant::now();
+    }
+
+    /// The time until the work may start.
+    fn delay(&self, running: bool) -> Jiffies {
+        match self.owed(running) {
+            ..Self::SHORTEST => 0,
+            // CAST: At most a second.
+            owed => msecs_to_jiffies((owed / NSEC_PER_MSEC) as u32),
+        }
+    }
+}
+
 /// Protected by the mutex of a [`ScopedWork`].
 struct State {
     /// The worker that runs the work.
     running: Option<Killable>,
     /// The work isn't to start.
     stopped: bool,
+    rest: Rest,
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            running: None,
+            stopped: false,
+            rest: Rest::new(),
+        }
+    }
+
+    fn set_running(&mut self, running: Option<Killable>) {
+        self.rest.change(self.running.is_some());
+        self.running = running;
+    }
 }
 
 /// The time between two looks at work that is waited for.
@@ -137,7 +207,7 @@ impl<W: WorkItem> ScopedWork<W> {
             }),
             item: UnsafeCell::new(NonNull::dangling()),
             aborting: Atomic::new(false),
-            state <- new_mutex!(State { running: None, stopped: false }, "ScopedWork::state"),
+            state <- new_mutex!(State::new(), "ScopedWork::state"),
             kcov: KcovHandle::none(),
             _pin: PhantomPinned,
         })
@@ -169,9 +239,15 @@ impl<W: WorkItem> ScopedWork<W> {
         unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
     }
 
-    /// Queues the work to run after `delay`; if it is queued already, only after the new delay.
+    /// Queues the work to run after `delay`, and when it has rested for as long as it has run; if it
+    /// is queued already, only after the new delay.
     pub(crate) fn queue(&self, delay: Jiffies) {
         self.kcov.set_current();
+        let rest = {
+            let state = self.state.lock();
+            state.rest.delay(state.running.is_some())
+        };
+        let delay = delay.max(rest);
         // SAFETY: By the type invariant the work is initialised, and it never runs while it is
         // disabled. The system workqueue always exists.
         unsafe {
@@ -242,13 +318,60 @@ impl<W: WorkItem> ScopedWork<W> {
             }
             // SAFETY: This is a worker, which nobody else sends signals. It is dropped below, before
             // the worker returns to its queue.
-            state.running = Some(unsafe { Killable::current() });
+            state.set_running(Some(unsafe { Killable::current() }));
         }
 
         // SAFETY: By the type invariants `item` isn't written and points to a valid `W`, as the
         // work is enabled. Both stay so while it runs, because `disable()` waits for this.
         let item = unsafe { (*this.item.get()).as_ref() };
         this.kcov.cover(|| item.run());
-        this.state.lock().running = None;
+        this.state.lock().set_running(None);
+    }
+}
+
+#[cfg(kunit_suites)]
+#[kunit_tests(rust_mdev_dma_rest)]
+mod tests {
+    use super::*;
+
+    const MS: i64 = NSEC_PER_MSEC;
+
+    /// What owes `owed` since `ms` ago.
+    fn rest(owed: i64, ms: i64) -> Rest {
+        Rest {
+            owed,
+            since: Instant::now() - Delta::from_millis(ms),
+        }
+    }
+
+    #[test]
+    fn what_has_run_is_owed() {
+        assert!(rest(0, 20).owed(true) >= 20 * MS);
+        assert!(rest(30 * MS, 20).owed(true) >= 50 * MS);
+        assert_eq!(rest(Rest::LONGEST - 10 * MS, 20).owed(true), Rest::LONGEST);
+    }
+
+    #[test]
+    fn what_has_rested_is_not_owed() {
+        assert!(rest(50 * MS, 20).owed(false) <= 30 * MS);
+        assert_eq!(rest(10 * MS, 20).owed(false), 0);
+    }
+
+    #[test]
+    fn a_change_settles() {
+        let mut rest = rest(0, 100);
+        rest.change(true);
+        assert!(rest.owed >= 100 * MS);
+        let owed = rest.owed;
+        rest.since = rest.since - Delta::from_millis(60);
+        rest.change(false);
+        assert!(rest.owed <= owed - 60 * MS);
+    }
+
+    #[test]
+    fn short_rests_are_put_off() {
+        assert_eq!(rest(5 * MS, 0).delay(false), 0);
+        assert!(rest(500 * MS, 0).delay(false) >= msecs_to_jiffies(400));
+        assert!(rest(500 * MS, 0).delay(true) >= msecs_to_jiffies(500));
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Result, ensure};
 use harness::{Cgroup, Context, Scenario, Skip, in_file, scenario, slab_unreclaimable};
-use mdev_dma::{MdevDma, Opcode};
+use mdev_dma::{GeneratorConfig, MdevDma, Opcode, uapi::RUST_MDEV_DMA_GEN_DMA_RW};
 use std::{
     fmt::Write as _,
     fs, thread,
@@ -36,8 +36,13 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("device/cost/eventfds", "a device keeps five eventfds, and no more", eventfds),
     scenario(
         "device/cost/commands",
-        "time of commands of MAX_LENGTH, which nothing interrupts, and of STOP meanwhile",
+        "time of commands of MAX_LENGTH, which nothing interrupts, and of STOP, RESET and unmap meanwhile",
         commands,
+    ),
+    scenario(
+        "device/cost/worker",
+        "time of the CPU that a device takes outside of its client's cgroup: at most half of one",
+        worker,
     ),
 ];
 
@@ -47,16 +52,16 @@ const SLACK: u64 = 512 << 10;
 /// Pages from one batch of pins to the next, each of which has memory of its own.
 const BATCH: u64 = 64;
 
-const KIB: u64 = 1 << 10;
+pub(crate) const KIB: u64 = 1 << 10;
 
 /// What is charged to a cgroup for what is done.
-fn charged(cgroup: &Cgroup, what: impl FnOnce() -> Result<()>) -> Result<u64> {
+pub(crate) fn charged(cgroup: &Cgroup, what: impl FnOnce() -> Result<()>) -> Result<u64> {
     let before = cgroup.charged()?;
     what()?;
     Ok(cgroup.charged()?.saturating_sub(before))
 }
 
-fn at_most(what: &str, bound: u64, found: u64) -> Result<()> {
+pub(crate) fn at_most(what: &str, bound: u64, found: u64) -> Result<()> {
     ensure!(found <= bound + SLACK, "{what}: {} KiB, at most {} KiB", found / KIB, bound / KIB);
     Ok(())
 }
@@ -94,7 +99,7 @@ fn open(context: &Context<'_>) -> Result<()> {
 
 /// Skips the scenario where slabs are larger than what is in them: such kernels need more memory, and
 /// time, than others.
-fn without_debugging() -> Result<()> {
+pub(crate) fn without_debugging() -> Result<()> {
     let size = |name| fs::read_to_string(format!("/sys/kernel/slab/kmalloc-64/{name}")).ok();
     if size("slab_size") != size("object_size") {
         return Err(Skip("costs are those of a kernel that doesn't debug slabs".into()).into());
@@ -235,9 +240,70 @@ fn commands(context: &Context<'_>) -> Result<()> {
     set(&fixture, Running)?;
     begin_write()?;
     let reset = timed(|| Ok(device.device().reset()?))?;
+    // It waits for the pins that are being taken, and revokes them.
+    device.run_in_background(Opcode::Pin, at(0, 0), length, 0)?;
+    let unmap = timed(|| fixture.unmap(0..length / PAGE))?;
+    same("PINS of what is unmapped", 0, device.pins()?)?;
     context.progress(format_args!(
-        "{} MiB: {text}STOP {stop:.1?} and RESET {reset:.1?} beside a WRITE",
+        "{} MiB: {text}STOP {stop:.1?} and RESET {reset:.1?} beside a WRITE, unmap {unmap:.1?} beside a PIN",
         length >> 20
     ));
     Ok(())
+}
+
+/// A part of what is measured: kworkers do other things, too, and a rest is in whole jiffies.
+const HALF: std::ops::Range<f64> = 0.05..0.6;
+
+fn worker(context: &Context<'_>) -> Result<()> {
+    const MEASURED: Duration = Duration::from_secs(3);
+    const PAGES: u64 = 1 << 14;
+    let fixture = Fixture::new(context, PAGES)?;
+    let (device, length) = (fixture.device(), PAGES * PAGE);
+    let mut shares = Vec::new();
+
+    let mode = RUST_MDEV_DMA_GEN_DMA_RW;
+    device.start_generator(&GeneratorConfig {
+        iova: at(0, 0),
+        length,
+        seed: 1,
+        limit: 0,
+        rate: 0,
+        mode,
+    })?;
+    let generator = kworkers_during(|| {
+        thread::sleep(MEASURED);
+        Ok(())
+    })?;
+    shares.push(("the generator", generator));
+    same("status of the generator", 0, device.stop_generator()?.status.into())?;
+
+    let commands = kworkers_during(|| {
+        let begin = Instant::now();
+        while begin.elapsed() < MEASURED {
+            device.run_in_background(Opcode::DmaWrite, at(0, 0), length, 1)?;
+            succeeded("it", device.wait(LONG)?)?;
+        }
+        Ok(())
+    })?;
+    shares.push(("commands", commands));
+    for (what, share) in shares {
+        context.progress(format_args!("{what}: {:.0} % of a CPU", share * 100.0));
+        ensure!(HALF.contains(&share), "{what}: {:.0} % of a CPU", share * 100.0);
+    }
+    Ok(())
+}
+
+/// The part of a CPU's time that kworkers take while something is done.
+fn kworkers_during(what: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let (begin, before) = (Instant::now(), kworkers()?);
+    what()?;
+    Ok((kworkers()? - before) / begin.elapsed().as_secs_f64())
+}
+
+/// The time of CPUs that kworkers have taken, in seconds.
+fn kworkers() -> Result<f64> {
+    let stats = procfs::process::all_processes()?.filter_map(|process| process.ok()?.stat().ok());
+    let kworkers = stats.filter(|stat| stat.comm.starts_with("kworker/"));
+    let ticks: u64 = kworkers.map(|stat| stat.utime + stat.stime).sum();
+    Ok(ticks as f64 / procfs::ticks_per_second() as f64)
 }
