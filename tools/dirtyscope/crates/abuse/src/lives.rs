@@ -231,6 +231,10 @@ fn removals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
     let held = match how {
         3 => return irqs_beside_removal(rng, mdev, stock, table),
         0 => Held::Client(Client::start(mdev, stock.backend, rng.next(), How::Busy)?),
+        1 if stock.backend == Backend::Cdev && rng.one_in(2) => {
+            let [_, node] = stock.backend.paths(mdev)?;
+            Held::Unbound(HostileFile::open(&node.to_string_lossy())?)
+        }
         1 => {
             let World { device, group, container, .. } = stock.world(mdev)?;
             drop(device);
@@ -256,6 +260,16 @@ fn removals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
             Held::Client(mut client) => {
                 ensure!(!removal.is_finished(), "it was removed while it was in use");
                 client.kill()?;
+            }
+            Held::Unbound(file) => {
+                // It can do nothing but keep the device.
+                let memory = world::address(stock.ground, Spot::Argument);
+                for nr in [7, 8, 11, 17, 19] {
+                    let answer = file.ioctl(stock.ground, Request::vfio(nr), memory, None);
+                    ensure!(answer.errno() != Some(0), "call {nr} of an unbound device: {answer:?}");
+                    answer.errno().into_iter().for_each(|errno| table.count("unbound", errno));
+                }
+                ensure!(!removal.is_finished(), "it was removed while a file of it was open");
             }
             Held::Files(files) => {
                 while !removal.is_finished() && begin.elapsed() < LONG {
@@ -333,6 +347,8 @@ fn irqs_beside_removal(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Tab
 
 /// What holds a device, or its driver.
 enum Held {
+    /// The device's own file, which was never bound to an iommufd.
+    Unbound(HostileFile),
     Client(Client),
     Files(Vec<HostileFile>),
 }

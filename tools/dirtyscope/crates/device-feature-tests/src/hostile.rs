@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::Errno;
-use harness::{Context, OtherProcess, Scenario, pages_pinned, scenario};
+use harness::{Context, FuseServer, OtherProcess, Scenario, ServedElsewhere, pages_pinned, scenario, unmount_fuse};
 use mdev_dma::{
     GeneratorConfig, Opcode,
     uapi::{
@@ -19,6 +19,7 @@ use mdev_dma::{
     },
 };
 use std::{
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -66,6 +67,18 @@ pub const SCENARIOS: &[Scenario] = &[
         "device/hostile/killed",
         "a process is killed in what waits for its device, which waits for it; or in loading a state",
         killed,
+    ),
+    scenario(
+        "device/hostile/fuse",
+        "RESET and close end a DMA_WRITE or DMA_READ that waits for memory of FUSE; all else, and PIN, ends \
+         with its server",
+        fuse,
+    ),
+    scenario(
+        "device/hostile/fuse-killed",
+        "a process that is killed while its device waits for memory of FUSE that it serves itself ends \
+         with the file system",
+        fuse_killed,
     ),
 ];
 
@@ -211,4 +224,63 @@ fn killed(context: &Context<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The time in which what waits comes to wait.
+const A_WHILE: Duration = Duration::from_millis(20);
+
+fn fuse(context: &Context<'_>) -> Result<()> {
+    for op in [Opcode::DmaWrite, Opcode::DmaRead, Opcode::Pin] {
+        for end in ["the file system", "RESET", "close", "unmap", "STOP"] {
+            let (mut server, memory) = ServedElsewhere::new(PAGES * PAGE)?;
+            let mut fixture = Fixture::with_memory(context.device(0)?, memory)?;
+            fixture.map(0..PAGES)?;
+            fixture.device().run_in_background(op, at(0, 0), PAGES * PAGE, 1)?;
+            server.wait_until_asked()?;
+            let begin = Instant::now();
+            let ended = thread::scope(|scope| {
+                let ending = scope.spawn(|| match end {
+                    "RESET" => Ok(fixture.device().device().reset()?),
+                    "unmap" => fixture.unmap(0..PAGES),
+                    "STOP" => set(&fixture, Stop),
+                    "close" => {
+                        fixture.close();
+                        Ok(())
+                    }
+                    _ => {
+                        let outcome = fixture.device().wait(LONG)?;
+                        same("STATUS", Errno::EFAULT.0 as u64, outcome.status.into())
+                    }
+                });
+                // All can be killed but page faults of pins.
+                if op == Opcode::Pin || !matches!(end, "RESET" | "close") {
+                    thread::sleep(A_WHILE);
+                    drop(server);
+                }
+                ending.join().map_err(|_| anyhow!("a thread panicked"))?
+            });
+            ended.with_context(|| format!("{op}, ended by {end}"))?;
+            ensure!(begin.elapsed() < LONG, "{op}, ended by {end} after {:?}", begin.elapsed());
+        }
+    }
+    let fixture = Fixture::new(context, PAGES)?;
+    succeeded("DMA_WRITE", fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1)?)
+}
+
+fn fuse_killed(context: &Context<'_>) -> Result<()> {
+    drop(FuseServer::new(PAGE)?);
+    let device = context.device(0)?.uuid.to_string();
+    let arguments = ["hold", &device, &(PAGES * PAGE).to_string(), "--what", "fuse"];
+    let (mut process, directory) = OtherProcess::start(&arguments)?;
+    let killed = process.kill(A_WHILE);
+    context.progress(format_args!(
+        "the process ends {}",
+        if killed.is_ok() { "by itself" } else { "with the file system" }
+    ));
+    let directory = Path::new(&directory);
+    unmount_fuse(directory)?;
+    std::fs::remove_dir(directory)?;
+    process.kill(LONG)?;
+    let fixture = Fixture::new(context, PAGES)?;
+    succeeded("DMA_WRITE", fixture.device().dma_write(at(0, 0), PAGES * PAGE, 1)?)
 }

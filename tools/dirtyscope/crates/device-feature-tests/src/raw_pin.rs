@@ -2,12 +2,15 @@
 
 //! Raw pins in the migration data.
 
-use crate::migration_state::{fails, load, not_yet, save};
+use crate::{
+    cost::{KIB, at_most, charged, without_debugging},
+    migration_state::{fails, load, not_yet, save},
+};
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
-use harness::{Context, Scenario, Skip, scenario};
+use harness::{Cgroup, Context, Scenario, Skip, scenario};
 use mdev_dma::{Opcode, pattern, uapi};
-use testbed::fixture::{Fixture, succeeded};
+use testbed::fixture::{Fixture, refused, succeeded};
 use testbed::{PAGE, at, same};
 
 /// What devices without raw pins do.
@@ -28,6 +31,11 @@ pub const RAW: &[Scenario] = &[
         "device/raw-pin/migration-fails",
         "raw pins that aren't valid, or can't be pinned, fail the load, and none is left",
         migration_fails,
+    ),
+    scenario(
+        "device/raw-pin/cost",
+        "memory of MAX_PINS raw pins, a page each; there can't be more",
+        cost,
     ),
 ];
 
@@ -131,4 +139,19 @@ fn pair(context: &Context<'_>) -> Result<(Fixture, Fixture)> {
     let fixture = Fixture::new(context, PAGES)?;
     ensure!(has_raw_pins(&fixture)?, Skip("load rust_mdev_dma with raw_pins=1".into()));
     Ok((fixture, Fixture::without_mapping(context, 1, PAGES)?))
+}
+
+fn cost(context: &Context<'_>) -> Result<()> {
+    without_debugging()?;
+    const EACH: u64 = 8 + 48 + 8;
+    let fixture = Fixture::new(context, PAGES)?;
+    let (device, max) = (fixture.device(), fixture.device().limits()?.max_pins);
+    let pin = |n| device.run(Opcode::RawPin as u32, at(n % PAGES, 0), PAGE, 3);
+    let cgroup = Cgroup::new()?;
+    let bytes = charged(&cgroup, || (0..max).try_for_each(|n| succeeded("RAW_PIN", pin(n)?)))?;
+    context.progress(format_args!("{max} raw pins: {} KiB", bytes / KIB));
+    at_most("raw pins", max * EACH, bytes)?;
+    ensure!(bytes > max * EACH / 2, "{bytes} bytes are charged for {max} pins: not all of them");
+    refused("one more RAW_PIN", Errno::ENOSPC, pin(0)?)?;
+    same("PINS", max, device.pins()?)
 }

@@ -3,6 +3,7 @@
 //! `dirtyscope hold`: a process that has a device do something, for a scenario to kill.
 
 use anyhow::{Context as _, Result};
+use harness::{FuseServer, unserved_memory};
 use mdev_dma::{
     GeneratorConfig, MdevDma, Opcode, PAGE,
     sysfs::Mdev,
@@ -53,6 +54,8 @@ enum What {
     Access,
     /// States with many pins are loaded, one after the other.
     Load,
+    /// PIN in the background waits for memory that this process serves by FUSE, and doesn't.
+    Fuse,
 }
 
 /// The time in which a system call comes to wait for what is waited for already.
@@ -61,16 +64,26 @@ const A_WHILE: Duration = Duration::from_millis(20);
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("prctl PR_SET_PDEATHSIG")?;
+    let size = arguments.bytes;
+    // What is opened first is closed first if the process is killed: here, the device, which waits.
+    let (server, memory) = match arguments.what {
+        What::Fuse => {
+            let server = FuseServer::new(size)?;
+            let memory = unserved_memory(server.directory(), size)?;
+            (Some(server), memory)
+        }
+        _ => (None, Memory::new(size as usize)?),
+    };
     let node = Mdev { uuid: arguments.device }.node()?;
     let container = Container::new(Group::open(&node)?)?;
     let device = MdevDma::open(&container, &node)?;
-    let size = arguments.bytes;
-    let memory = Arc::new(Memory::new(size as usize)?);
+    let memory = Arc::new(memory);
     let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
     container.map(&MapArgs { memory: &memory, offset: 0, iova: 0, size, flags, argsz: None })?;
     match arguments.what {
         What::Pinned => hold_pins(&container, &device, size)?,
         What::Load => load(&device, size)?,
+        What::Fuse => wait_for_fuse(&device, size, &server.context("no server")?)?,
         what => wait(&device, &memory, what)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -108,6 +121,12 @@ fn load(device: &MdevDma, size: u64) -> Result<()> {
         set(MigState::Stop)?;
     }
     Ok(())
+}
+
+fn wait_for_fuse(device: &MdevDma, size: u64, server: &FuseServer) -> Result<()> {
+    device.run_in_background(Opcode::Pin, 0, size, 1)?;
+    server.wait_until_asked()?;
+    ready(&server.directory().to_string_lossy())
 }
 
 fn wait(device: &MdevDma, memory: &Memory, what: What) -> Result<()> {

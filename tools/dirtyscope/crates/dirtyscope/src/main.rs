@@ -47,6 +47,8 @@ enum Command {
     AbuseClient(abuse::ClientArguments),
     #[command(hide = true)]
     Hold(device_tests::hold::Arguments),
+    #[command(hide = true)]
+    Serve(harness::ServeArguments),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Command::Shrink(arguments) => fuzz::shrink(&arguments, abuse::is_input),
         Command::AbuseClient(arguments) => abuse::run_client(&arguments),
         Command::Hold(arguments) => device_tests::hold::run(&arguments),
+        Command::Serve(arguments) => harness::serve(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("dirtyscope: {error:#}");

@@ -5,35 +5,46 @@ use anyhow::{Context as _, Result, bail};
 use std::{
     env,
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 /// Another process of this program. It is killed when this is dropped.
-pub struct OtherProcess(Child);
+pub struct OtherProcess {
+    child: Child,
+    says: BufReader<ChildStdout>,
+}
 
 impl OtherProcess {
     /// Starts one. Returns what it says first, too: a line.
     pub fn start(arguments: &[&str]) -> Result<(Self, String)> {
         let mut command = Command::new(env::current_exe()?);
-        let child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut this = Self(child);
+        let piped = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn()?;
+        let says = BufReader::new(child.stdout.take().context("no stdout")?);
+        let mut this = Self { child, says };
+        let line = this.line().with_context(|| format!("dirtyscope {}", arguments.join(" ")))?;
+        Ok((this, line))
+    }
+
+    /// Waits for what it says next: a line.
+    pub fn line(&mut self) -> Result<String> {
         let mut line = String::new();
-        BufReader::new(this.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        self.says.read_line(&mut line)?;
         if line.is_empty() {
-            bail!("dirtyscope {} has ended, {}", arguments.join(" "), this.0.wait()?);
+            bail!("it has ended, {}", self.child.wait()?);
         }
-        Ok((this, line.trim_end().into()))
+        Ok(line.trim_end().into())
     }
 
     /// Kills it. Fails if it is still there so long afterwards.
     pub fn kill(&mut self, limit: Duration) -> Result<()> {
-        self.0.kill().context("kill")?;
+        self.child.kill().context("kill")?;
         let begin = Instant::now();
-        while self.0.try_wait()?.is_none() {
+        while self.child.try_wait()?.is_none() {
             if begin.elapsed() > limit {
-                bail!("a process can't be killed:\n{}", stacks(self.0.id()));
+                bail!("a process can't be killed:\n{}", stacks(self.child.id()));
             }
             thread::sleep(Duration::from_millis(1));
         }

@@ -96,21 +96,27 @@ impl Memory {
     ///
     /// Fails with what `mmap()` says.
     pub fn of_file(file: &File, len: usize) -> Result<Self> {
-        Self::shared(file, 0, len, BTreeMap::new())
+        Self::map(file, 0, len, MapFlags::SHARED, BTreeMap::new())
+    }
+
+    /// The same of a file whose contents a process serves, which may fail: so Rust may not access them, as
+    /// that would end this process. What devices write is in this memory only, not in the file.
+    pub fn of_served_file(file: &File, len: usize) -> Result<Self> {
+        Self::map(file, 0, len, MapFlags::PRIVATE, untouchable(len))
     }
 
     /// A device's memory, at `offset` of its file, whole pages. Rust may not access it, as long as nobody
     /// gives it access: loads and stores might not be what the device takes, and they end the process
     /// when the device's memory can't be accessed.
     pub(crate) fn of_region(file: &File, offset: u64, len: usize) -> Result<Self> {
-        let pages = (0..len).step_by(rustix::param::page_size());
-        Self::shared(file, offset, len, pages.map(|page| (page, Access::None)).collect())
+        Self::map(file, offset, len, MapFlags::SHARED, untouchable(len))
     }
 
-    fn shared(
+    fn map(
         file: &File,
         offset: u64,
         len: usize,
+        flags: MapFlags,
         restricted: BTreeMap<usize, Access>,
     ) -> Result<Self> {
         let what = || format!("mmap of {len:#x} bytes of {file:?}");
@@ -118,7 +124,7 @@ impl Memory {
         assert!(whole_pages, "{len:#x} bytes are no whole pages");
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: The kernel chooses an address where nothing is.
-        let ptr = unsafe { mmap(null_mut(), len, access, MapFlags::SHARED, file, offset) }
+        let ptr = unsafe { mmap(null_mut(), len, access, flags, file, offset) }
             .map_err(|e| Error::new(what(), e))?;
         // INVARIANT: The mapping was just made, readable and writable, and begins at a page.
         let words = NonNull::new(ptr.cast()).ok_or_else(|| Error::other(what()))?;
@@ -313,6 +319,11 @@ impl Memory {
         // that shares memory, is no part of this program.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr().add(i), count) }
     }
+}
+
+/// All pages of so many bytes, which Rust may not access.
+fn untouchable(len: usize) -> BTreeMap<usize, Access> {
+    (0..len).step_by(rustix::param::page_size()).map(|page| (page, Access::None)).collect()
 }
 
 impl Drop for Memory {
