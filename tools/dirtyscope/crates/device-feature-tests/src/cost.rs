@@ -230,18 +230,20 @@ fn commands(context: &Context<'_>) -> Result<()> {
         let took = timed(|| succeeded("it", device.run(op as u32, at(0, 0), length, 1)?))?;
         let _ = write!(text, "{op} {took:.1?}, ");
     }
-    let begin_write = || -> Result<()> {
-        device.run_in_background(Opcode::Write, at(0, 0), length, 2)?;
+    let begin = |op| -> Result<()> {
+        // It starts when the worker has rested.
+        thread::sleep(Duration::from_secs(1));
+        device.run_in_background(op, at(0, 0), length, 2)?;
         thread::sleep(Duration::from_millis(5));
         Ok(())
     };
-    begin_write()?;
+    begin(Opcode::Write)?;
     let stop = timed(|| set(&fixture, Stop))?;
     set(&fixture, Running)?;
-    begin_write()?;
+    begin(Opcode::Write)?;
     let reset = timed(|| Ok(device.device().reset()?))?;
     // It waits for the pins that are being taken, and revokes them.
-    device.run_in_background(Opcode::Pin, at(0, 0), length, 0)?;
+    begin(Opcode::Pin)?;
     let unmap = timed(|| fixture.unmap(0..length / PAGE))?;
     same("PINS of what is unmapped", 0, device.pins()?)?;
     context.progress(format_args!(
