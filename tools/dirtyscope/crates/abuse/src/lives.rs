@@ -266,7 +266,10 @@ fn removals(rng: &mut Rng, mdev: Mdev, stock: &Stock, table: &mut Table) -> Resu
                 let memory = world::address(stock.ground, Spot::Argument);
                 for nr in [7, 8, 11, 17, 19] {
                     let answer = file.ioctl(stock.ground, Request::vfio(nr), memory, None);
-                    ensure!(answer.errno() != Some(0), "call {nr} of an unbound device: {answer:?}");
+                    ensure!(
+                        answer.errno() != Some(0),
+                        "call {nr} of an unbound device: {answer:?}"
+                    );
                     answer.errno().into_iter().for_each(|errno| table.count("unbound", errno));
                 }
                 ensure!(!removal.is_finished(), "it was removed while a file of it was open");

@@ -9,7 +9,10 @@ use crate::{
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::Errno;
-use harness::{Context, FuseServer, OtherProcess, Scenario, ServedElsewhere, pages_pinned, scenario, unmount_fuse};
+use harness::{
+    Context, FuseServer, OtherProcess, Scenario, ServedElsewhere, pages_pinned, scenario,
+    unmount_fuse,
+};
 use mdev_dma::{
     GeneratorConfig, Opcode,
     uapi::{

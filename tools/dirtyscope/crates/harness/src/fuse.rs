@@ -7,8 +7,8 @@
 use crate::{OtherProcess, Skip};
 use anyhow::{Context as _, Result};
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, Request,
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, Request,
 };
 use rustix::{
     io::Errno as Failed,
@@ -93,7 +93,9 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let (Ok(mut withheld), Ok(asked)) = (self.withheld.lock(), self.asked.lock()) else { return };
+        let (Ok(mut withheld), Ok(asked)) = (self.withheld.lock(), self.asked.lock()) else {
+            return;
+        };
         withheld.push(reply);
         let _ = asked.send(());
     }
