@@ -70,6 +70,19 @@ impl Engine {
         })
     }
 
+    /// Reserves the memory that `command` needs to run in the background, where it would be charged to
+    /// nobody.
+    pub(super) fn reserve(&self, dev: &OpenDevice<MdevDma>, command: &Command) -> Result {
+        if command.op != PIN {
+            return Ok(());
+        }
+        match self.limits.range(command).and_then(whole_pages) {
+            Ok(range) if command.length / PAGE <= self.limits.pins => dev.pins().reserve(&range),
+            // It fails when it runs.
+            _ => Ok(()),
+        }
+    }
+
     /// Runs `command` to completion.
     pub(super) fn run(&mut self, dev: &OpenDevice<MdevDma>, command: &Command) -> Outcome {
         let mut outcome = Outcome::default();

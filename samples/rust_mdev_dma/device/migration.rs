@@ -342,6 +342,12 @@ impl<'a> Saved<'a> {
             return Err(e);
         }
         drop(pins);
+        if let Some((engine, command)) = inner.engine.as_ref().zip(self.queued.as_ref()) {
+            if let Err(e) = engine.reserve(dev, command) {
+                dev.pins().unpin_all();
+                return Err(LoadError::Refused(e));
+            }
+        }
 
         inner.config_space = self.config_space;
         inner.registers = self.registers;

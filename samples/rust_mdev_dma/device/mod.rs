@@ -202,6 +202,16 @@ impl Inner {
         self.registers.set_refused(false);
 
         if background || !self.running {
+            if let Err(e) = engine.reserve(dev, &command) {
+                let outcome = Outcome {
+                    status: e.to_errno().unsigned_abs(),
+                    ..Outcome::default()
+                };
+                return match self.running {
+                    true => self.complete(dev, &outcome),
+                    false => self.registers.complete(&outcome),
+                };
+            }
             self.registers.set_in_progress();
             self.queued = Some(command);
             self.queue_work(dev);
@@ -402,6 +412,7 @@ impl Operations for MdevDma {
         if let Some((mut engine, command)) = inner.begin() {
             drop(inner);
             let outcome = engine.run(dev, &command);
+            dev.pins().release_reserved();
             inner = self.inner.lock();
             inner.engine = Some(engine);
             // After a reset there was no command, and so it doesn't interrupt.

@@ -224,6 +224,18 @@ impl<'a, T: Operations<Iommu: Pinning>> Pins<'a, T> {
         unsafe { self.table.pin(dev.as_raw(), range, || dev.killed()) }
     }
 
+    /// Reserves the memory for [`Self::pin`] of `range`, which then allocates none, in place of what was
+    /// reserved before. For pins in [`Operations::work`]: what is allocated there is charged to nobody, and
+    /// so should be here, in the user's task.
+    pub(crate) fn reserve(&mut self, range: &Range<u64>) -> Result {
+        self.table.reserve(range)
+    }
+
+    /// Frees what was reserved and isn't used.
+    pub(crate) fn release_reserved(&mut self) {
+        self.table.release_reserved();
+    }
+
     /// Removes one pin of each page of `range`, which must be page aligned. Fails with `ENXIO` if
     /// one of them isn't pinned; then none is unpinned.
     pub(crate) fn unpin(&mut self, range: Range<u64>) -> Result {
@@ -235,7 +247,7 @@ impl<'a, T: Operations<Iommu: Pinning>> Pins<'a, T> {
         self.table.runs()
     }
 
-    /// Removes all pins of all pages.
+    /// Removes all pins of all pages, and frees what was reserved.
     pub(crate) fn unpin_all(&mut self) {
         self.table.unpin_all();
     }

@@ -69,16 +69,38 @@ struct PinnedPages {
 // SAFETY: Pins belong to the device, not to the thread that took them.
 unsafe impl Send for PinnedPages {}
 
-impl PinnedPages {
-    fn new(vdev: NonNull<bindings::vfio_device>, iova: u64) -> Result<Self> {
-        // INVARIANT: There are no pins yet.
+/// The memory of a batch.
+struct Room {
+    node: RBTreeNodeReservation<u64, PinnedPages>,
+    pages: KBox<[*mut bindings::page; BATCH_PAGES]>,
+}
+
+// SAFETY: There are no pages yet, this is only memory.
+unsafe impl Send for Room {}
+
+impl Room {
+    fn new() -> Result<Self> {
         Ok(Self {
+            node: RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
+            pages: KBox::init(init_zeroed(), GFP_KERNEL_ACCOUNT)?,
+        })
+    }
+}
+
+impl PinnedPages {
+    fn new(
+        vdev: NonNull<bindings::vfio_device>,
+        iova: u64,
+        pages: KBox<[*mut bindings::page; BATCH_PAGES]>,
+    ) -> Self {
+        // INVARIANT: There are no pins yet.
+        Self {
             vdev,
             iova,
-            pages: KBox::init(init_zeroed(), GFP_KERNEL_ACCOUNT)?,
+            pages,
             counts: [0; BATCH_PAGES],
             held: 0,
-        })
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -265,6 +287,8 @@ fn parts(range: &Range<u64>) -> impl Iterator<Item = Part> {
 pub(super) struct PinTable {
     batches: RBTree<u64, PinnedPages>,
     held: u64,
+    /// Of batches that a pin may need.
+    reserved: KVVec<Room>,
     pub(super) raw: RawPins,
 }
 
@@ -273,8 +297,23 @@ impl PinTable {
         Self {
             batches: RBTree::new(),
             held: 0,
+            reserved: KVVec::new(),
             raw: RawPins::new(),
         }
+    }
+
+    /// Sees to it that [`Self::pin`] needs no more memory for these pages, whatever is pinned then.
+    pub(super) fn reserve(&mut self, range: &Range<u64>) -> Result {
+        let mut reserved = KVVec::new();
+        for _ in parts(range) {
+            reserved.push(Room::new()?, GFP_KERNEL_ACCOUNT)?;
+        }
+        self.reserved = reserved;
+        Ok(())
+    }
+
+    pub(super) fn release_reserved(&mut self) {
+        self.reserved = KVVec::new();
     }
 
     pub(super) fn held(&self) -> u64 {
@@ -321,8 +360,11 @@ impl PinTable {
             unsafe { batch.pin(part.pages.clone())? };
         } else {
             // Before the pin: one that is taken back leaves its pages dirty.
-            let node = RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?;
-            let mut batch = PinnedPages::new(vdev, part.batch)?;
+            let Room { node, pages } = match self.reserved.pop() {
+                Some(room) => room,
+                None => Room::new()?,
+            };
+            let mut batch = PinnedPages::new(vdev, part.batch, pages);
             // SAFETY: As above.
             unsafe { batch.pin(part.pages.clone())? };
             self.batches.insert(node.into_node(part.batch, batch));
@@ -382,6 +424,7 @@ impl PinTable {
         self.batches = RBTree::new();
         self.held = 0;
         self.raw = RawPins::new();
+        self.release_reserved();
     }
 
     /// Fails with `ENXIO` unless every page that `range` touches is pinned.
@@ -467,7 +510,7 @@ mod tests {
     #[test]
     fn runs_of_a_batch() -> Result {
         // `held` stays 0, so that nothing is unpinned in the end.
-        let mut batch = PinnedPages::new(NonNull::dangling(), BATCH_SIZE)?;
+        let mut batch = PinnedPages::new(NonNull::dangling(), BATCH_SIZE, Room::new()?.pages);
         assert_eq!(batch.runs().count(), 0);
         batch.counts[0] = 1;
         batch.counts[1] = 1;

@@ -32,6 +32,11 @@ pub const SCENARIOS: &[Scenario] = &[
          unmapped, closed",
         pins,
     ),
+    scenario(
+        "device/cost/background-pins",
+        "what pins in the background need is charged to the client, as in the foreground",
+        background_pins,
+    ),
     scenario("device/cost/data-files", "memory of data files that have ended", data_files),
     scenario("device/cost/eventfds", "a device keeps five eventfds, and no more", eventfds),
     scenario(
@@ -167,6 +172,30 @@ fn pins(context: &Context<'_>) -> Result<()> {
         at_most("what is left", 0, left)?;
     }
     context.progress(format_args!("{max} pins{text}"));
+    Ok(())
+}
+
+fn background_pins(context: &Context<'_>) -> Result<()> {
+    without_debugging()?;
+    const PINS: u64 = 1 << 12;
+    let (_file, memory) = in_file(PINS * BATCH * PAGE)?;
+    for page in 0..PINS {
+        memory.write((page * BATCH * PAGE) as usize, &[1; 8]);
+    }
+    let fixture = Fixture::with_memory(context.device(0)?, memory)?;
+    fixture.map(0..PINS * BATCH)?;
+    let device = fixture.device();
+    let cgroup = Cgroup::new()?;
+    let bytes = charged(&cgroup, || {
+        (0..PINS).try_for_each(|n| {
+            device.run_in_background(Opcode::Pin, at(n * BATCH, 0), PAGE, 0)?;
+            succeeded("PIN", device.wait(LONG)?)
+        })
+    })?;
+    context.progress(format_args!("{PINS} pins in the background: {} KiB", bytes / KIB));
+    same("PINS", PINS, device.pins()?)?;
+    at_most("pins", PINS * 768, bytes)?;
+    ensure!(bytes > PINS * 512, "{bytes} bytes are charged for {PINS} pins: not all of them");
     Ok(())
 }
 
