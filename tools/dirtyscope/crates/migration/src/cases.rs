@@ -3,8 +3,8 @@
 //! The cases of migration: ways to write memory meanwhile.
 
 use crate::{
-    machine::RAM,
     pair::MachinePair,
+    qemu::RAM,
     runner::{Case, case},
 };
 use anyhow::{Result, ensure};

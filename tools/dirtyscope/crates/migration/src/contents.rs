@@ -2,7 +2,7 @@
 
 //! A machine's memory: filled, and held against what it must contain.
 
-use crate::machine::{Machine, Role};
+use crate::qemu::{Machine, Role};
 use anyhow::{Context as _, Result};
 use events::Difference;
 use mdev_dma::{Contents, GeneratorConfig, PAGE, contents::WrongPages, pattern};

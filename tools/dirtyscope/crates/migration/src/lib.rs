@@ -6,13 +6,9 @@
 
 mod cases;
 mod contents;
-mod function;
 pub mod guest;
-mod iommu;
-mod machine;
 mod pair;
-mod pci;
-mod reported;
+mod qemu;
 mod runner;
 mod watch;
 
@@ -20,6 +16,7 @@ use anyhow::Result;
 use events::Sink;
 use harness::{Context, Output, Recorder, Selection};
 use pair::MachinePair;
+use qemu::{pci, reported};
 use runner::{Runner, Settings};
 use std::{cell::RefCell, process::ExitCode, time::Duration};
 use watch::Watch;

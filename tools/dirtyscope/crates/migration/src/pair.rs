@@ -5,7 +5,7 @@
 
 use crate::{
     contents::MemoryContents,
-    machine::{FIRST_SLOT, Layout, Machine, Role},
+    qemu::{FIRST_SLOT, Layout, Machine, Role},
     watch::{Watch, begin, new_directory, runs_on},
 };
 use anyhow::{Context as _, Result, ensure};

@@ -2,7 +2,7 @@
 
 //! Runs cases, and records what comes of them.
 
-use crate::{contents::WrongMemory, guest::WrongInGuest, machine::Role};
+use crate::{contents::WrongMemory, guest::WrongInGuest, qemu::Role};
 use anyhow::Result;
 use events::{EXIT_SKIP, Event, Sink, Verdict};
 use harness::{Context, Devices, Messages, Output, Recorder, Skip, stop_on_signals};

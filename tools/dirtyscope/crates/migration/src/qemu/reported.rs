@@ -6,8 +6,8 @@
 use crate::{
     cases::{DMA_RW, MachineCase, PINNED, STEADY, WINDOW},
     contents::WrongMemory,
-    machine::{ABOVE_4G, Layout, RAM},
     pair::{MachinePair, bytes},
+    qemu::{ABOVE_4G, Layout, RAM},
     runner::{KnownOfQemu, case},
 };
 use anyhow::{Error, Result, bail, ensure};

@@ -2,8 +2,15 @@
 
 //! A machine to migrate: QEMU without a guest, with `rust_mdev_dma` devices.
 
-use crate::{contents::Piece, function::Function, iommu::Iommu};
+mod function;
+mod iommu;
+pub mod pci;
+pub mod reported;
+
+use crate::contents::Piece;
 use anyhow::{Context as _, Result};
+use function::Function;
+use iommu::Iommu;
 use mdev_dma::{MdevDma, PAGE, sysfs::Mdev};
 use qemu_client::{Bar, Monitor, Qemu, Qtest};
 use std::{
