@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
+mod dirty;
 mod mapper;
 mod odd;
 
+pub use dirty::DirtyTracking;
 pub use mapper::Mapper;
 
 use crate::{DeviceNode, Error, Group, Memory, Result, fail_nth::counted, group, sys};
@@ -11,17 +13,14 @@ use std::{
     collections::BTreeMap,
     fs::File,
     ops::RangeInclusive,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use vfio_bindings::bindings::vfio::{
     VFIO_API_VERSION, VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
-    VFIO_DMA_UNMAP_FLAG_VADDR, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
-    VFIO_IOMMU_DIRTY_PAGES_FLAG_START, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, VFIO_IOMMU_INFO_CAPS,
-    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
-    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU, vfio_bitmap,
-    vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get, vfio_iommu_type1_dma_map,
-    vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+    VFIO_DMA_UNMAP_FLAG_VADDR, VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
+    VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL, VFIO_TYPE1v2_IOMMU,
+    vfio_bitmap, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
 
 /// The largest bitmap that type1 takes, in words; see `DIRTY_BITMAP_SIZE_MAX` there.
@@ -224,12 +223,7 @@ impl Container {
     }
 
     fn check_type1(&self, iommu: u32) -> Result<()> {
-        // SAFETY: There is no argument.
-        let version = unsafe { sys::ioctl_value(&self.file, sys::GET_API_VERSION, 0) }
-            .map_err(|e| Error::new("VFIO_GET_API_VERSION", e))?;
-        if version != VFIO_API_VERSION as i32 {
-            return Err(Error::other(format!("VFIO's API has version {version}, not 0")));
-        }
+        check_version(self.file.as_fd())?;
         if self.check_extension(iommu)? == 0 {
             return Err(Error::other(format!("VFIO_CHECK_EXTENSION: no IOMMU driver {iommu}"))
                 .hint("modprobe vfio_iommu_type1"));
@@ -251,15 +245,7 @@ impl Container {
 
     /// `VFIO_IOMMU_GET_INFO` with any `argsz` up to 4096.
     pub fn info_of(&self, argsz: u32) -> Result<IommuInfo> {
-        let mut buffer = InfoBuffer {
-            info: vfio_iommu_type1_info { argsz, ..Default::default() },
-            caps: [0; CAPS_SIZE],
-        };
-        assert!(argsz as usize <= size_of_val(&buffer), "argsz {argsz}");
-        // SAFETY: The kernel fills in no more than `argsz` bytes, there are no pointers.
-        unsafe { sys::ioctl(&self.file, sys::IOMMU_GET_INFO, &mut buffer) }
-            .map_err(|e| Error::new(format!("VFIO_IOMMU_GET_INFO with argsz {argsz}"), e))?;
-        Ok(buffer.parse())
+        info_of(self.file.as_fd(), argsz)
     }
 
     /// `VFIO_IOMMU_MAP_DMA`. Panics if the memory isn't as large as it says.
@@ -339,71 +325,35 @@ impl Container {
         Ok(unmap.unmap.size)
     }
 
-    /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_START`
-    pub fn dirty_start(&self) -> Result<()> {
-        self.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_START, None)
-    }
-
-    /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP`
-    pub fn dirty_stop(&self) -> Result<()> {
-        self.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, None)
-    }
-
-    /// `VFIO_IOMMU_DIRTY_PAGES` with any flags and `argsz`, no range, and a null pointer for a
-    /// bitmap.
-    pub fn dirty(&self, flags: u32, argsz: Option<u32>) -> Result<()> {
-        let mut dirty = Dirty::default();
-        dirty.head.argsz = argsz.unwrap_or(size_of::<Dirty>() as u32);
-        dirty.head.flags = flags;
-        // SAFETY: The kernel reads the structure; the pointer in it is null.
-        unsafe { sys::ioctl(&self.file, sys::IOMMU_DIRTY_PAGES, &mut dirty) }
-            .map_err(|e| Error::new(format!("VFIO_IOMMU_DIRTY_PAGES with flags {flags:#x}"), e))
-            .map(drop)
-    }
-
-    /// `VFIO_IOMMU_DIRTY_PAGES` with `VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`, for `size` bytes from
-    /// `iova` on. Returns the bitmap: words for that many bytes of IOVA, or `bitmap.size` bytes if
-    /// that is more.
-    pub fn dirty_bitmap(&self, iova: u64, size: u64, bitmap: &BitmapArgs) -> Result<Vec<u64>> {
-        let mut words = bitmap_buffer(size, bitmap);
-        self.dirty_bitmap_raw(iova, size, raw_bitmap(bitmap, &mut words))?;
-        Ok(words)
-    }
-
-    /// As [`Self::dirty_bitmap`], into `memory` at `offset`. Panics if the bitmap, or what it says
-    /// its size is, goes beyond the guard.
-    pub fn dirty_bitmap_into(
-        &self,
-        iova: u64,
-        size: u64,
-        bitmap: &BitmapArgs,
-        memory: &Memory,
-        offset: usize,
-    ) -> Result<()> {
-        self.dirty_bitmap_raw(iova, size, bitmap_in(size, bitmap, memory, offset))
-    }
-
     /// Bytes that a buffer must have for the bitmap of `size` bytes of IOVA, whatever the kernel makes
     /// of the arguments.
     pub fn bitmap_bytes(size: u64, bitmap: &BitmapArgs) -> u64 {
         8 * bitmap_words(size, bitmap) as u64
     }
+}
 
-    /// `bitmap` has room for the bitmap of `size` bytes of IOVA.
-    fn dirty_bitmap_raw(&self, iova: u64, size: u64, bitmap: vfio_bitmap) -> Result<()> {
-        let mut dirty = Dirty::default();
-        dirty.head.argsz = size_of::<Dirty>() as u32;
-        dirty.head.flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
-        dirty.get = vfio_iommu_type1_dirty_bitmap_get { iova, size, bitmap };
-        // SAFETY: The kernel writes no more than the bitmap of `size` bytes of IOVA, for which there
-        // is room.
-        unsafe { sys::ioctl(&self.file, sys::IOMMU_DIRTY_PAGES, &mut dirty) }
-            .map_err(|e| {
-                let what = "VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP";
-                Error::new(format!("{what} of {iova:#x}+{size:#x}"), e)
-            })
-            .map(drop)
+/// Fails unless this is a container: nothing else has the version of VFIO's API.
+fn check_version(container: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: There is no argument.
+    let version = unsafe { sys::ioctl_value(container, sys::GET_API_VERSION, 0) }
+        .map_err(|e| Error::new("VFIO_GET_API_VERSION", e))?;
+    if version != VFIO_API_VERSION as i32 {
+        return Err(Error::other(format!("VFIO's API has version {version}, not 0")));
     }
+    Ok(())
+}
+
+/// `VFIO_IOMMU_GET_INFO` of a container, with any `argsz` up to 4096.
+fn info_of(container: BorrowedFd<'_>, argsz: u32) -> Result<IommuInfo> {
+    let mut buffer = InfoBuffer {
+        info: vfio_iommu_type1_info { argsz, ..Default::default() },
+        caps: [0; CAPS_SIZE],
+    };
+    assert!(argsz as usize <= size_of_val(&buffer), "argsz {argsz}");
+    // SAFETY: The kernel fills in no more than `argsz` bytes, there are no pointers.
+    unsafe { sys::ioctl(container, sys::IOMMU_GET_INFO, &mut buffer) }
+        .map_err(|e| Error::new(format!("VFIO_IOMMU_GET_INFO with argsz {argsz}"), e))?;
+    Ok(buffer.parse())
 }
 
 /// The argument of `VFIO_IOMMU_MAP_DMA`. Panics if the memory isn't as large as it says.
@@ -461,14 +411,6 @@ fn raw_bitmap(args: &BitmapArgs, words: &mut [u64]) -> vfio_bitmap {
 struct Unmap {
     unmap: vfio_iommu_type1_dma_unmap,
     bitmap: vfio_bitmap,
-}
-
-/// The argument of `VFIO_IOMMU_DIRTY_PAGES`.
-#[repr(C)]
-#[derive(Default)]
-struct Dirty {
-    head: vfio_iommu_type1_dirty_bitmap,
-    get: vfio_iommu_type1_dirty_bitmap_get,
 }
 
 /// The argument of `VFIO_IOMMU_GET_INFO`.
@@ -531,7 +473,6 @@ mod tests {
     #[test]
     fn layouts() {
         assert_eq!(std::mem::offset_of!(Unmap, bitmap), 24);
-        assert_eq!(std::mem::offset_of!(Dirty, get), 8);
         assert_eq!(std::mem::offset_of!(InfoBuffer, caps), 24);
     }
 

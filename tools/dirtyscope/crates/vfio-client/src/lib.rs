@@ -41,7 +41,8 @@ mod sys;
 mod unserved;
 
 pub use container::{
-    BitmapArgs, Container, IommuInfo, Leave, MapArgs, Mapper, MigrationInfo, UnmapArgs,
+    BitmapArgs, Container, DirtyTracking, IommuInfo, Leave, MapArgs, Mapper, MigrationInfo,
+    UnmapArgs,
 };
 pub use device::{Device, DeviceInfo, IrqInfo, RegionInfo};
 pub use error::{Error, Result};

@@ -49,7 +49,7 @@ impl Container {
         bitmap: &BitmapArgs,
         address: u64,
     ) -> Result<()> {
-        self.dirty_bitmap_raw(iova, size, in_kernel(bitmap, address))
+        self.tracking().bitmap_raw(iova, size, in_kernel(bitmap, address))
     }
 
     /// As [`Self::unmap_dirty`], into memory of the kernel: see [`Self::dirty_bitmap_into_kernel`].
