@@ -2,14 +2,40 @@
 
 //! A machine's memory: filled, and held against what it must contain.
 
-use crate::qemu::{Machine, Role};
+use crate::vmm::{Layout, Role};
 use anyhow::{Context as _, Result};
 use events::Difference;
 use mdev_dma::{Contents, GeneratorConfig, PAGE, contents::WrongPages, pattern};
-use std::{fmt, ops::Range, os::unix::fs::FileExt};
+use std::{
+    fmt,
+    fs::{File, OpenOptions},
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::Path,
+};
 
 /// Bytes that are read or written at once.
 const CHUNK: usize = 256 * PAGE as usize;
+
+/// A machine's memory: a file that its VMM shares with this program, and with nobody else.
+pub struct Memory {
+    /// What failures call the machine.
+    pub machine: String,
+    /// What the machine is in the migration that began last.
+    pub role: Role,
+    file: File,
+}
+
+impl Memory {
+    /// Makes that file, zeroed, of so many bytes.
+    pub fn new(path: &Path, bytes: u64, machine: &str, role: Role) -> Result<Self> {
+        let mut open = OpenOptions::new();
+        let file = open.read(true).write(true).create_new(true).open(path);
+        let file = file.with_context(|| path.display().to_string())?;
+        file.set_len(bytes).context("the machine's memory")?;
+        Ok(Self { machine: machine.into(), role, file })
+    }
+}
 
 /// A part of a machine's memory, whose addresses have no gap.
 #[derive(Clone, Debug)]
@@ -36,17 +62,17 @@ impl Piece {
 pub struct MemoryContents(Vec<(Piece, Contents)>);
 
 impl MemoryContents {
-    /// Fills all of a machine's memory with a pattern.
-    pub fn fill(machine: &Machine, seed: u64) -> Result<Self> {
+    /// Fills the memory of a machine of this layout with a pattern.
+    pub fn fill(memory: &Memory, layout: &Layout, seed: u64) -> Result<Self> {
         let fill = |piece: Piece| {
             piece.chunks(|at, offset, chunk| {
                 pattern::fill(chunk, seed, at);
-                machine.ram().write_all_at(chunk, offset).context("fill the machine's memory")
+                memory.file.write_all_at(chunk, offset).context("fill the machine's memory")
             })?;
             let Range { start, end } = piece.addresses;
             Ok((piece, Contents::filled(start, end - start, seed)))
         };
-        machine.pieces().into_iter().map(fill).collect::<Result<_>>().map(Self)
+        layout.pieces().into_iter().map(fill).collect::<Result<_>>().map(Self)
     }
 
     /// A command wrote the pattern of `seed` to these bytes, whole pages of one piece.
@@ -65,11 +91,11 @@ impl MemoryContents {
     }
 
     /// Compares all of a machine's memory. The error is [`WrongMemory`] if it differs.
-    pub fn check(&self, machine: &Machine) -> Result<()> {
+    pub fn check(&self, memory: &Memory) -> Result<()> {
         let mut wrong = WrongPages::default();
         for (piece, contents) in &self.0 {
             piece.chunks(|at, offset, chunk| {
-                machine.ram().read_exact_at(chunk, offset).context("read the machine's memory")?;
+                memory.file.read_exact_at(chunk, offset).context("read the machine's memory")?;
                 wrong.append(contents.wrong_pages(at, chunk));
                 Ok(())
             })?;
@@ -77,7 +103,7 @@ impl MemoryContents {
         if wrong.is_empty() {
             return Ok(());
         }
-        Err(WrongMemory { whose: machine.name.clone(), role: machine.role, wrong }.into())
+        Err(WrongMemory { whose: memory.machine.clone(), role: memory.role, wrong }.into())
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Arguments {
 
 /// Runs the command. `print` gets what happens.
 pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
-    let Some(selected) = arguments.selection.of(CASES, |case| (case.name, case.about))? else {
+    let Some(selected) = arguments.selection.of(CASES, |case| (&case.name, case.about))? else {
         return Ok(ExitCode::SUCCESS);
     };
     let guest = arguments.guest.join("arguments");
@@ -58,12 +58,11 @@ pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
         command: "migrate-guest",
         planned: selected.len(),
         device: arguments.selection.device,
-        qemu: &arguments.qemu,
         control: arguments.control,
     };
     settings.run(&arguments.output, print, |runner: &mut Runner<'_>| {
         for case in selected {
-            runner.one(case.name, case.about, |context, recorder| {
+            runner.one(&case.name, case.about, |context, recorder| {
                 let mut pair =
                     GuestPair::new(context, recorder, &arguments.qemu, &arguments.guest)?;
                 let result = (case.run)(&mut pair);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `dirtyscope migrate`: migrates machines of QEMU, and compares their memory.
+//! `dirtyscope migrate`: migrates machines of a VMM, and compares their memory.
+//!
+//! `vmm` says what a VMM has to do for that; to add yours, begin there.
 
 #![forbid(unsafe_code)]
 
@@ -10,18 +12,25 @@ pub mod guest;
 mod pair;
 mod qemu;
 mod runner;
+mod vmm;
 mod watch;
 
 use anyhow::Result;
+use cases::MachineCase;
 use events::Sink;
 use harness::{Context, Output, Recorder, Selection};
 use pair::MachinePair;
-use qemu::{pci, reported};
-use runner::{Runner, Settings};
+use qemu::{QemuVmm, pci, reported};
+use runner::{Case, Runner, Settings};
 use std::{cell::RefCell, process::ExitCode, time::Duration};
+use vmm::Vmm;
 use watch::Watch;
 
-/// Migrate machines of QEMU while the device writes, and compare their memory
+/// Runs a case. Returns what came of it, and what the VMM has said.
+type RunCase<'a> =
+    Box<dyn Fn(&Context<'_>, &RefCell<Recorder>) -> Result<(Result<()>, String)> + 'a>;
+
+/// Migrate machines while the device writes, and compare their memory
 ///
 /// Starts two QEMUs without a guest, each with a device and memory of its own, migrates one to the
 /// other while the device's generator writes, and compares every page of the destination's memory
@@ -29,9 +38,9 @@ use watch::Watch;
 /// and counter. A page that type1 did not report shows here as what it does to a guest: it has old
 /// contents.
 ///
-/// Needs root, QEMU 11 or later with its qtest accelerator, the modules vfio, vfio_iommu_type1 and
-/// mdev, and the driver rust_mdev_dma. Prints KTAP version 1. Ends with 0 if all cases passed, 1 if
-/// one failed, 4 if none could run.
+/// Needs root, the modules vfio, vfio_iommu_type1 and mdev, the driver rust_mdev_dma, and
+/// QEMU 11 or later with its qtest accelerator. Prints KTAP version 1. Ends with 0 if all cases passed,
+/// 1 if one failed, 4 if none could run.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -48,7 +57,7 @@ pub struct Arguments {
     #[command(flatten)]
     output: Output,
 
-    /// Afterwards, migrate one machine so often in a row, each time with other writes
+    /// Afterwards, migrate one machine of QEMU so often in a row, each time with other writes
     #[arg(long, value_name = "N", default_value_t = 0)]
     rounds: u64,
 
@@ -71,47 +80,66 @@ pub struct Arguments {
 
 impl Arguments {
     /// A pair of machines, none of which there is yet.
-    fn pair<'a>(
-        &'a self,
+    fn pair<'a, V: Vmm>(
+        &self,
         context: &'a Context<'a>,
         recorder: &'a RefCell<Recorder>,
+        vmm: &'a V,
         seed: u64,
-    ) -> Result<MachinePair<'a>> {
+    ) -> Result<MachinePair<'a, V>> {
         let watch = Watch::new(recorder, Duration::from_secs(self.limit));
-        MachinePair::new(context, watch, &self.qemu, seed)
+        MachinePair::new(context, watch, vmm, seed)
     }
+
+    /// Cases of a VMM, of which it doesn't matter any more which one that is.
+    fn runnable<'a, V: Vmm>(
+        &'a self,
+        vmm: &'a V,
+        cases: Vec<MachineCase<V>>,
+    ) -> impl Iterator<Item = Case<RunCase<'a>>> {
+        cases.into_iter().map(move |Case { name, about, run }| {
+            let run: RunCase<'a> = Box::new(move |context, recorder| {
+                let mut pair = self.pair(context, recorder, vmm, self.seed)?;
+                let result = run(&mut pair);
+                Ok((result, pair.logs()))
+            });
+            Case { name, about, run }
+        })
+    }
+}
+
+/// All cases of all VMMs.
+fn all_cases<'a>(arguments: &'a Arguments, qemu: &'a QemuVmm) -> Vec<Case<RunCase<'a>>> {
+    let of_qemu = [pci::CASES, &cases::cases(), reported::CASES].concat();
+    arguments.runnable(qemu, of_qemu).collect()
 }
 
 /// Runs the command. `print` gets what happens.
 pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
-    let cases = [pci::CASES, cases::CASES, reported::CASES].concat();
-    let Some(selected) = arguments.selection.of(cases, |case| (case.name, case.about))? else {
+    let qemu = QemuVmm { program: arguments.qemu.clone() };
+    let all = all_cases(arguments, &qemu);
+    let Some(selected) = arguments.selection.of(all, |case| (&case.name, case.about))? else {
         return Ok(ExitCode::SUCCESS);
     };
     let settings = Settings {
         command: "migrate",
         planned: selected.len() + arguments.rounds as usize,
         device: arguments.selection.device,
-        qemu: &arguments.qemu,
         control: arguments.control,
     };
     settings.run(&arguments.output, print, |runner| {
         for case in selected {
-            runner.one(case.name, case.about, |context, recorder| {
-                let mut pair = arguments.pair(context, recorder, arguments.seed)?;
-                let result = (case.run)(&mut pair);
-                Ok((result, pair.logs()))
-            })?;
+            runner.one(&case.name, case.about, case.run)?;
         }
-        rounds(arguments, runner)
+        rounds(arguments, &qemu, runner)
     })
 }
 
 /// Migrates one machine again and again. When a round fails, the next one has a new machine.
-fn rounds(arguments: &Arguments, runner: &mut Runner<'_>) -> Result<()> {
+fn rounds(arguments: &Arguments, qemu: &QemuVmm, runner: &mut Runner<'_>) -> Result<()> {
     let mut number = 0;
     while number < arguments.rounds && !runner.is_stopped() {
-        number = rounds_of_one_machine(arguments, runner, number)?;
+        number = rounds_of_one_machine(arguments, qemu, runner, number)?;
     }
     Ok(())
 }
@@ -119,6 +147,7 @@ fn rounds(arguments: &Arguments, runner: &mut Runner<'_>) -> Result<()> {
 /// Migrates one machine until a round fails, from round `number` on. Returns the next round.
 fn rounds_of_one_machine(
     arguments: &Arguments,
+    qemu: &QemuVmm,
     runner: &mut Runner<'_>,
     mut number: u64,
 ) -> Result<u64> {
@@ -126,7 +155,7 @@ fn rounds_of_one_machine(
     let log = recorder.borrow().log().clone();
     let context = Context::new(runner.devices, &log, None);
     let seed = arguments.seed.wrapping_add(number << 32);
-    let mut pair = arguments.pair(&context, recorder, seed)?;
+    let mut pair = arguments.pair(&context, recorder, qemu, seed)?;
     let mut is_well = true;
     let first = number;
     while is_well && number < arguments.rounds && !runner.is_stopped() {

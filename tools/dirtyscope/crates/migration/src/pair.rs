@@ -3,24 +3,22 @@
 //! What a case works with: a machine, a second one that it migrates to, and what their memory must
 //! contain.
 
+mod qemu;
+
 use crate::{
-    contents::MemoryContents,
-    qemu::{FIRST_SLOT, Layout, Machine, Role},
-    watch::{Watch, begin, new_directory, runs_on},
+    contents::{Memory, MemoryContents},
+    vmm::{Layout, Machine, MachineConfig, Migration, Registers, Role, Stage, Vmm},
+    watch::{Watch, new_directory},
 };
 use anyhow::{Context as _, Result, ensure};
 use events::Event;
 use harness::Context;
 use mdev_dma::{GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
-use qemu_client::{Bar, Migration, MigrationCapability, MigrationStatus};
-use std::{fmt, ops::Range, path::PathBuf, thread, time::Duration};
+use std::{fmt, fs, ops::Range, path::PathBuf, thread, time::Duration};
 use tempfile::TempDir;
 
 /// A quiesced device writes nothing for so long.
 const QUIET: Duration = Duration::from_millis(20);
-
-/// Bytes per second of a pass that is to last: a MiB takes as long as a case might need.
-const SLOW: u64 = 128 << 10;
 
 /// Passes of pre-copy that are worth the name: all memory, then what was written meanwhile, twice.
 const PASSES: u64 = 3;
@@ -34,14 +32,21 @@ struct DeviceRecord {
     written: u64,
 }
 
-/// A machine and where it goes.
-pub struct MachinePair<'a> {
+/// A machine that was started, and its memory.
+struct Started<M> {
+    machine: M,
+    memory: Memory,
+}
+
+/// A machine of a VMM, and where it goes.
+pub struct MachinePair<'a, V: Vmm> {
     context: &'a Context<'a>,
     watch: Watch<'a>,
-    qemu: &'a str,
+    vmm: &'a V,
+    here: Option<Started<V::Machine>>,
+    there: Option<Started<V::Machine>>,
+    /// Dropped after the machines, whose files it has.
     directory: TempDir,
-    here: Option<Machine>,
-    there: Option<Machine>,
     contents: Option<MemoryContents>,
     layout: Layout,
     known: Vec<DeviceRecord>,
@@ -53,18 +58,13 @@ pub struct MachinePair<'a> {
     seed: u64,
 }
 
-impl<'a> MachinePair<'a> {
+impl<'a, V: Vmm> MachinePair<'a, V> {
     /// With no machine yet.
-    pub fn new(
-        context: &'a Context<'a>,
-        watch: Watch<'a>,
-        qemu: &'a str,
-        seed: u64,
-    ) -> Result<Self> {
+    pub fn new(context: &'a Context<'a>, watch: Watch<'a>, vmm: &'a V, seed: u64) -> Result<Self> {
         Ok(Self {
             context,
             watch,
-            qemu,
+            vmm,
             directory: new_directory()?,
             here: None,
             there: None,
@@ -86,10 +86,10 @@ impl<'a> MachinePair<'a> {
     pub fn start_as(&mut self, layout: Layout) -> Result<()> {
         self.layout = layout;
         self.known = vec![DeviceRecord::default(); layout.devices];
-        let machine = self.machine(Role::Source, self.side)?;
-        machine.set_up()?;
-        self.contents = Some(MemoryContents::fill(&machine, self.next_seed())?);
-        self.here = Some(machine);
+        let started = self.machine(Role::Source, self.side)?;
+        let seed = self.next_seed();
+        self.contents = Some(MemoryContents::fill(&started.memory, &layout, seed)?);
+        self.here = Some(started);
         Ok(())
     }
 
@@ -136,7 +136,7 @@ impl<'a> MachinePair<'a> {
     pub fn until(
         &self,
         what: &'static str,
-        is_so: impl Fn(&Machine) -> Result<bool>,
+        is_so: impl Fn(&V::Machine) -> Result<bool>,
     ) -> Result<()> {
         self.context.note(format!("wait {what}"));
         let mut wait = self.watch.wait(what);
@@ -192,178 +192,101 @@ impl<'a> MachinePair<'a> {
 
     /// Begins a migration, which then stays in pre-copy.
     pub fn begin(&mut self) -> Result<()> {
-        self.here().monitor().pause_before_switchover(false)?;
-        self.begin_with(&[])
+        self.start_destination()?;
+        self.send(false)
     }
 
     /// As [`MachinePair::begin`], but the migration will wait once this machine is stopped.
     pub fn begin_with_pause(&mut self) -> Result<()> {
-        self.here().monitor().pause_before_switchover(true)?;
-        self.begin_with(&[])
+        self.start_destination()?;
+        self.send(true)
     }
 
-    /// As [`MachinePair::begin`], with these capabilities.
-    pub fn begin_with(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
-        self.here.as_mut().expect("a machine was started").role = Role::Source;
-        let there = self.machine(Role::Destination, 1 - self.side)?;
-        let socket = self.file(&format!("{}.sock", there.name));
-        self.context.note(format!("migrate to {}", there.name));
-        let there = self.there.insert(there);
-        let here = self.here.as_ref().expect("a machine was started");
-        begin(here.monitor(), there.monitor(), &socket, capabilities)
-    }
-
-    /// Begins a migration with these capabilities, which QEMU must refuse and say this. The machine
-    /// goes on, without them.
-    pub fn refused(&mut self, capabilities: &[MigrationCapability], saying: &str) -> Result<()> {
-        use MigrationStatus::{Active, Failed, Failing, None, Setup};
-        let why = match self.begin_with(capabilities) {
-            Err(error) => format!("{error:#}"),
-            Ok(()) => {
-                let states = [None, Setup, Active, Failing];
-                let failed = self.migrating(&states, |migration| migration.status == Failed)?;
-                failed.error.unwrap_or_default()
-            }
-        };
-        self.watch.say(Event::Progress { text: why.clone() })?;
-        ensure!(why.contains(saying), "the migration was refused, but QEMU says {why:?}");
-        self.here().monitor().set_capabilities(capabilities, false)?;
-        self.there = Option::None;
-        runs_on(self.here().monitor())?;
-        self.written(1)
-    }
-
-    /// Resets the machine, and sets up its devices as after a boot: they have no pins then, and their
-    /// generators have stopped. None may run.
-    pub fn reset(&mut self) -> Result<()> {
-        self.context.note("system_reset");
-        self.here().monitor().system_reset()?;
-        self.known.fill(DeviceRecord::default());
-        self.here().set_up()?;
-        for device in self.here().devices() {
-            let pins = device.pins()?;
-            ensure!(pins == 0, "after a reset there are {pins} pins");
-        }
+    /// Starts the machine that this one is to migrate to.
+    fn start_destination(&mut self) -> Result<()> {
+        self.there = Some(self.machine(Role::Destination, 1 - self.side)?);
         Ok(())
     }
 
-    /// Has QEMU measure for a second how much is written, which can't be nothing while a generator runs.
-    pub fn measure_dirty_rate(&self) -> Result<()> {
-        self.context.note("measure the dirty rate");
-        self.here().monitor().calc_dirty_rate(1)?;
-        let mut wait = self.watch.wait("for the dirty rate");
-        let rate = loop {
-            match self.here().monitor().dirty_rate()? {
-                Some(rate) => break rate,
-                Option::None => wait.poll(|| "not measured yet".into())?,
-            }
-        };
-        self.watch.say(Event::Progress { text: format!("QEMU measured {rate} MiB/s") })?;
-        ensure!(rate > 0, "QEMU has measured that nothing is written, and a generator runs");
-        Ok(())
+    /// Begins a migration to the machine that was started for it.
+    fn send(&mut self, pause: bool) -> Result<()> {
+        let here = self.here.as_mut().expect("a machine was started");
+        let there = self.there.as_mut().expect("a destination was started");
+        here.memory.role = Role::Source;
+        let name = &there.memory.machine;
+        self.context.note(format!("migrate to {name}"));
+        let socket = self.directory.path().join(format!("{name}.sock"));
+        there.machine.receive(&socket)?;
+        here.machine.migrate(&socket, pause)
     }
 
-    /// Turns on the machine's IOMMU, for the first device, by tables that can map these pages.
-    pub fn enable_iommu(&self, pages: &Range<u64>) -> Result<()> {
-        self.context.note("turn on the IOMMU");
-        self.here().iommu().enable(FIRST_SLOT, pages.start * PAGE)
-    }
-
-    /// Lets the migration complete, or fail: then the machine goes on, and the next one must complete.
-    pub fn complete_or_again(&mut self) -> Result<()> {
-        use MigrationStatus::{Active, Completed, Device, Failed, Failing};
-        self.context.note("let it complete, or fail");
-        let before = self.counters()?.iter().sum();
-        self.here().monitor().end_pre_copy()?;
-        let states = [Active, Device, Failing];
-        let ended = |migration: &Migration| [Completed, Failed].contains(&migration.status);
-        let migration = self.migrating(&states, ended)?;
-        if migration.status == Completed {
-            return self.arrived(migration, before).map(drop);
-        }
-        let text = format!("the migration fails: {}", migration.error.unwrap_or_default());
-        self.watch.say(Event::Progress { text })?;
-        self.stays(Failed)?;
-        self.migrate()
-    }
-
-    /// Waits until QEMU has asked so often who wrote what.
+    /// Waits until the VMM has asked so often who wrote what.
     pub fn passes(&mut self, passes: u64) -> Result<()> {
         self.context.note(format!("{passes} passes of pre-copy"));
-        let active = [MigrationStatus::Setup, MigrationStatus::Active];
-        self.migrating(&active, |migration| migration.dirty_syncs >= passes).map(drop)
-    }
-
-    /// Has a device write pages, a MiB or more, and QEMU send them slowly: until the migration is let
-    /// complete, QEMU doesn't ask again who wrote what.
-    pub fn slow_pass(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
-        let bytes = (pages.end - pages.start) * PAGE;
-        // In the first pass all memory is still to be sent.
-        self.passes(2)?;
-        self.here().monitor().limit_bandwidth(SLOW)?;
-        self.write(device, Opcode::DmaWrite, pages)?;
-        self.context.note("a slow pass");
-        // In between two passes all is sent.
-        self.migrating(&[MigrationStatus::Active], |migration| migration.remaining > bytes / 2)
-            .map(drop)
+        self.migrating(&[Stage::PreCopy], |migration| migration.passes >= passes).map(drop)
     }
 
     /// Cancels the migration. The machine goes on here.
     pub fn cancel(&mut self) -> Result<()> {
         self.context.note("cancel");
-        self.here().monitor().migrate_cancel()?;
-        self.stays(MigrationStatus::Cancelled)
+        self.here().cancel()?;
+        self.stays(Stage::Cancelled)
     }
 
     /// Kills the machine that it migrates to. It goes on here.
     pub fn destination_dies(&mut self) -> Result<()> {
         self.kill_destination();
-        self.stays(MigrationStatus::Failed)
+        self.stays(Stage::Failed)
     }
 
     /// Stops this machine, and lets the migration wait. It must have begun with a pause.
     pub fn pause(&mut self) -> Result<()> {
-        use MigrationStatus::{Active, Device, PreSwitchover};
+        use Stage::{Paused, PreCopy, StopCopy};
         self.context.note("let it go on to the switchover");
-        self.here().monitor().end_pre_copy()?;
-        self.migrating(&[Active, Device], |migration| migration.status == PreSwitchover)?;
+        self.here().end_pre_copy()?;
+        self.migrating(&[PreCopy, StopCopy], |migration| migration.stage == Paused)?;
         self.quiesced().map(drop)
     }
 
     /// As [`MachinePair::destination_dies`], but this machine is stopped already, in a pause.
     pub fn destination_dies_in_pause(&mut self) -> Result<()> {
-        use MigrationStatus::{Active, Device, Failed, Failing, PreSwitchover};
+        use Stage::{Ending, Failed, Paused, PreCopy, StopCopy};
         self.kill_destination();
-        self.here().monitor().migrate_continue()?;
-        self.migrating(&[PreSwitchover, Active, Device, Failing], |migration| {
-            migration.status == Failed
+        self.here().go_on()?;
+        self.migrating(&[Paused, PreCopy, StopCopy, Ending], |migration| {
+            migration.stage == Failed
         })?;
         self.stays(Failed)
     }
 
     fn kill_destination(&mut self) {
         self.context.note("the destination dies");
-        self.there.as_mut().expect("a migration has begun").kill();
+        self.there.as_mut().expect("a migration has begun").machine.kill();
     }
 
     /// Waits for the end of a migration that can't succeed, and sees that the machine goes on here.
-    fn stays(&mut self, end: MigrationStatus) -> Result<()> {
-        use MigrationStatus::{Active, Cancelling, Failing};
-        self.migrating(&[Active, Cancelling, Failing], |migration| migration.status == end)?;
+    fn stays(&mut self, end: Stage) -> Result<()> {
+        use Stage::{Ending, PreCopy};
+        self.migrating(&[PreCopy, Ending], |migration| migration.stage == end)?;
         self.there = None;
-        runs_on(self.here().monitor())?;
+        self.runs_on()
+    }
+
+    /// Fails unless the machine runs, as it should after a migration that didn't succeed.
+    fn runs_on(&mut self) -> Result<()> {
+        ensure!(self.here().is_running()?, "the machine doesn't run, it should have gone on");
         self.written(1)
     }
 
     /// Lets the migration complete, and checks all of the machine's memory. Returns how many pages
     /// the generators have written from then until the devices were stopped.
     pub fn complete(&mut self) -> Result<u64> {
-        use MigrationStatus::{Active, Completed, Device, Setup};
+        use Stage::{Completed, PreCopy, StopCopy};
         self.context.note("let it complete");
         let before = self.counters()?;
-        self.here().monitor().end_pre_copy()?;
+        self.here().end_pre_copy()?;
         let migration =
-            self.migrating(&[Setup, Active, Device], |migration| migration.status == Completed)?;
+            self.migrating(&[PreCopy, StopCopy], |migration| migration.stage == Completed)?;
         self.arrived(migration, before.iter().sum())
     }
 
@@ -375,11 +298,11 @@ impl<'a> MachinePair<'a> {
         let summary = Summary { migration, pages: counters.iter().sum(), late }.to_string();
         self.watch.say(Event::Progress { text: summary })?;
         self.account(&counters);
-        self.check_memory(self.here())?;
+        self.check_memory()?;
         let there = self.there.take().expect("a migration has begun");
-        self.watch.arrived(there.monitor())?;
-        self.check_memory(&there)?;
+        self.watch.arrived(|| there.machine.migration())?;
         self.here = Some(there);
+        self.check_memory()?;
         self.side = 1 - self.side;
         self.goes_on()?;
         Ok(late)
@@ -405,14 +328,18 @@ impl<'a> MachinePair<'a> {
         }
     }
 
-    fn check_memory(&self, machine: &Machine) -> Result<()> {
-        self.contents.as_ref().expect("a machine was started").check(machine)
+    /// Compares all of the memory of the machine that is here.
+    fn check_memory(&self) -> Result<()> {
+        let started = self.here.as_ref().zip(self.contents.as_ref());
+        let (here, contents) = started.expect("a machine was started");
+        contents.check(&here.memory)
     }
 
     /// Lets the machine run where it has arrived, and sees that its devices go on where they stopped.
     fn goes_on(&mut self) -> Result<()> {
-        self.context.note(format!("go on in {}", self.here().name));
-        self.here().monitor().cont()?;
+        let here = self.here.as_ref().expect("a machine was started");
+        self.context.note(format!("go on in {}", here.memory.machine));
+        self.here().run()?;
         for (i, known) in self.known.iter().enumerate() {
             let device = self.here().device(i);
             device.check().context("the device isn't where it was")?;
@@ -430,12 +357,12 @@ impl<'a> MachinePair<'a> {
         }
         self.written(1)?;
         self.stop()?;
-        self.check_memory(self.here())
+        self.check_memory()
     }
 
     /// Stops all generators.
     pub fn stop(&mut self) -> Result<()> {
-        for device in self.here().devices() {
+        for device in self.devices() {
             device.stop_generator()?;
         }
         let counters = self.counters()?;
@@ -451,18 +378,19 @@ impl<'a> MachinePair<'a> {
         Ok(())
     }
 
-    /// Waits until the migration is as it should be, as long as it is in one of these states.
-    fn migrating(
-        &self,
-        states: &[MigrationStatus],
-        done: impl Fn(&Migration) -> bool,
-    ) -> Result<Migration> {
-        self.watch.migrating(self.here().monitor(), states, done)
+    /// Waits until the migration is as it should be, as long as it is in one of these stages.
+    fn migrating(&self, stages: &[Stage], done: impl Fn(&Migration) -> bool) -> Result<Migration> {
+        self.watch.migrating(|| self.here().migration(), stages, done)
+    }
+
+    /// All devices of the machine.
+    fn devices(&self) -> impl Iterator<Item = MdevDma<Registers<'_, V::Machine>>> {
+        (0..self.layout.devices).map(|i| self.here().device(i))
     }
 
     /// What the counters of all generators say.
     fn counters(&self) -> Result<Vec<u64>> {
-        self.here().devices().map(|device| Ok(device.generator()?.counter)).collect()
+        self.devices().map(|device| Ok(device.generator()?.counter)).collect()
     }
 
     /// The devices whose generator was started.
@@ -471,19 +399,33 @@ impl<'a> MachinePair<'a> {
         known.filter_map(|(i, known)| known.generator.is_some().then_some(i))
     }
 
-    fn machine(&mut self, role: Role, side: usize) -> Result<Machine> {
+    /// Starts a machine.
+    fn machine(&mut self, role: Role, side: usize) -> Result<Started<V::Machine>> {
         let name = format!("machine-{}", self.machines);
-        let devices = self.layout.devices;
+        let Layout { devices, memory: bytes, .. } = self.layout;
         let mdevs = (0..devices).map(|i| self.context.device(side * devices + i));
         let mdevs = mdevs.collect::<Result<Vec<Mdev>>>()?;
         self.context.note(format!("start {name}"));
         self.machines += 1;
-        Machine::start(self.qemu, self.directory.path(), &name, self.layout, &mdevs, role)
+        let path = self.file(&format!("{name}.ram"));
+        let memory = Memory::new(&path, bytes, &name, role)?;
+        let machine = self.vmm.start(&MachineConfig {
+            name: &name,
+            role,
+            layout: self.layout,
+            mdevs: &mdevs,
+            memory: &path,
+            directory: self.directory.path(),
+        });
+        let removed = fs::remove_file(&path);
+        let machine = machine.with_context(|| format!("{name} doesn't start"))?;
+        removed.context("the machine's memory")?;
+        Ok(Started { machine, memory })
     }
 
     /// The machine that is migrated, where it is now.
-    pub fn here(&self) -> &Machine {
-        self.here.as_ref().expect("a machine was started")
+    pub fn here(&self) -> &V::Machine {
+        &self.here.as_ref().expect("a machine was started").machine
     }
 
     fn contents(&mut self) -> &mut MemoryContents {
@@ -500,13 +442,13 @@ impl<'a> MachinePair<'a> {
         self.directory.path().join(name)
     }
 
-    /// What the QEMUs have said.
+    /// What the VMMs have said.
     pub fn logs(&mut self) -> String {
         let mut text = String::new();
-        for machine in self.here.iter_mut().chain(&mut self.there) {
+        for Started { machine, memory } in self.here.iter_mut().chain(&mut self.there) {
             let log = machine.log();
             if !log.is_empty() {
-                text += &format!("QEMU of {} says:\n{}\n", machine.name, log.trim_end());
+                text += &format!("the VMM of {} says:\n{}\n", memory.machine, log.trim_end());
             }
         }
         text
@@ -519,7 +461,7 @@ pub fn bytes(pages: &Range<u64>) -> Range<u64> {
 }
 
 /// How far a generator is, which must not have stopped.
-fn running(device: &MdevDma<Bar<'_>>) -> Result<GeneratorStatus> {
+fn running<M: Machine>(device: &MdevDma<Registers<'_, M>>) -> Result<GeneratorStatus> {
     let status = device.generator()?;
     ensure!(status.is_running(), "the generator has stopped: {status:?}");
     Ok(status)
@@ -535,10 +477,10 @@ struct Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { migration, pages, late } = self;
-        let sent = migration.transferred >> 10;
+        let sent = migration.sent >> 10;
         let state = migration.device_state.unwrap_or(0);
         let downtime = migration.downtime.unwrap_or(0);
-        write!(f, "{} passes, {sent} KiB sent, {state} bytes of devices, ", migration.dirty_syncs)?;
+        write!(f, "{} passes, {sent} KiB sent, {state} bytes of devices, ", migration.passes)?;
         write!(f, "stopped for {downtime} ms, {pages} pages written, {late} of them in the end")
     }
 }

@@ -1,123 +1,92 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A machine to migrate: QEMU without a guest, with `rust_mdev_dma` devices.
+//! QEMU, as a VMM whose machines are migrated: without a guest, with `rust_mdev_dma` devices.
 
 mod function;
 mod iommu;
 pub mod pci;
 pub mod reported;
 
-use crate::contents::Piece;
-use anyhow::{Context as _, Result};
+use crate::vmm::{Layout, Machine, MachineConfig, Migration, Role, Stage, Vmm};
+use anyhow::{Result, anyhow};
 use function::Function;
+use harness::Skip;
 use iommu::Iommu;
-use mdev_dma::{MdevDma, PAGE, sysfs::Mdev};
-use qemu_client::{Bar, Monitor, Qemu, Qtest};
-use std::{
-    fs::{self, File, OpenOptions},
-    path::Path,
-};
-
-/// Bytes of a machine's memory.
-pub const RAM: u64 = 32 << 20;
-
-/// Where memory goes on that isn't below 4 GiB.
-pub const ABOVE_4G: u64 = 4 << 30;
+use mdev_dma::{RegisterAccess, Width};
+use qemu_client::{Error, MigrationStatus, Monitor, Qemu, Qtest, RunState};
+use std::{io::ErrorKind, path::Path};
 
 /// The slot of a machine's first device.
 pub const FIRST_SLOT: u8 = 4;
 
-/// Whether a machine runs, or waits for one to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    Source,
-    Destination,
+/// QEMU.
+pub struct QemuVmm {
+    /// The program.
+    pub program: String,
 }
 
-/// What a machine has.
-#[derive(Clone, Copy)]
-pub struct Layout {
-    /// So many devices of ours.
-    pub devices: usize,
-    /// Bytes of its memory, [`RAM`] of which are filled and compared.
-    pub memory: u64,
-    /// So many of them are below 4 GiB at most; the others are from [`ABOVE_4G`] on.
-    pub below_4g: u64,
-    /// Whether the devices have an IOMMU in front of them.
-    pub iommu: bool,
-}
+impl Vmm for QemuVmm {
+    type Machine = QemuMachine;
 
-impl Layout {
-    /// A usual machine with so many devices.
-    pub const fn of_devices(devices: usize) -> Self {
-        Self { devices, memory: RAM, below_4g: ABOVE_4G, iommu: false }
-    }
+    const FAMILY: &'static str = "migrate";
 
-    /// What QEMU is to be told of it, but for its devices.
-    fn arguments(&self, ram: &Path) -> Vec<String> {
-        let Self { memory, below_4g, iommu, .. } = self;
-        let machine = format!("q35,memory-backend=ram,max-ram-below-4g={below_4g}");
-        let ram = ram.display();
-        let backend = format!("memory-backend-file,id=ram,size={memory},share=on,mem-path={ram}");
-        let memory = format!("{}M", memory >> 20);
-        // Of addresses, the usual CPU has too few for much memory.
-        let cpu = "qemu64,phys-bits=48";
-        let mut arguments =
-            vec!["-machine", &machine, "-object", &backend, "-m", &memory, "-cpu", cpu];
-        if *iommu {
-            // Before the devices, which must find it.
-            arguments.extend(["-device", "intel-iommu,caching-mode=on,intremap=off"]);
-        }
-        arguments.into_iter().map(Into::into).collect()
-    }
-}
-
-/// A machine. Its memory is a file of its own, which this program reads and nobody else shares.
-pub struct Machine {
-    /// What failures call it.
-    pub name: String,
-    /// What it is in the migration that began last.
-    pub role: Role,
-    qemu: Qemu,
-    qtest: Qtest,
-    ram: File,
-    layout: Layout,
-}
-
-impl Machine {
-    /// Starts it, with as many devices as its layout has. A destination stays stopped when the other
-    /// machine has come.
-    pub fn start(
-        program: &str,
-        directory: &Path,
-        name: &str,
-        layout: Layout,
-        mdevs: &[Mdev],
-        role: Role,
-    ) -> Result<Self> {
-        let path = directory.join(format!("{name}.ram"));
-        let mut open = OpenOptions::new();
-        let ram = open.read(true).write(true).create_new(true).open(&path);
-        let ram = ram.with_context(|| path.display().to_string())?;
-        ram.set_len(layout.memory).context("the machine's memory")?;
-        let mut arguments = layout.arguments(&path);
-        for (i, mdev) in mdevs.iter().enumerate() {
+    fn start(&self, config: &MachineConfig<'_>) -> Result<QemuMachine> {
+        let mut arguments = arguments(&config.layout, config.memory);
+        for (i, mdev) in config.mdevs.iter().enumerate() {
             let path = mdev.path();
             let (path, slot) = (path.display(), FIRST_SLOT + i as u8);
             let device =
                 format!("vfio-pci,id=dma{i},addr={slot:#x},sysfsdev={path},enable-migration=on");
             arguments.extend(["-device".into(), device]);
         }
-        if role == Role::Destination {
+        if config.role == Role::Destination {
             arguments.extend(["-S", "-incoming", "defer"].map(Into::into));
         }
-        let started = Qemu::start(program, &arguments, &directory.join(format!("{name}.log")));
-        let removed = fs::remove_file(&path);
-        let (qemu, qtest) = started.with_context(|| format!("{name} doesn't start"))?;
-        removed.context("the machine's memory")?;
-        Ok(Self { name: name.into(), role, qemu, qtest, ram, layout })
+        let log = config.directory.join(format!("{}.log", config.name));
+        let (qemu, qtest) = or_skip(Qemu::start(&self.program, &arguments, &log))?;
+        let machine = QemuMachine { qemu, qtest, layout: config.layout };
+        if config.role == Role::Source {
+            machine.set_up()?;
+        }
+        Ok(machine)
     }
+}
 
+/// Says what QEMU is to be told of a machine, but for its devices.
+fn arguments(layout: &Layout, memory: &Path) -> Vec<String> {
+    let &Layout { memory: bytes, below_4g, iommu_tables, .. } = layout;
+    let machine = format!("q35,memory-backend=ram,max-ram-below-4g={below_4g}");
+    let path = memory.display();
+    let backend = format!("memory-backend-file,id=ram,size={bytes},share=on,mem-path={path}");
+    let memory = format!("{}M", bytes >> 20);
+    // Of addresses, the usual CPU has too few for much memory.
+    let cpu = "qemu64,phys-bits=48";
+    let mut arguments = vec!["-machine", &machine, "-object", &backend, "-m", &memory, "-cpu", cpu];
+    if iommu_tables > 0 {
+        // Before the devices, which must find it.
+        arguments.extend(["-device", "intel-iommu,caching-mode=on,intremap=off"]);
+    }
+    arguments.into_iter().map(Into::into).collect()
+}
+
+/// Where there is no QEMU, nothing of it can be tested, which is no failure.
+pub fn or_skip<T>(started: qemu_client::Result<T>) -> Result<T> {
+    started.map_err(|error| match &error {
+        Error::Start { source, .. } if source.kind() == ErrorKind::NotFound => {
+            anyhow!(Skip(format!("{error}; --qemu says where it is")))
+        }
+        _ => error.into(),
+    })
+}
+
+/// A machine of QEMU.
+pub struct QemuMachine {
+    qemu: Qemu,
+    qtest: Qtest,
+    layout: Layout,
+}
+
+impl QemuMachine {
     /// The machine as its CPU sees it.
     pub fn qtest(&self) -> &Qtest {
         &self.qtest
@@ -128,29 +97,9 @@ impl Machine {
         self.qemu.monitor()
     }
 
-    /// The file that is its memory.
-    pub fn ram(&self) -> &File {
-        &self.ram
-    }
-
-    /// The parts of it that are filled and compared: all, but for the tables of an IOMMU.
-    pub fn pieces(&self) -> Vec<Piece> {
-        let Layout { below_4g, iommu, .. } = self.layout;
-        let low = if iommu { 0..self.tables() } else { 0..below_4g.min(RAM) };
-        let offset = below_4g.min(RAM);
-        let high = Piece { addresses: ABOVE_4G..ABOVE_4G + RAM - offset, offset };
-        let pieces = [Piece { addresses: low, offset: 0 }, high].into_iter();
-        pieces.filter(|piece| !piece.addresses.is_empty()).collect()
-    }
-
     /// The IOMMU that is in front of its devices.
     pub fn iommu(&self) -> Iommu<'_> {
-        Iommu::new(&self.qtest, self.tables())
-    }
-
-    /// Where the tables of its IOMMU are: at the end of memory below 4 GiB.
-    fn tables(&self) -> u64 {
-        self.layout.below_4g.min(RAM) - Iommu::TABLES * PAGE
+        Iommu::new(&self.qtest, self.layout.tables())
     }
 
     /// One of its devices, as a PCI function.
@@ -158,28 +107,103 @@ impl Machine {
         Function::new(&self.qtest, FIRST_SLOT + i as u8)
     }
 
-    /// One of its devices, which was set up.
-    pub fn device(&self, i: usize) -> MdevDma<Bar<'_>> {
-        self.function(i).device()
-    }
-
-    /// All of its devices.
-    pub fn devices(&self) -> impl Iterator<Item = MdevDma<Bar<'_>>> {
-        (0..self.layout.devices).map(|i| self.device(i))
-    }
-
-    /// Sets up all of its devices.
+    /// Sets up all of its devices, as firmware does.
     pub fn set_up(&self) -> Result<()> {
         (0..self.layout.devices).try_for_each(|i| self.function(i).set_up())
     }
+}
 
-    /// Kills it.
-    pub fn kill(&mut self) {
+impl Machine for QemuMachine {
+    fn read(&self, device: usize, register: u32, width: Width) -> Result<u64> {
+        Ok(self.function(device).registers().read(register, width)?)
+    }
+
+    fn write(&self, device: usize, register: u32, width: Width, value: u64) -> Result<()> {
+        Ok(self.function(device).registers().write(register, width, value)?)
+    }
+
+    fn receive(&mut self, socket: &Path) -> Result<()> {
+        receive(self.monitor(), socket)
+    }
+
+    fn migrate(&mut self, socket: &Path, pause: bool) -> Result<()> {
+        self.monitor().pause_before_switchover(pause)?;
+        migrate(self.monitor(), socket)
+    }
+
+    fn end_pre_copy(&self) -> Result<()> {
+        Ok(self.monitor().end_pre_copy()?)
+    }
+
+    fn go_on(&self) -> Result<()> {
+        Ok(self.monitor().migrate_continue()?)
+    }
+
+    fn cancel(&self) -> Result<()> {
+        Ok(self.monitor().migrate_cancel()?)
+    }
+
+    fn migration(&self) -> Result<Migration> {
+        migration(self.monitor())
+    }
+
+    fn run(&self) -> Result<()> {
+        Ok(self.monitor().cont()?)
+    }
+
+    fn is_running(&self) -> Result<bool> {
+        is_running(self.monitor())
+    }
+
+    fn kill(&mut self) {
         self.qemu.kill();
     }
 
-    /// What QEMU has said.
-    pub fn log(&mut self) -> String {
+    fn log(&mut self) -> String {
         self.qemu.log()
     }
+}
+
+/// Waits for a machine to come by this socket.
+pub fn receive(monitor: &Monitor, socket: &Path) -> Result<()> {
+    Ok(monitor.migrate_incoming(&uri(socket))?)
+}
+
+/// Begins to migrate by this socket; the migration stays in pre-copy.
+pub fn migrate(monitor: &Monitor, socket: &Path) -> Result<()> {
+    monitor.hold_pre_copy()?;
+    Ok(monitor.migrate(&uri(socket))?)
+}
+
+fn uri(socket: &Path) -> String {
+    format!("unix:{}", socket.display())
+}
+
+/// How the migration stands.
+pub fn migration(monitor: &Monitor) -> Result<Migration> {
+    let migration = monitor.migration()?;
+    Ok(Migration {
+        stage: match migration.status {
+            MigrationStatus::None => Stage::None,
+            MigrationStatus::Setup | MigrationStatus::Active => Stage::PreCopy,
+            MigrationStatus::PreSwitchover => Stage::Paused,
+            MigrationStatus::Device => Stage::StopCopy,
+            MigrationStatus::Completed => Stage::Completed,
+            MigrationStatus::Cancelling | MigrationStatus::Failing => Stage::Ending,
+            MigrationStatus::Cancelled => Stage::Cancelled,
+            MigrationStatus::Failed => Stage::Failed,
+            MigrationStatus::Other => Stage::Other,
+        },
+        passes: migration.dirty_syncs,
+        sent: migration.transferred,
+        remaining: migration.remaining,
+        downtime: migration.downtime,
+        device_state: migration.device_state,
+        error: migration.error,
+    })
+}
+
+/// Whether the machine runs.
+pub fn is_running(monitor: &Monitor) -> Result<bool> {
+    Ok(monitor.run_state()? == RunState::running)
 }

@@ -2,15 +2,16 @@
 
 //! Runs cases, and records what comes of them.
 
-use crate::{contents::WrongMemory, guest::WrongInGuest, qemu::Role};
+use crate::{contents::WrongMemory, guest::WrongInGuest, vmm::Role};
 use anyhow::Result;
 use events::{EXIT_SKIP, Event, Sink, Verdict};
 use harness::{Context, Devices, Messages, Output, Recorder, Skip, stop_on_signals};
 use mdev_dma::sysfs::MdevType;
 use std::{
+    borrow::Cow,
     cell::RefCell,
     fmt,
-    process::{Command, ExitCode},
+    process::ExitCode,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -19,10 +20,10 @@ use std::{
 use uuid::Uuid;
 
 /// A case, which `run` runs.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Case<F> {
     /// `family/name`, which stays as it is once people know it.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What it is about, in a line.
     pub about: &'static str,
     /// Runs it.
@@ -30,8 +31,8 @@ pub struct Case<F> {
 }
 
 /// A case, in a line.
-pub const fn case<F: Copy>(name: &'static str, about: &'static str, run: F) -> Case<F> {
-    Case { name, about, run }
+pub const fn case<F>(name: &'static str, about: &'static str, run: F) -> Case<F> {
+    Case { name: Cow::Borrowed(name), about, run }
 }
 
 /// A defect of QEMU's that is known, and showed as it does: an error of a case.
@@ -52,20 +53,18 @@ impl fmt::Display for KnownOfQemu {
 impl std::error::Error for KnownOfQemu {}
 
 /// What a run is about.
-pub struct Settings<'a> {
+pub struct Settings {
     /// What results call it.
     pub command: &'static str,
     /// Cases that are to be run.
     pub planned: usize,
     /// A device to use.
     pub device: Option<Uuid>,
-    /// The QEMU that cases run.
-    pub qemu: &'a str,
     /// The kernel loses pages: what passes is a case that finds wrong pages and names them.
     pub control: bool,
 }
 
-impl Settings<'_> {
+impl Settings {
     /// Has `run` run cases, if this machine can, and says what came of them.
     pub fn run(
         &self,
@@ -73,12 +72,8 @@ impl Settings<'_> {
         print: Sink,
         run: impl FnOnce(&mut Runner<'_>) -> Result<()>,
     ) -> Result<ExitCode> {
-        let usable = MdevType::find().map_err(|error| error.to_string()).and_then(|_| {
-            let qemu = Command::new(self.qemu).arg("--version").output();
-            qemu.map_err(|error| format!("{}: {error}; --qemu says where it is", self.qemu))
-        });
-        if let Err(why) = usable {
-            output.begin(self.command, 0, Some(why), print)?.end(false)?;
+        if let Err(error) = MdevType::find() {
+            output.begin(self.command, 0, Some(error.to_string()), print)?.end(false)?;
             return Ok(EXIT_SKIP.into());
         }
         let devices = Mutex::new(Devices::new(self.device)?);
@@ -123,7 +118,7 @@ impl Runner<'_> {
         self.stop.load(Relaxed)
     }
 
-    /// Runs a case, which returns what came of it, and what QEMU has said. Returns whether all was well
+    /// Runs a case, which returns what came of it, and what the VMM has said. Returns whether all was well
     /// in it.
     pub fn one(
         &mut self,
@@ -150,7 +145,7 @@ impl Runner<'_> {
         Ok(result.is_ok())
     }
 
-    /// What a case's result means. `logs` is what QEMU has said.
+    /// What a case's result means. `logs` is what the VMM has said.
     fn judge(&mut self, result: &Result<()>, logs: &str) -> Result<Verdict> {
         let complaints = self.recorder.borrow_mut().complaints(&mut self.messages)?;
         let verdict = match result {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is common to all migrations: QEMU is asked how it stands, and waits have a limit.
+//! What is common to all migrations: the VMM is asked how it stands, and waits have a limit.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::vmm::{Migration, Stage};
+use anyhow::{Context as _, Result, bail};
 use events::{Event, Pass};
 use harness::{Progress, Recorder};
-use qemu_client::{Migration, MigrationCapability, MigrationStatus, Monitor, RunState};
 use std::{
     cell::RefCell,
     path::Path,
@@ -14,7 +14,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How often QEMU is asked how things stand.
+/// How often a VMM is asked how things stand.
 const POLL: Duration = Duration::from_millis(10);
 
 /// Waits for things, and says meanwhile how they stand.
@@ -40,74 +40,51 @@ impl<'a> Watch<'a> {
         Wait { watch: *self, what, since: Instant::now(), progress: Progress::new() }
     }
 
-    /// Waits until a migration is as it should be, as long as it is in one of these states.
+    /// Waits until a migration is as it should be, as long as it is in one of these stages. `now` says
+    /// how it stands.
     pub fn migrating(
         &self,
-        monitor: &Monitor,
-        states: &[MigrationStatus],
+        now: impl Fn() -> Result<Migration>,
+        stages: &[Stage],
         done: impl Fn(&Migration) -> bool,
     ) -> Result<Migration> {
         let mut wait = self.wait("for the migration");
         let mut passes = 0;
         loop {
-            let migration = monitor.migration()?;
-            if migration.dirty_syncs > passes {
-                passes = migration.dirty_syncs;
-                let (sent, remaining) = (migration.transferred, migration.remaining);
+            let migration = now()?;
+            let Migration { stage, sent, remaining, .. } = migration;
+            if migration.passes > passes {
+                passes = migration.passes;
                 self.say(Event::Pass(Pass { number: passes, sent, remaining }))?;
             }
             if done(&migration) {
                 return Ok(migration);
             }
-            let status = migration.status;
-            if !states.contains(&status) {
-                let why = migration.error.unwrap_or_else(|| "QEMU doesn't say why".into());
-                bail!("the migration is {status:?}: {why}");
+            if !stages.contains(&stage) {
+                let why = migration.error.unwrap_or_else(|| "the VMM doesn't say why".into());
+                bail!("the migration is {stage:?}: {why}");
             }
             wait.poll(|| {
-                let Migration { dirty_syncs, transferred, remaining, .. } = migration;
-                let (sent, left) = (transferred >> 10, remaining >> 10);
-                format!("{status:?}, pass {dirty_syncs}, {sent} KiB sent, {left} KiB left")
+                let (sent, left) = (sent >> 10, remaining >> 10);
+                format!("{stage:?}, pass {passes}, {sent} KiB sent, {left} KiB left")
             })?;
         }
     }
 
-    /// Waits until a destination has taken everything.
-    pub fn arrived(&self, there: &Monitor) -> Result<()> {
+    /// Waits until a destination has taken everything. `now` says how that stands.
+    pub fn arrived(&self, now: impl Fn() -> Result<Migration>) -> Result<()> {
         let mut wait = self.wait("for the destination to complete");
         loop {
-            let migration = there.migration()?;
-            match migration.status {
-                MigrationStatus::Completed => return Ok(()),
-                MigrationStatus::Failed => {
+            let migration = now()?;
+            match migration.stage {
+                Stage::Completed => return Ok(()),
+                Stage::Failed => {
                     bail!("the destination failed: {}", migration.error.unwrap_or_default())
                 }
-                status => wait.poll(|| format!("{status:?}"))?,
+                stage => wait.poll(|| format!("{stage:?}"))?,
             }
         }
     }
-}
-
-/// Begins a migration by this socket, with these capabilities at both ends, which then stays in pre-copy.
-pub fn begin(
-    here: &Monitor,
-    there: &Monitor,
-    socket: &Path,
-    capabilities: &[MigrationCapability],
-) -> Result<()> {
-    here.set_capabilities(capabilities, true)?;
-    there.set_capabilities(capabilities, true)?;
-    let uri = format!("unix:{}", socket.display());
-    there.migrate_incoming(&uri)?;
-    here.hold_pre_copy()?;
-    Ok(here.migrate(&uri)?)
-}
-
-/// Fails unless a machine runs, which it should after a migration that didn't succeed.
-pub fn runs_on(monitor: &Monitor) -> Result<()> {
-    let state = monitor.run_state()?;
-    ensure!(state == RunState::running, "the machine is {state:?}, it should have gone on");
-    Ok(())
 }
 
 /// A wait for something, with a limit.

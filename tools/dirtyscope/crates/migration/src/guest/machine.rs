@@ -2,6 +2,7 @@
 
 //! A machine with a guest, whose shell does what it is told.
 
+use crate::qemu::or_skip;
 use anyhow::{Context as _, Result, ensure};
 use mdev_dma::sysfs::Mdev;
 use qemu_client::{Monitor, Qemu};
@@ -62,8 +63,8 @@ impl GuestMachine {
         arguments.extend(["-incoming", "defer"].map(Into::into));
         let console = directory.join(format!("{name}.console"));
         let log = directory.join(format!("{name}.log"));
-        let (qemu, shell) = Qemu::start_guest(program, &arguments, guest, &console, &log)
-            .with_context(|| format!("{name} doesn't start"))?;
+        let started = Qemu::start_guest(program, &arguments, guest, &console, &log);
+        let (qemu, shell) = or_skip(started).with_context(|| format!("{name} doesn't start"))?;
         shell.set_read_timeout(Some(LIMIT))?;
         let shell = RefCell::new(BufReader::new(shell));
         Ok(Self { name: name.into(), qemu, shell, console })

@@ -3,12 +3,16 @@
 //! What a case works with: a machine with a guest, and a second one that it migrates to.
 
 use super::machine::{GuestMachine, LIMIT};
-use crate::watch::{Watch, begin, new_directory, runs_on};
+use crate::{
+    qemu::{is_running, migrate, migration, receive},
+    vmm::Stage,
+    watch::{Watch, new_directory},
+};
 use anyhow::{Result, bail, ensure};
 use events::Event;
 use harness::{Context, Recorder};
 use mdev_dma::sysfs::Mdev;
-use qemu_client::{MigrationCapability, MigrationStatus};
+use qemu_client::MigrationCapability;
 use std::{cell::RefCell, fmt, path::Path};
 use tempfile::TempDir;
 
@@ -79,7 +83,7 @@ impl<'a> GuestPair<'a> {
         let machine = self.machine(None)?;
         let state = self.guest.join("state");
         machine.monitor().migrate_incoming(&format!("file:{}", state.display()))?;
-        self.watch.arrived(machine.monitor())?;
+        self.watch.arrived(|| migration(machine.monitor()))?;
         self.here = Some(machine);
         self.plug()?;
         self.begin_to_write()
@@ -170,27 +174,30 @@ impl<'a> GuestPair<'a> {
         self.context.note(format!("migrate to {}", there.name));
         let there = self.there.insert(there);
         let here = self.here.as_ref().expect("a machine was started");
-        begin(here.monitor(), there.monitor(), &socket, capabilities)
+        here.monitor().set_capabilities(capabilities, true)?;
+        there.monitor().set_capabilities(capabilities, true)?;
+        receive(there.monitor(), &socket)?;
+        migrate(here.monitor(), &socket)
     }
 
     /// Waits until QEMU has asked some times who wrote what, and until all have written to pages that were
     /// sent already: in the first pass much is written before it is sent.
     pub fn passes(&self) -> Result<()> {
-        use MigrationStatus::{Active, Setup};
-        let here = self.here().monitor();
-        self.watch.migrating(here, &[Setup, Active], |now| now.dirty_syncs >= PASSES)?;
+        let now = || migration(self.here().monitor());
+        self.watch.migrating(now, &[Stage::PreCopy], |now| now.passes >= PASSES)?;
         self.writes_more(&self.guest("status")?)
     }
 
     /// Lets the migration complete, and has the guest check its memory where it has arrived.
     pub fn complete(&mut self) -> Result<()> {
-        use MigrationStatus::{Active, Completed, Device, Setup};
+        use Stage::{Completed, PreCopy, StopCopy};
         self.context.note("let it complete");
         let here = self.here().monitor();
         here.end_pre_copy()?;
-        self.watch.migrating(here, &[Setup, Active, Device], |now| now.status == Completed)?;
+        let now = || migration(here);
+        self.watch.migrating(now, &[PreCopy, StopCopy], |now| now.stage == Completed)?;
         let there = self.there.take().expect("a migration has begun");
-        self.watch.arrived(there.monitor())?;
+        self.watch.arrived(|| migration(there.monitor()))?;
         // It mustn't be able to go on here.
         self.here = Some(there);
         self.side = 1 - self.side;
@@ -200,13 +207,17 @@ impl<'a> GuestPair<'a> {
 
     /// Cancels the migration. The machine goes on here.
     pub fn cancel(&mut self) -> Result<()> {
-        use MigrationStatus::{Active, Cancelled, Cancelling};
+        use Stage::{Cancelled, Ending, PreCopy};
         self.context.note("cancel");
         let here = self.here().monitor();
         here.migrate_cancel()?;
-        self.watch.migrating(here, &[Active, Cancelling], |now| now.status == Cancelled)?;
+        let now = || migration(here);
+        self.watch.migrating(now, &[PreCopy, Ending], |now| now.stage == Cancelled)?;
         self.there = None;
-        runs_on(self.here().monitor())?;
+        ensure!(
+            is_running(self.here().monitor())?,
+            "the machine doesn't run, it should have gone on"
+        );
         self.goes_on()
     }
 

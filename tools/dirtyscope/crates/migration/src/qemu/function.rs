@@ -38,9 +38,9 @@ impl<'a> Function<'a> {
         Self { qtest, slot }
     }
 
-    /// The device, whose registers are where [`Function::set_up`] has put them.
-    pub fn device(&self) -> MdevDma<Bar<'a>> {
-        MdevDma::new(self.qtest.bar(self.bar()))
+    /// The device's registers, where [`Function::set_up`] has put them.
+    pub fn registers(&self) -> Bar<'a> {
+        self.qtest.bar(self.bar())
     }
 
     fn bar(&self) -> u64 {
@@ -58,7 +58,7 @@ impl<'a> Function<'a> {
         ensure!(size == uapi::RUST_MDEV_DMA_BAR_SIZE, "BAR 0 has {size:#x} bytes");
         write(PCI_BASE_ADDRESS_0, self.bar() as u32)?;
         write(PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER)?;
-        Ok(self.device().check()?)
+        Ok(MdevDma::new(self.registers()).check()?)
     }
 
     /// Fails unless it is ours. Doesn't touch its registers.

@@ -2,10 +2,12 @@
 
 //! The device as a PCI function that QEMU gives to a machine.
 
+use super::QemuVmm;
 use crate::{
     cases::{MachineCase, WINDOW},
     pair::MachinePair,
     runner::case,
+    vmm::Machine as _,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::Skip;
@@ -13,7 +15,7 @@ use mdev_dma::{Opcode, PAGE, Width, uapi::RUST_MDEV_DMA_IRQ_COMMAND};
 use std::{fmt::Write as _, fs, process::Command};
 
 /// These cases.
-pub const CASES: &[MachineCase] = &[
+pub const CASES: &[MachineCase<QemuVmm>] = &[
     case("pci/lspci", "lspci -vvv understands configuration space", lspci),
     case("pci/intx", "a command that ends raises INTx, until that is acknowledged", intx),
     case("pci/msi", "a command that ends sends a message, also where the machine migrates to", msi),
@@ -33,7 +35,7 @@ const FOUND: &[&str] = &[
 /// What it says of what it doesn't understand.
 const NOT_UNDERSTOOD: &[&str] = &["!!!", "??", "unknown header", "broken", "Unknown"];
 
-fn lspci(pair: &mut MachinePair<'_>) -> Result<()> {
+fn lspci(pair: &mut MachinePair<'_, QemuVmm>) -> Result<()> {
     pair.start(1)?;
     let mut dump = String::from("00:04.0 the device\n");
     for (i, line) in pair.here().function(0).config_space()?.chunks(16).enumerate() {
@@ -56,7 +58,7 @@ fn lspci(pair: &mut MachinePair<'_>) -> Result<()> {
     Ok(())
 }
 
-fn intx(pair: &mut MachinePair<'_>) -> Result<()> {
+fn intx(pair: &mut MachinePair<'_, QemuVmm>) -> Result<()> {
     pair.start(1)?;
     pair.here().qtest().watch_interrupts("ioapic")?;
     pair.here().device(0).enable_irqs(RUST_MDEV_DMA_IRQ_COMMAND)?;
@@ -80,7 +82,7 @@ fn intx(pair: &mut MachinePair<'_>) -> Result<()> {
     Ok(())
 }
 
-fn msi(pair: &mut MachinePair<'_>) -> Result<()> {
+fn msi(pair: &mut MachinePair<'_, QemuVmm>) -> Result<()> {
     /// The page that messages go to.
     const PAGE_OF_MESSAGE: u64 = WINDOW.start - 1;
     const ADDRESS: u64 = PAGE_OF_MESSAGE * PAGE;

@@ -3,12 +3,13 @@
 //! What users reported of QEMU's own side, or what its source had looked like: each of these has lost
 //! a device's writes in some version of QEMU, or might.
 
+use super::{Iommu, QemuVmm};
 use crate::{
-    cases::{DMA_RW, MachineCase, PINNED, STEADY, WINDOW},
+    cases::{DMA_RW, HIGH_WINDOW, MachineCase, PINNED, STEADY, WINDOW, above_4g},
     contents::WrongMemory,
     pair::{MachinePair, bytes},
-    qemu::{ABOVE_4G, Layout, RAM},
     runner::{KnownOfQemu, case},
+    vmm::Layout,
 };
 use anyhow::{Error, Result, bail, ensure};
 use mdev_dma::{Opcode, PAGE, Width};
@@ -16,7 +17,7 @@ use qemu_client::MigrationCapability;
 use std::ops::Range;
 
 /// These cases.
-pub const CASES: &[MachineCase] = &[
+pub const CASES: &[MachineCase<QemuVmm>] = &[
     case("qemu/memory-hidden", "memory is hidden from the device and shown again", hidden),
     case("qemu/above-4g", "written above 4 GiB, where addresses aren't offsets", above_4g),
     case("qemu/system-reset", "the machine is reset in pre-copy, and goes on", system_reset),
@@ -35,26 +36,24 @@ pub const CASES: &[MachineCase] = &[
     case("qemu/iommu-on-above-4g", "as before, with memory above 4 GiB", iommu_on_above_4g),
 ];
 
+type Pair<'a> = MachinePair<'a, QemuVmm>;
+
 /// Nothing is special.
 const USUAL: Layout = Layout::of_devices(1);
 
 /// Half of the memory is above 4 GiB.
-const SPLIT: Layout = Layout { below_4g: RAM / 2, ..USUAL };
-
-/// What is written above 4 GiB.
-const HIGH_WINDOW: Range<u64> = (ABOVE_4G + 0x40_0000) / PAGE..(ABOVE_4G + 0x60_0000) / PAGE;
+const SPLIT: Layout = Layout::split(1);
 
 /// What is written only so that a pass takes its time.
 const FILLER: Range<u64> = 0x20_0000 / PAGE..0x40_0000 / PAGE;
 
-fn hidden(pair: &mut MachinePair<'_>) -> Result<()> {
+fn hidden(pair: &mut Pair<'_>) -> Result<()> {
     // 32 KiB below 1 MiB, which the host bridge shows or hides by its register PAM3.
     const PAGES: Range<u64> = 0xd_0000 / PAGE..0xd_8000 / PAGE;
     const PAM3: u8 = 0x93;
     const SHOWN: u32 = 0x33;
 
-    let show =
-        |pair: &MachinePair<'_>, show| pair.here().qtest().config_write(0, PAM3, Width::Byte, show);
+    let show = |pair: &Pair<'_>, show| pair.here().qtest().config_write(0, PAM3, Width::Byte, show);
     pair.start(1)?;
     show(pair, SHOWN)?;
     pair.begin()?;
@@ -65,14 +64,7 @@ fn hidden(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.complete().map(drop)
 }
 
-fn above_4g(pair: &mut MachinePair<'_>) -> Result<()> {
-    pair.start_as(SPLIT)?;
-    pair.pin(0, HIGH_WINDOW)?;
-    pair.generate(0, HIGH_WINDOW, PINNED | DMA_RW, STEADY)?;
-    pair.migrate()
-}
-
-fn system_reset(pair: &mut MachinePair<'_>) -> Result<()> {
+fn system_reset(pair: &mut Pair<'_>) -> Result<()> {
     let middle = WINDOW.start + (WINDOW.end - WINDOW.start) / 2;
     pair.start(1)?;
     pair.pin(0, WINDOW)?;
@@ -85,7 +77,7 @@ fn system_reset(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.complete_or_again()
 }
 
-fn dirty_rate(pair: &mut MachinePair<'_>) -> Result<()> {
+fn dirty_rate(pair: &mut Pair<'_>) -> Result<()> {
     pair.start(1)?;
     pair.generate(0, WINDOW, DMA_RW, STEADY)?;
     pair.measure_dirty_rate()?;
@@ -96,7 +88,7 @@ fn dirty_rate(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.complete().map(drop)
 }
 
-fn switchover_ack(pair: &mut MachinePair<'_>) -> Result<()> {
+fn switchover_ack(pair: &mut Pair<'_>) -> Result<()> {
     pair.start(1)?;
     pair.pin(0, WINDOW)?;
     pair.generate(0, WINDOW, PINNED | DMA_RW, STEADY)?;
@@ -105,7 +97,7 @@ fn switchover_ack(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.complete().map(drop)
 }
 
-fn postcopy(pair: &mut MachinePair<'_>) -> Result<()> {
+fn postcopy(pair: &mut Pair<'_>) -> Result<()> {
     pair.start(1)?;
     pair.pin(0, WINDOW)?;
     pair.generate(0, WINDOW, PINNED | DMA_RW, STEADY)?;
@@ -113,7 +105,7 @@ fn postcopy(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.migrate()
 }
 
-fn beyond_8t(pair: &mut MachinePair<'_>) -> Result<()> {
+fn beyond_8t(pair: &mut Pair<'_>) -> Result<()> {
     let layout = Layout { memory: 9 << 40, ..USUAL };
     let Err(error) = pair.start_as(layout) else {
         bail!("a machine with 9 TiB of memory takes a device that it can't migrate with");
@@ -127,9 +119,9 @@ fn beyond_8t(pair: &mut MachinePair<'_>) -> Result<()> {
     Ok(())
 }
 
-fn iommu_mapped(pair: &mut MachinePair<'_>) -> Result<()> {
+fn iommu_mapped(pair: &mut Pair<'_>) -> Result<()> {
     let pages = HIGH_WINDOW;
-    pair.start_as(Layout { iommu: true, ..SPLIT })?;
+    pair.start_as(Layout { iommu_tables: Iommu::TABLES, ..SPLIT })?;
     pair.enable_iommu(&pages)?;
     pair.here().iommu().map(pages.clone())?;
     pair.pin(0, pages.clone())?;
@@ -137,17 +129,17 @@ fn iommu_mapped(pair: &mut MachinePair<'_>) -> Result<()> {
     pair.migrate()
 }
 
-fn iommu_unmapped(pair: &mut MachinePair<'_>) -> Result<()> {
+fn iommu_unmapped(pair: &mut Pair<'_>) -> Result<()> {
     unmapped(pair, USUAL, WINDOW)
 }
 
-fn iommu_unmapped_above_4g(pair: &mut MachinePair<'_>) -> Result<()> {
+fn iommu_unmapped_above_4g(pair: &mut Pair<'_>) -> Result<()> {
     unmapped(pair, SPLIT, HIGH_WINDOW)
 }
 
-fn unmapped(pair: &mut MachinePair<'_>, layout: Layout, pages: Range<u64>) -> Result<()> {
+fn unmapped(pair: &mut Pair<'_>, layout: Layout, pages: Range<u64>) -> Result<()> {
     let (pages, filler) = (pages.start..pages.start + 64, pages.start + 64..pages.start + 512);
-    pair.start_as(Layout { iommu: true, ..layout })?;
+    pair.start_as(Layout { iommu_tables: Iommu::TABLES, ..layout })?;
     pair.enable_iommu(&pages)?;
     pair.here().iommu().map(pages.start..filler.end)?;
     pair.begin()?;
@@ -168,16 +160,16 @@ fn known(defect: &'static str, error: Error, pages: &Range<u64>) -> Error {
     }
 }
 
-fn iommu_on(pair: &mut MachinePair<'_>) -> Result<()> {
+fn iommu_on(pair: &mut Pair<'_>) -> Result<()> {
     turned_on(pair, USUAL, WINDOW)
 }
 
-fn iommu_on_above_4g(pair: &mut MachinePair<'_>) -> Result<()> {
+fn iommu_on_above_4g(pair: &mut Pair<'_>) -> Result<()> {
     turned_on(pair, SPLIT, HIGH_WINDOW)
 }
 
-fn turned_on(pair: &mut MachinePair<'_>, layout: Layout, pages: Range<u64>) -> Result<()> {
-    pair.start_as(Layout { iommu: true, ..layout })?;
+fn turned_on(pair: &mut Pair<'_>, layout: Layout, pages: Range<u64>) -> Result<()> {
+    pair.start_as(Layout { iommu_tables: Iommu::TABLES, ..layout })?;
     pair.begin()?;
     pair.slow_pass(0, FILLER)?;
     pair.write(0, Opcode::DmaWrite, pages.clone())?;

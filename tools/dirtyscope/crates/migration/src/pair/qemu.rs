@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What only QEMU can do with a machine, or is asked for.
+
+use super::{DeviceRecord, MachinePair};
+use crate::{
+    qemu::{FIRST_SLOT, QemuVmm},
+    vmm::{Machine as _, Migration, Stage},
+};
+use anyhow::{Result, ensure};
+use events::Event;
+use mdev_dma::{Opcode, PAGE};
+use qemu_client::MigrationCapability;
+use std::ops::Range;
+
+/// Bytes per second of a pass that is to last: a MiB takes as long as a case might need.
+const SLOW: u64 = 128 << 10;
+
+impl MachinePair<'_, QemuVmm> {
+    /// As [`MachinePair::begin`], with these capabilities.
+    pub fn begin_with(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
+        self.start_destination()?;
+        for started in self.here.iter().chain(&self.there) {
+            started.machine.monitor().set_capabilities(capabilities, true)?;
+        }
+        self.send(false)
+    }
+
+    /// Begins a migration with these capabilities, which QEMU must refuse and say this. The machine
+    /// goes on, without them.
+    pub fn refused(&mut self, capabilities: &[MigrationCapability], saying: &str) -> Result<()> {
+        let why = match self.begin_with(capabilities) {
+            Err(error) => format!("{error:#}"),
+            Ok(()) => {
+                let stages = [Stage::None, Stage::PreCopy, Stage::Ending];
+                let failed = self.migrating(&stages, |now| now.stage == Stage::Failed)?;
+                failed.error.unwrap_or_default()
+            }
+        };
+        self.watch.say(Event::Progress { text: why.clone() })?;
+        ensure!(why.contains(saying), "the migration was refused, but QEMU says {why:?}");
+        self.here().monitor().set_capabilities(capabilities, false)?;
+        self.there = None;
+        self.runs_on()
+    }
+
+    /// Resets the machine, and sets up its devices as after a boot: they have no pins then, and their
+    /// generators have stopped. None may run.
+    pub fn reset(&mut self) -> Result<()> {
+        self.context.note("system_reset");
+        self.here().monitor().system_reset()?;
+        self.known.fill(DeviceRecord::default());
+        self.here().set_up()?;
+        for device in self.devices() {
+            let pins = device.pins()?;
+            ensure!(pins == 0, "after a reset there are {pins} pins");
+        }
+        Ok(())
+    }
+
+    /// Has QEMU measure for a second how much is written, which can't be nothing while a generator runs.
+    pub fn measure_dirty_rate(&self) -> Result<()> {
+        self.context.note("measure the dirty rate");
+        self.here().monitor().calc_dirty_rate(1)?;
+        let mut wait = self.watch.wait("for the dirty rate");
+        let rate = loop {
+            match self.here().monitor().dirty_rate()? {
+                Some(rate) => break rate,
+                None => wait.poll(|| "not measured yet".into())?,
+            }
+        };
+        self.watch.say(Event::Progress { text: format!("QEMU measured {rate} MiB/s") })?;
+        ensure!(rate > 0, "QEMU has measured that nothing is written, and a generator runs");
+        Ok(())
+    }
+
+    /// Turns on the machine's IOMMU, for the first device, by tables that can map these pages.
+    pub fn enable_iommu(&self, pages: &Range<u64>) -> Result<()> {
+        self.context.note("turn on the IOMMU");
+        self.here().iommu().enable(FIRST_SLOT, pages.start * PAGE)
+    }
+
+    /// Lets the migration complete, or fail: then the machine goes on, and the next one must complete.
+    pub fn complete_or_again(&mut self) -> Result<()> {
+        use Stage::{Completed, Ending, Failed, PreCopy, StopCopy};
+        self.context.note("let it complete, or fail");
+        let before = self.counters()?.iter().sum();
+        self.here().end_pre_copy()?;
+        let ended = |migration: &Migration| [Completed, Failed].contains(&migration.stage);
+        let migration = self.migrating(&[PreCopy, StopCopy, Ending], ended)?;
+        if migration.stage == Completed {
+            return self.arrived(migration, before).map(drop);
+        }
+        let text = format!("the migration fails: {}", migration.error.unwrap_or_default());
+        self.watch.say(Event::Progress { text })?;
+        self.stays(Failed)?;
+        self.migrate()
+    }
+
+    /// Has a device write pages, a MiB or more, and QEMU send them slowly: until the migration is let
+    /// complete, QEMU doesn't ask again who wrote what.
+    pub fn slow_pass(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
+        let bytes = (pages.end - pages.start) * PAGE;
+        // In the first pass all memory is still to be sent.
+        self.passes(2)?;
+        self.here().monitor().limit_bandwidth(SLOW)?;
+        self.write(device, Opcode::DmaWrite, pages)?;
+        self.context.note("a slow pass");
+        // In between two passes all is sent.
+        self.migrating(&[Stage::PreCopy], |migration| migration.remaining > bytes / 2).map(drop)
+    }
+}
