@@ -132,8 +132,7 @@ fn in_progress<V: Vmm>(pair: &mut MachinePair<'_, V>) -> Result<()> {
     pair.begin()?;
     pair.passes(1)?;
     // All of it arrives: a command that has begun is completed before the device stops.
-    pair.begin_write(0, HIGH)?;
-    pair.complete().map(drop)
+    pair.complete_in_commands(0, HIGH)
 }
 
 fn long_before<V: Vmm>(pair: &mut MachinePair<'_, V>) -> Result<()> {

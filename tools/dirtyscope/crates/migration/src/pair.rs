@@ -20,6 +20,9 @@ use tempfile::TempDir;
 /// A quiesced device writes nothing for so long.
 const QUIET: Duration = Duration::from_millis(20);
 
+/// A command takes longer than that.
+const SOON: Duration = Duration::from_millis(1);
+
 /// Passes of pre-copy that are worth the name: all memory, then what was written meanwhile, twice.
 const PASSES: u64 = 3;
 
@@ -30,6 +33,8 @@ struct DeviceRecord {
     generator: Option<GeneratorConfig>,
     /// Writes of the generator that `contents` has.
     written: u64,
+    /// The pages that a command in the background writes, with this seed, which `contents` hasn't yet.
+    writing: Option<(Range<u64>, u64)>,
 }
 
 /// A machine that was started, and its memory.
@@ -113,7 +118,8 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
         Ok(())
     }
 
-    fn run(&self, device: usize, opcode: Opcode, pages: Range<u64>, seed: u64) -> Result<()> {
+    fn run(&mut self, device: usize, opcode: Opcode, pages: Range<u64>, seed: u64) -> Result<()> {
+        ensure!(self.settle(device)?, "device {device} still runs a command in the background");
         let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
         let what = format!("device {device}: {opcode} {iova:#x}+{length:#x}");
         self.context.note(&what);
@@ -128,8 +134,23 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
         let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
         self.context.note(format!("device {device}: begin DMA_WRITE {iova:#x}+{length:#x}"));
         self.here().device(device).run_in_background(Opcode::DmaWrite, iova, length, seed)?;
-        self.contents().commanded(bytes(&pages), seed);
+        self.known[device].writing = Some((pages, seed));
         Ok(())
+    }
+
+    /// Takes what a command in the background has written into `contents`, if it has ended. Returns whether
+    /// none goes on.
+    fn settle(&mut self, device: usize) -> Result<bool> {
+        let Some((pages, seed)) = self.known[device].writing.clone() else { return Ok(true) };
+        let outcome = self.here().device(device).outcome()?;
+        if outcome.is_in_progress() {
+            return Ok(false);
+        }
+        let status = outcome.status;
+        ensure!(status == 0, "device {device}: DMA_WRITE ended with errno {status}");
+        self.contents().commanded(bytes(&pages), seed);
+        self.known[device].writing = None;
+        Ok(true)
     }
 
     /// Waits until something is so.
@@ -281,10 +302,33 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
     /// Lets the migration complete, and checks all of the machine's memory. Returns how many pages
     /// the generators have written from then until the devices were stopped.
     pub fn complete(&mut self) -> Result<u64> {
+        self.complete_while(|_| Ok(()))
+    }
+
+    /// As [`MachinePair::complete`], while a device runs a command in the background, and then another one,
+    /// each of which writes these pages: it is in the midst of one when the machine is stopped.
+    pub fn complete_in_commands(&mut self, device: usize, pages: Range<u64>) -> Result<()> {
+        self.begin_write(device, pages.clone())?;
+        let commands = |pair: &mut Self| {
+            let mut wait = pair.watch.wait("for the machine to be stopped");
+            while pair.here().migration()?.stage == Stage::PreCopy {
+                if pair.settle(device)? {
+                    pair.begin_write(device, pages.clone())?;
+                }
+                wait.poll_after(SOON, || "it runs".into())?;
+            }
+            Ok(())
+        };
+        self.complete_while(commands).map(drop)
+    }
+
+    /// As [`MachinePair::complete`], and does something until the machine is stopped.
+    fn complete_while(&mut self, act: impl FnOnce(&mut Self) -> Result<()>) -> Result<u64> {
         use Stage::{Completed, PreCopy, StopCopy};
         self.context.note("let it complete");
         let before = self.counters()?;
         self.here().end_pre_copy()?;
+        act(self)?;
         let migration =
             self.migrating(&[PreCopy, StopCopy], |migration| migration.stage == Completed)?;
         self.arrived(migration, before.iter().sum())
@@ -294,6 +338,10 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
     /// `before` the generators have written.
     fn arrived(&mut self, migration: Migration, before: u64) -> Result<u64> {
         let counters = self.quiesced()?;
+        for device in 0..self.layout.devices {
+            // One that was written when the device was stopped already is not run here.
+            self.settle(device)?;
+        }
         let late = counters.iter().sum::<u64>() - before;
         let summary = Summary { migration, pages: counters.iter().sum(), late }.to_string();
         self.watch.say(Event::Progress { text: summary })?;
@@ -339,6 +387,7 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
     fn goes_on(&mut self) -> Result<()> {
         let here = self.here.as_ref().expect("a machine was started");
         self.context.note(format!("go on in {}", here.memory.machine));
+        self.forget_late_commands()?;
         self.here().run()?;
         for (i, known) in self.known.iter().enumerate() {
             let device = self.here().device(i);
@@ -355,9 +404,32 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
                 known.written
             );
         }
+        self.settled()?;
         self.written(1)?;
         self.stop()?;
         self.check_memory()
+    }
+
+    /// Forgets commands that were written after their device's state had been read: they didn't come with
+    /// the machine. Those that did come wait for it to run.
+    fn forget_late_commands(&mut self) -> Result<()> {
+        for device in 0..self.layout.devices {
+            if !self.here().device(device).outcome()?.is_in_progress() {
+                self.known[device].writing = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for commands in the background.
+    fn settled(&mut self) -> Result<()> {
+        let mut wait = self.watch.wait("for a command to end");
+        for device in 0..self.layout.devices {
+            while !self.settle(device)? {
+                wait.poll(|| "in progress".into())?;
+            }
+        }
+        Ok(())
     }
 
     /// Stops all generators.

@@ -98,6 +98,11 @@ pub struct Wait<'a> {
 impl Wait<'_> {
     /// Sleeps a bit; fails if that was done for too long. `now` says how it stands.
     pub fn poll(&mut self, now: impl Fn() -> String) -> Result<()> {
+        self.poll_after(POLL, now)
+    }
+
+    /// As [`Wait::poll`], but sleeps for so long.
+    pub fn poll_after(&mut self, interval: Duration, now: impl Fn() -> String) -> Result<()> {
         let limit = self.watch.limit;
         if self.since.elapsed() > limit {
             bail!("waited {} s {}: {}", limit.as_secs(), self.what, now());
@@ -106,7 +111,7 @@ impl Wait<'_> {
             let text = format!("waiting {}: {}", self.what, now());
             self.watch.say(Event::Progress { text })?;
         }
-        thread::sleep(POLL);
+        thread::sleep(interval);
         Ok(())
     }
 }
