@@ -5,15 +5,20 @@
 use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::{Context, Scenario, Skip, scenario};
 use mdev_dma::{
-    MdevDma, Opcode, PAGE, pattern,
+    Opcode, PAGE, pattern,
     sysfs::{Mdev, MdevType},
     uapi::{self, RUST_MDEV_DMA_IRQ_COMMAND as COMMAND},
 };
+use mini_vmm::{Ram, Vmm};
 use std::{fs, io, process::Command};
 use testbed::fixture::succeeded;
 use testbed::same;
 use uuid::Uuid;
-use vmm_client::Vmm;
+use vfio_client::{
+    MigState,
+    uapi::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX},
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -38,64 +43,78 @@ const LENGTH: u64 = 16 * PAGE;
 const FIRST: u64 = 0x10_0000;
 const SECOND: u64 = 0x1_0000_0000;
 
-fn open(context: &Context<'_>, device: usize) -> Result<MdevDma<Vmm>> {
+fn open(context: &Context<'_>, device: usize) -> Result<Vmm> {
     let path = context.device(device)?.path();
-    Ok(Vmm::open(&path, &[(FIRST, LENGTH as usize), (SECOND, LENGTH as usize)])?)
+    let ram = [FIRST, SECOND].map(|address| Ram::anonymous(address, LENGTH as usize));
+    Ok(Vmm::open(&[path], ram.into())?)
 }
 
 fn vfio_ioctls(context: &Context<'_>) -> Result<()> {
-    let device = open(context, 0)?;
-    let vmm = device.access();
-    let ids = (uapi::RUST_MDEV_DMA_PCI_VENDOR_ID, uapi::RUST_MDEV_DMA_PCI_DEVICE_ID);
-    let (vendor_id, device_id) = vmm.ids();
-    let found = (vendor_id.into(), device_id.into());
-    ensure!(found == ids, "it is {vendor_id:04x}:{device_id:04x}");
-    ensure!(vmm.bar_size() == u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE), "BAR 0 has another size");
+    let vmm = open(context, 0)?;
+    let (vfio, device) = (&vmm.devices()[0], vmm.device(0));
+    let mut found = [0; 4];
+    vfio.region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut found, 0);
+    let ids = (uapi::RUST_MDEV_DMA_PCI_DEVICE_ID << 16) | uapi::RUST_MDEV_DMA_PCI_VENDOR_ID;
+    ensure!(found == ids.to_le_bytes(), "its ids are {found:02x?}, not {ids:#x}");
+    let size = vfio.get_region_size(VFIO_PCI_BAR0_REGION_INDEX);
+    ensure!(size == u64::from(uapi::RUST_MDEV_DMA_BAR_SIZE), "BAR 0 has {size:#x} bytes");
 
-    let eventfd = vmm.enable_msi()?;
+    let eventfd = EventFd::new(EFD_NONBLOCK)?;
+    vfio.enable_irq(VFIO_PCI_MSI_IRQ_INDEX, vec![&eventfd])?;
     device.enable_irqs(COMMAND)?;
-    run(&device, Opcode::Pin, FIRST, LENGTH, 0)?;
+    run(&vmm, Opcode::Pin, FIRST, LENGTH, 0)?;
     ensure!(eventfd.read().context("MSI")? == 1, "one command sent more than one message");
-    vmm.disable_msi()?;
-    run(&device, Opcode::Write, FIRST, LENGTH, 1)?;
-    run(&device, Opcode::DmaWrite, SECOND, LENGTH, 2)?;
+    vfio.disable_irq(VFIO_PCI_MSI_IRQ_INDEX)?;
+    run(&vmm, Opcode::Write, FIRST, LENGTH, 1)?;
+    run(&vmm, Opcode::DmaWrite, SECOND, LENGTH, 2)?;
     let silent = eventfd.read().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
     ensure!(silent, "MSI is disabled, and there was a message");
-    contains(vmm, FIRST, 1)?;
-    contains(vmm, SECOND, 2)?;
+    contains(&vmm, FIRST, 1)?;
+    contains(&vmm, SECOND, 2)?;
 
     same("PINS", LENGTH / PAGE, device.pins()?)?;
     vmm.unmap()?;
     same("PINS once memory is unmapped", 0, device.pins()?)?;
-    vmm.reset();
+    vfio.reset();
     same("IRQ_ENABLE after a reset", 0, device.enabled_irqs()?.into())
 }
 
 fn vfio_ioctls_migrates(context: &Context<'_>) -> Result<()> {
     let source = open(context, 0)?;
     run(&source, Opcode::Pin, SECOND, LENGTH, 0)?;
-    source.enable_irqs(COMMAND)?;
-    let state = source.access().save()?;
+    source.device(0).enable_irqs(COMMAND)?;
+    let vfio = &source.devices()[0];
+    vfio.set_migration_state(MigState::StopCopy as u32)?;
+    let state = vfio.read_migration_data_to_end()?;
+    vfio.set_migration_state(MigState::Stop as u32)?;
     context.note(format!("{} bytes of state", state.len()));
 
     let destination = open(context, 1)?;
-    let vmm = destination.access();
-    let cut = vmm.restore(&state[..state.len() - 1]);
-    ensure!(cut.is_err(), "the device takes a state that is cut short");
-    vmm.reset();
-    vmm.restore(&state)?;
-    same("PINS", LENGTH / PAGE, destination.pins()?)?;
-    same("IRQ_ENABLE", COMMAND.into(), destination.enabled_irqs()?.into())?;
+    let (vfio, device) = (&destination.devices()[0], destination.device(0));
+    let restore = |state: &[u8]| {
+        vfio.set_migration_state(MigState::Resuming as u32)?;
+        vfio.write_migration_data(state)?;
+        vfio.set_migration_state(MigState::Stop as u32)?;
+        vfio.set_migration_state(MigState::Running as u32)
+    };
+    ensure!(
+        restore(&state[..state.len() - 1]).is_err(),
+        "the device takes a state that is cut short"
+    );
+    vfio.reset();
+    restore(&state)?;
+    same("PINS", LENGTH / PAGE, device.pins()?)?;
+    same("IRQ_ENABLE", COMMAND.into(), device.enabled_irqs()?.into())?;
     run(&destination, Opcode::Write, SECOND, LENGTH, 3)?;
-    contains(vmm, SECOND, 3)?;
-    source.access().reset();
+    contains(&destination, SECOND, 3)?;
+    source.devices()[0].reset();
     Ok(())
 }
 
 /// All memory from here on is what a write with this seed puts there.
 fn contains(vmm: &Vmm, iova: u64, seed: u64) -> Result<()> {
     let mut found = vec![0; LENGTH as usize];
-    vmm.copy_from_memory(iova, &mut found)?;
+    vmm.read_memory(iova, &mut found)?;
     ensure!(
         pattern::matches(&found, seed, iova),
         "memory at {iova:#x} isn't what the device has written"
@@ -103,8 +122,8 @@ fn contains(vmm: &Vmm, iova: u64, seed: u64) -> Result<()> {
     Ok(())
 }
 
-fn run(device: &MdevDma<Vmm>, opcode: Opcode, iova: u64, length: u64, seed: u64) -> Result<()> {
-    succeeded(&opcode.to_string(), device.run(opcode as u32, iova, length, seed)?)
+fn run(vmm: &Vmm, opcode: Opcode, iova: u64, length: u64, seed: u64) -> Result<()> {
+    succeeded(&opcode.to_string(), vmm.device(0).run(opcode as u32, iova, length, seed)?)
 }
 
 /// A device that mdevctl knows. Forgotten, and removed if it exists, when dropped.
@@ -143,7 +162,8 @@ fn mdevctl(context: &Context<'_>) -> Result<()> {
     ensure!(mdev.exists(), "mdevctl has started it, and it isn't there");
     ensure!(listed(&["list"])?, "mdevctl doesn't list what it has started");
     ensure!(mdev_type.available_instances()? + 1 == available, "it isn't counted as an instance");
-    drop(Vmm::open(&mdev.path(), &[(0, PAGE as usize)]).context("open what mdevctl made")?);
+    let ram = vec![Ram::anonymous(0, PAGE as usize)];
+    drop(Vmm::open(&[mdev.path()], ram).context("open what mdevctl made")?);
 
     call(context, &["stop", "--uuid", uuid])?;
     ensure!(!mdev.exists(), "mdevctl has stopped it, and it is still there");
