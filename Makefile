@@ -28,7 +28,7 @@ help:
 	@echo '  make pins-fuzz    the same with such pins'
 	@echo '  make race         several threads and devices at the same time, for ten minutes'
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
-	@echo '  make migrate      migrate machines of QEMU, compare their memory'
+	@echo '  make migrate      migrate machines of QEMU and of a minimal VMM, compare their memory'
 	@echo '  make migrate-guest  the same with a guest, which checks its memory by itself'
 	@echo '  make control      see that all these find what a broken type1 loses, or a broken driver does'
 	@echo '  make mutants      how many mutants of type1 all these find'

@@ -9,6 +9,7 @@
 mod cases;
 mod contents;
 pub mod guest;
+mod mini;
 mod pair;
 mod qemu;
 mod runner;
@@ -19,6 +20,7 @@ use anyhow::Result;
 use cases::MachineCase;
 use events::Sink;
 use harness::{Context, Output, Recorder, Selection};
+use mini::MiniVmm;
 use pair::MachinePair;
 use qemu::{QemuVmm, pci, reported};
 use runner::{Case, Runner, Settings};
@@ -36,11 +38,11 @@ type RunCase<'a> =
 /// other while the device's generator writes, and compares every page of the destination's memory
 /// with what must have been written: the last write to each page follows from the generator's seed
 /// and counter. A page that type1 did not report shows here as what it does to a guest: it has old
-/// contents.
+/// contents. Does the same with a minimal VMM of its own, mini-vmm.
 ///
-/// Needs root, the modules vfio, vfio_iommu_type1 and mdev, the driver rust_mdev_dma, and
-/// QEMU 11 or later with its qtest accelerator. Prints KTAP version 1. Ends with 0 if all cases passed,
-/// 1 if one failed, 4 if none could run.
+/// Needs root, the modules vfio, vfio_iommu_type1 and mdev, the driver rust_mdev_dma, and, but for the
+/// cases of mini-vmm, QEMU 11 or later with its qtest accelerator. Prints KTAP version 1. Ends with 0 if
+/// all cases passed, 1 if one failed, 4 if none could run.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -111,7 +113,8 @@ impl Arguments {
 /// All cases of all VMMs.
 fn all_cases<'a>(arguments: &'a Arguments, qemu: &'a QemuVmm) -> Vec<Case<RunCase<'a>>> {
     let of_qemu = [pci::CASES, &cases::cases(), reported::CASES].concat();
-    arguments.runnable(qemu, of_qemu).collect()
+    let of_mini = [&cases::cases(), mini::CASES].concat();
+    arguments.runnable(qemu, of_qemu).chain(arguments.runnable(&MiniVmm, of_mini)).collect()
 }
 
 /// Runs the command. `print` gets what happens.

@@ -3,7 +3,7 @@
 //! What a VMM is to do for its migrations to be tested: [`Vmm`] starts machines, [`Machine`] is one.
 //!
 //! To add yours, implement both in a file of its own, and add a line to `all_cases` in `lib.rs`: the
-//! cases of `cases` are run with it then. `qemu.rs` is the first implementation. Nothing is asked of
+//! cases of `cases` are run with it then. `qemu.rs` and `mini.rs` are such files. Nothing is asked of
 //! a VMM that these cases don't need. They act as the guest: there need not be one, nor a CPU, as
 //! long as registers of the device can be accessed; a VMM whose machines have to have a guest runs
 //! one that does that for the test.
