@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED JOBS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES QEMU TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED JOBS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate migrate-guest control mutants coverage \
@@ -80,6 +80,8 @@ help:
 	@echo '               if the driver has changed since, else its parent'
 	@echo '  TIMEOUT=...  seconds after which a VM is stopped, default: 300'
 	@echo '  RUNS=...     some of the runs of make debug or coverage, e.g. RUNS="verify scope"'
+	@echo '  QEMU=...     for make migrate, a directory below which another QEMU was installed,'
+	@echo '               see Documentation/migrate.rst; default: that of the build room'
 	@echo '  ROUNDS=...   migrations in a row, after one of each kind, default: 50'
 	@echo '  SECONDS_OF_RACE=...  for make race, in as many boots as that takes, default: 600'
 	@echo '  N=...        boots of make boot-soak, default: 100'
