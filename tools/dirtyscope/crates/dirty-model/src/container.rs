@@ -113,6 +113,13 @@ impl Container {
         self.pinned_pages(0..u64::MAX)
     }
 
+    /// How many pages of the process the kernel has pinned, each as often as it is: once for an IOMMU if
+    /// it is mapped for one, and once for devices, however many have pinned it how often.
+    pub fn pages_held(&self) -> u64 {
+        let pinned = self.pinned_pages(0..u64::MAX);
+        if self.has_iommu() { self.locked_pages() + pinned } else { pinned }
+    }
+
     /// How many pages of a range devices have pinned.
     fn pinned_pages(&self, range: Range<u64>) -> u64 {
         let pinned = self.devices.values().flat_map(|device| device.all_in(range.clone()));

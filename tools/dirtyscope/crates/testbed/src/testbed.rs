@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Errnos, Limits};
 use edu_client::Edu;
 use events::{Difference, Runs};
-use harness::{Context, Failure, Skip, locked_memory};
+use harness::{Context, Failure, Skip, locked_memory, pages_pinned};
 use mdev_dma::MdevDma;
 use std::{fs, ops::Range, sync::Arc};
 use vfio_client::{Container, DeviceNode, Leave, uapi::VFIO_DMA_MAP_FLAG_VADDR};
@@ -30,10 +30,19 @@ pub struct Testbed<'a> {
     pub(crate) context: &'a Context<'a>,
     pub(crate) kernel: LiveContainer,
     expected: Expected,
-    /// Bytes that this process has locked besides, if that is to be compared.
-    locked: Option<u64>,
+    /// What there is besides of what is locked and pinned, if that is to be compared.
+    besides: Option<Besides>,
     /// What it could lock before it was limited.
     rights: Option<Rights>,
+}
+
+/// What is locked and pinned for others than the container.
+#[derive(Clone, Copy)]
+struct Besides {
+    /// Bytes that this process has locked.
+    locked: u64,
+    /// Pages that are pinned, by whomever.
+    pinned: u64,
 }
 
 impl<'a> Testbed<'a> {
@@ -71,7 +80,7 @@ impl<'a> Testbed<'a> {
         let owed = contract.apply(&join).answer;
         let reply = owed.to_reply(&join);
         context.answer(|| events::Answer { n, model: reply.clone(), kernel: reply });
-        Ok(Self { context, kernel, expected: Expected::new(contract), locked: None, rights: None })
+        Ok(Self { context, kernel, expected: Expected::new(contract), besides: None, rights: None })
     }
 
     /// Puts the context's second device into the container, and opens it as device 1.
@@ -91,16 +100,26 @@ impl<'a> Testbed<'a> {
         &self.expected.contract
     }
 
-    /// From now on, locked memory of this process is compared too: nobody else must lock any.
+    /// From now on, locked memory of this process is compared too, and how many pages are pinned: nobody
+    /// else must lock or pin any.
     pub fn count_locked_memory(&mut self) -> Result<()> {
-        self.locked = Some(locked_memory()? - self.contract().model.locked_pages() * PAGE);
+        let model = &self.contract().model;
+        self.besides = Some(Besides {
+            locked: locked_memory()? - model.locked_pages() * PAGE,
+            pinned: pages_pinned()? - model.pages_held(),
+        });
         Ok(())
     }
 
     /// Lets this process lock so many pages, beside what it has locked for itself, or all it wants.
     fn limit_locked_pages(&mut self, pages: Option<u64>) -> Result<()> {
-        let ours = || Ok(locked_memory()? - self.contract().model.locked_pages() * PAGE);
-        let besides = self.locked.map_or_else(ours, Ok::<_, anyhow::Error>)?;
+        let ours = || -> Result<u64> {
+            Ok(locked_memory()? - self.contract().model.locked_pages() * PAGE)
+        };
+        let besides = match self.besides {
+            Some(besides) => besides.locked,
+            None => ours()?,
+        };
         let rights = match self.rights.take() {
             Some(rights) => rights,
             None => Rights::now()?,
@@ -264,7 +283,7 @@ impl<'a> Testbed<'a> {
     }
 
     /// Compares how many pins each device has, how many more mappings there may be and, if asked to,
-    /// how much memory is locked.
+    /// how much memory is locked, and how many pages are pinned.
     pub fn check_counters(&self) -> Result<()> {
         for (i, device) in self.kernel.open_devices() {
             same(&format!("PINS of device {i}"), self.expected.pins(i), device.pins()?)?;
@@ -276,8 +295,9 @@ impl<'a> Testbed<'a> {
         let avail = avail.context("no VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL")?;
         let model = &self.contract().model;
         same("dma_avail", model.dma_avail().into(), avail.into())?;
-        if let Some(besides) = self.locked {
-            same("VmLck", besides + model.locked_pages() * PAGE, locked_memory()?)?;
+        if let Some(Besides { locked, pinned }) = self.besides {
+            same("VmLck", locked + model.locked_pages() * PAGE, locked_memory()?)?;
+            same("the number of pages pinned", pinned + model.pages_held(), pages_pinned()?)?;
         }
         Ok(())
     }
