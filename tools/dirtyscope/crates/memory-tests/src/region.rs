@@ -37,6 +37,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "an IOMMU joins with a device's memory mapped, and leaves, with pins beside it",
         joins,
     ),
+    scenario(
+        "type1/region/within-memory",
+        "of a mapping with a device's memory in its middle, what is beside it is locked and pinned, and no more",
+        within_memory,
+    ),
 ];
 
 /// Pages of memory, which are mapped from page 0 on, and behind them the BAR.
@@ -241,4 +246,55 @@ fn joins(context: &Context<'_>) -> Result<()> {
     drop(fixture);
     same("VmLck after everything was closed", locked, locked_memory()?)?;
     same("pages pinned after everything was closed", pinned, pages_pinned()?)
+}
+
+fn within_memory(context: &Context<'_>) -> Result<()> {
+    // Pages in front of the BAR, and behind it.
+    const FRONT: u64 = 5;
+    const BEHIND: u64 = 7;
+    const FIRST: u64 = 1000;
+    let scene = Scene::new(context)?;
+    let container = &scene.fixture.container;
+    let (behind, count) = (FRONT + scene.bar_pages(), FRONT + scene.bar_pages() + BEHIND);
+    let memory = Arc::new(Memory::new((count * PAGE) as usize)?);
+    scene.edu.device().map_region_over(&scene.bar, &memory, (FRONT * PAGE) as usize)?;
+    let map = || {
+        let (iova, size) = (at(FIRST, 0), count * PAGE);
+        let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+        container.map(&MapArgs { memory: &memory, offset: 0, iova, size, flags, argsz: None })
+    };
+    let whole = FIRST..FIRST + count;
+    let pin = |pages: std::ops::Range<u64>| {
+        scene.fixture.device().pin(at(FIRST + pages.start, 0), (pages.end - pages.start) * PAGE)
+    };
+    for pinned in [0, 3] {
+        map()?;
+        scene.locks("without an IOMMU", 0)?;
+        container.dirty_start()?;
+        if pinned > 0 {
+            succeeded("PIN in front of the BAR", pin(FRONT - 2..FRONT)?)?;
+            succeeded("PIN behind the BAR", pin(behind..behind + 1)?)?;
+            refused("PIN of both and the BAR", Errno::EINVAL, pin(FRONT - 2..behind + 1)?)?;
+            scene.locks("with pins beside the BAR", pinned)?;
+            let dirty = [FIRST + FRONT - 2..FIRST + FRONT, FIRST + behind..FIRST + behind + 1];
+            scene.fixture.reports(whole.clone(), &dirty)?;
+        }
+        container.attach(Group::open(&scene.other)?)?;
+        let mapped = RAM + FRONT + BEHIND;
+        scene.locks_and_pins("with an IOMMU that joined", mapped, mapped + pinned)?;
+        scene.fixture.reports(whole.clone(), &[whole.clone()])?;
+        container.detach(scene.other.group(), Leave::Unset)?;
+        scene.locks("with an IOMMU that has left", pinned)?;
+
+        container.attach(Group::open(&scene.other)?)?;
+        scene.fixture.unmap(whole.clone())?;
+        scene.locks("with the mapping gone", RAM)?;
+        map()?;
+        scene.locks("with the mapping made for an IOMMU", mapped)?;
+        scene.fixture.unmap(whole.clone())?;
+        scene.locks("with that gone", RAM)?;
+        container.dirty_stop()?;
+        container.detach(scene.other.group(), Leave::Unset)?;
+    }
+    Ok(())
 }

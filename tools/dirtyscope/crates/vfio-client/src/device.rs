@@ -110,6 +110,12 @@ impl Device {
         Memory::of_region(&self.file, region.offset, region.size as usize)
     }
 
+    /// As [`Self::map_region`], in place of the pages that `memory` has from byte `at` on. Panics if these
+    /// aren't whole pages inside.
+    pub fn map_region_over(&self, region: &RegionInfo, memory: &Memory, at: usize) -> Result<()> {
+        memory.replace_by_region(at..at + region.size as usize, &self.file, region.offset)
+    }
+
     /// `VFIO_DEVICE_GET_IRQ_INFO`
     pub fn irq_info(&self, index: u32, argsz: Option<u32>) -> Result<IrqInfo> {
         let argsz = argsz.unwrap_or(size_of::<vfio_irq_info>() as u32);

@@ -178,6 +178,23 @@ impl Memory {
         self.map_over(bytes, Access::None)
     }
 
+    /// Maps a device's memory, at `offset` of its file, where whole pages are. Rust may not access it: see
+    /// [`Self::of_region`]. Panics as [`Self::set_access`] does.
+    pub(crate) fn replace_by_region(
+        &self,
+        bytes: Range<usize>,
+        file: &File,
+        offset: u64,
+    ) -> Result<()> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        self.change(bytes, Some(Access::None), "mmap of a region with MAP_FIXED", |ptr, len| {
+            // SAFETY: These are pages of our own mapping, which nobody accesses now, as above, nor
+            // afterwards: `restricted` has them.
+            unsafe { mmap(ptr, len, protection, flags, file, offset) }.map(drop)
+        })
+    }
+
     fn map_over(&self, bytes: Range<usize>, access: Access) -> Result<()> {
         let protection = match access {
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
