@@ -17,7 +17,7 @@ use vfio_client::{
     BitmapArgs, Container, Group, MapArgs, Memory, MigrationInfo, UnmapArgs,
     uapi::{
         VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
-        VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_TYPE1_IOMMU,
+        VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_DMA_UNMAP_FLAG_VADDR, VFIO_TYPE1_IOMMU,
     },
 };
 
@@ -446,7 +446,14 @@ fn bad_unmap(context: &Context<'_>) -> Result<()> {
         UnmapArgs { argsz: Some(0), ..good },
         UnmapArgs { argsz: Some(23), ..good },
         UnmapArgs { flags: 1 << 31, ..good },
+        // Of everything, with a range.
         UnmapArgs { flags: all, ..good },
+        UnmapArgs { flags: all, iova: 0, ..good },
+        UnmapArgs { flags: all, size: 0, ..good },
+        UnmapArgs {
+            flags: VFIO_DMA_UNMAP_FLAG_VADDR | VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+            ..good
+        },
         UnmapArgs {
             flags: all | VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
             iova: 0,
