@@ -4,10 +4,17 @@
 
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
-use harness::{Context, Scenario, Setting, memory_available, scenario};
+use harness::{Context, Scenario, Setting, memory_available, scenario, slab_unreclaimable};
 use mdev_dma::Opcode;
-use testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
-use vfio_client::uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE};
+use testbed::{
+    Op, PAGE, Testbed, at, command,
+    fixture::{Fixture, succeeded},
+    map, pages, same, status,
+};
+use vfio_client::{
+    Group, Memory,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
+};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -19,6 +26,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/limit/failing-start",
         "a START that fails, again and again, leaves no memory behind",
         failing_start,
+    ),
+    scenario(
+        "type1/limit/come-and-go",
+        "pins and mappings that come and go, again and again, leave no memory behind",
+        come_and_go,
     ),
     scenario(
         "type1/limit/end-of-iova",
@@ -115,6 +127,58 @@ fn failing_start(context: &Context<'_>) -> Result<()> {
     bed.start()?;
     bed.reports(&[3..4]).or_else(|_| bed.each_reports(&[3..4]))?;
     bed.check_counters()
+}
+
+fn come_and_go(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 512;
+    let fixture = Fixture::new(context, PAGES)?;
+    let (iova, size) = (at(0, 0), PAGES * PAGE);
+    // What type1 has of each is no smaller.
+    leaves_nothing("pins of 512 pages", 128, PAGES * 48, || {
+        fixture.pin(0..PAGES)?;
+        succeeded("UNPIN", fixture.device().unpin(iova, size)?)
+    })?;
+    leaves_nothing("mappings", 10_000, 96, || {
+        fixture.map_at(0..1, PAGES)?;
+        fixture.unmap(PAGES..PAGES + 1)
+    })?;
+    // By turns, so that each page is unmapped by itself.
+    let other = Memory::new(size as usize)?;
+    for page in (0..size as usize).step_by(PAGE as usize) {
+        fixture.memory.write(page, &[1]);
+        other.write(page, &[1]);
+    }
+    let edu = &context.edus()?.singles[0];
+    edu.bind("vfio-pci")?;
+    fixture.container.attach(Group::open(&edu.node()?)?)?;
+    leaves_nothing("mappings of 512 pages for an IOMMU", 32, PAGES * 40, || {
+        fixture.map_at(0..PAGES, PAGES)?;
+        fixture.unmap(PAGES..2 * PAGES)
+    })
+}
+
+/// Does something so many times, each of which takes so much memory while it lasts, and fails if half of it
+/// is gone afterwards.
+fn leaves_nothing(
+    what: &str,
+    times: u64,
+    bytes: u64,
+    mut once: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    // Once before, for what the kernel keeps to use it again.
+    once()?;
+    let before = slab_unreclaimable()?;
+    for _ in 0..times {
+        once()?;
+    }
+    let lost = slab_unreclaimable()?.saturating_sub(before);
+    ensure!(
+        lost < times * bytes / 2,
+        "{times} {what} have taken {} KiB for good, of {} KiB at least that they had",
+        lost >> 10,
+        (times * bytes) >> 10
+    );
+    Ok(())
 }
 
 fn end_of_iova(context: &Context<'_>) -> Result<()> {
