@@ -11,10 +11,10 @@ use std::{fs, sync::Arc};
 use testbed::{
     PAGE, at,
     fixture::{Fixture, refused, succeeded},
-    same,
+    same, status,
 };
 use vfio_client::{
-    BitmapArgs, Container, DeviceNode, Group, Leave, MapArgs, Memory, RegionInfo,
+    Access, BitmapArgs, Container, DeviceNode, Group, Leave, MapArgs, Memory, RegionInfo,
     uapi::{
         VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_PCI_BAR0_REGION_INDEX,
         VFIO_PCI_CONFIG_REGION_INDEX,
@@ -41,6 +41,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/region/within-memory",
         "of a mapping with a device's memory in its middle, what is beside it is locked and pinned, and no more",
         within_memory,
+    ),
+    scenario(
+        "type1/region/read-only",
+        "a device's memory that the process can only read isn't mapped for an IOMMU to write",
+        read_only,
     ),
 ];
 
@@ -295,6 +300,39 @@ fn within_memory(context: &Context<'_>) -> Result<()> {
         scene.locks("with that gone", RAM)?;
         container.dirty_stop()?;
         container.detach(scene.other.group(), Leave::Unset)?;
+    }
+    Ok(())
+}
+
+fn read_only(context: &Context<'_>) -> Result<()> {
+    let scene = Scene::new(context)?;
+    let container = &scene.fixture.container;
+    container.attach(Group::open(&scene.other)?)?;
+    let memory = Arc::new(scene.edu.device().map_region(&scene.bar)?);
+    memory.set_access(0..memory.len(), Access::Read)?;
+    let map = |page, flags| {
+        let (iova, size) = (at(page, 0), scene.bar.size);
+        status(container.map(&MapArgs {
+            memory: &memory,
+            offset: 0,
+            iova,
+            size,
+            flags,
+            argsz: None,
+        }))
+    };
+    let writable = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    // Before the process has touched it, and afterwards.
+    for _ in 0..2 {
+        let mapped = map(2 * BAR + scene.bar_pages(), writable)?;
+        ensure!(mapped == Err(Errno::EFAULT), "mapping it for writing: {mapped:?}");
+        scene.locks("with an IOMMU", RAM)?;
+        let mapped = map(BAR, VFIO_DMA_MAP_FLAG_READ)?;
+        ensure!(mapped == Ok(()), "mapping it for reading: {mapped:?}");
+        let mapped = map(2 * BAR + scene.bar_pages(), writable)?;
+        ensure!(mapped == Err(Errno::EFAULT), "mapping it for writing, too: {mapped:?}");
+        scene.locks("with an IOMMU and a BAR", RAM)?;
+        scene.unmap_bar()?;
     }
     Ok(())
 }
