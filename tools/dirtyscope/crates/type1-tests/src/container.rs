@@ -7,7 +7,7 @@ use dirty_model::Errno;
 use harness::{Context, Scenario, locked_memory, scenario};
 use mdev_dma::Opcode;
 use testbed::{Op, PAGE, Testbed, at, command, pages, same, status};
-use vfio_client::Group;
+use vfio_client::{Group, Leave};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -19,6 +19,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/container/group-busy",
         "a group that is open can't be opened again, until it is closed",
         group_busy,
+    ),
+    scenario(
+        "type1/container/groups-take-turns",
+        "of two groups either may leave, the one that joined first or last, and only that one has left",
+        groups_take_turns,
     ),
 ];
 
@@ -47,5 +52,26 @@ fn group_busy(context: &Context<'_>) -> Result<()> {
     drop(bed);
     let closed = open()?;
     ensure!(closed.is_ok(), "opening it after it was closed: {closed:?}");
+    Ok(())
+}
+
+fn groups_take_turns(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 16)?;
+    bed.add_device()?;
+    bed.start()?;
+    // Each is the first to have joined once.
+    for device in [0, 1, 0] {
+        let other = 1 - device;
+        bed.must(command(other, Opcode::Pin, pages(3..4)))?;
+        bed.must(Op::Close { device })?;
+        bed.must(Op::Leave { device, by: Leave::Unset })?;
+        bed.reports(&[3..4])?;
+        bed.must(Op::Join { device })?;
+        bed.must(Op::Open { device })?;
+        bed.must(command(device, Opcode::DmaWrite, pages(7..8)))?;
+        bed.must(command(other, Opcode::Unpin, pages(3..4)))?;
+        bed.reports(&[3..4, 7..8])?;
+        bed.check()?;
+    }
     Ok(())
 }
