@@ -330,6 +330,9 @@ fn dma(context: &Context<'_>) -> Result<()> {
 fn last_group(context: &Context<'_>) -> Result<()> {
     let mut bed = with_pin(context)?;
     bed.count_locked_memory()?;
+    for page in [100, 200, 300] {
+        bed.map(page..page + 3)?;
+    }
     bed.start()?;
     bed.must(join(EDU[0]))?;
     bed.must(Op::Close { device: 0 })?;
