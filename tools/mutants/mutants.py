@@ -21,6 +21,8 @@ import subprocess
 
 RULES = ["universal.rules", "c_like.rules", "c.rules"]
 SOURCE = "drivers/vfio/vfio_iommu_type1.c"
+# The engines whose tests have names that --filter takes.
+SCENARIOS = ("first", "core", "verify", "long")
 HERE = pathlib.Path(__file__).parent
 
 
@@ -102,12 +104,11 @@ def generate(source):
     return lines, list(found.values())
 
 
-def sample(mutants, seed, known):
-    """All that have no result, in the order of a sample that is stratified by function and operator."""
+def sample(mutants, seed):
+    """All of them, in the order of a sample that is stratified by function and operator."""
     strata = collections.defaultdict(list)
     for one in sorted(mutants, key=lambda one: one["id"]):
-        if one["id"] not in known:
-            strata[one["function"], one["operator"]].append(one)
+        strata[one["function"], one["operator"]].append(one)
     dice = random.Random(seed)
     for stratum in strata.values():
         dice.shuffle(stratum)
@@ -118,6 +119,14 @@ def sample(mutants, seed, known):
             yield strata[key].pop()
             if not strata[key]:
                 del strata[key]
+
+
+def wanted(mutants, seed, known, others):
+    """All that have no result, first those that have none under another suite either, then those that
+    survived that. What doesn't compile needs no suite."""
+    left = [one for one in mutants if one["id"] not in known]
+    for results in ((None,), ("survived", "error"), ("killed",)):
+        yield from sample([one for one in left if others.get(one["id"], {}).get("result") in results], seed)
 
 
 class Compiler:
@@ -167,59 +176,100 @@ def save(path, results):
     os.replace(temporary, path)
 
 
+def engines():
+    """What tries a mutant: lines of a name and arguments of dirtyscope."""
+    lines = (HERE.parent / "vm/mutants-engines").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+class Sample:
+    """What is built, for the VMs to take while more is: in `list`, with ID.engines, what tries it. What
+    isn't to be run is in `dropped.json`."""
+
+    def __init__(self, out, results):
+        self.out, self.killers = out, Killers(results)
+        self.ready, self.dropped = [], {}
+        (out / "list").touch()
+        self.tried_by("base", engines())
+
+    def tried_by(self, name, lines):
+        (self.out / f"{name}.engines").write_text("".join(line + "\n" for line in lines))
+
+    def add(self, one):
+        likely = " ".join(f"--filter {test}" for test in self.killers.likely(one))
+        first = [f"first verify {likely}"] if likely else []
+        self.tried_by(one["id"], first + engines())
+        self.ready.append(one)
+
+    def drop(self, one, result, **why):
+        self.dropped[one["id"]] = one | dict(result=result) | why
+
+    def publish(self):
+        """What `list` names has been described before."""
+        save(self.out / "sample.json", self.ready)
+        save(self.out / "dropped.json", self.dropped)
+        temporary = self.out / "list.tmp"
+        temporary.write_text("".join(one["id"] + "\n" for one in self.ready))
+        os.replace(temporary, self.out / "list")
+
+
 def build(arguments):
     """Builds a sample of those that have no result yet."""
     results = load(arguments.results)
     lines, mutants = generate(arguments.base / "src" / SOURCE)
+    if unknown := set(arguments.operators) - {one["operator"] for one in mutants}:
+        raise SystemExit("error: no operator makes mutants that is called " + ", ".join(sorted(unknown)))
     compiler = Compiler(arguments.base, arguments.out)
     original = compiler.build("base", "".join(lines))
     if original is None:
         raise SystemExit("error: type1 itself does not build as kbuild built it, see " + str(arguments.out))
-    wanted = [one for one in mutants if one["id"] in arguments.ids] if arguments.ids else None
-    order = iter(wanted if wanted is not None else sample(mutants, arguments.seed, results))
-    seen, ready = {original: "base"}, []
-    seen.update({one["code"]: name for name, one in results.items() if one.get("code")})
-    counts = collections.Counter()
+    others = elsewhere(arguments.results)
+    if arguments.operators:
+        mutants = [one for one in mutants if one["operator"] in arguments.operators]
+    if arguments.ids:
+        order = iter([one for one in mutants if one["id"] in arguments.ids])
+    else:
+        order = wanted(mutants, arguments.seed, results, others)
+    seen = {original: "base"}
+    seen.update({one["code"]: name for name, one in (others | results).items() if one.get("code")})
+    made = Sample(arguments.out, arguments.results)
 
     def one_build(one):
         text = list(lines)
         text[one["line"] - 1] = one.pop("text")
         return one, compiler.build(one["id"], "".join(text))
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        while len(ready) < arguments.count:
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        while len(made.ready) < arguments.count:
             batch = [one for one, _ in zip(order, range(8))]
             if not batch:
                 break
             for one, code in pool.map(one_build, batch):
                 one["code"] = code
                 if code is None:
-                    one["result"] = "not built"
-                elif code in seen and wanted is None:
-                    one["result"], one["as"] = "equal", seen[code]
+                    made.drop(one, "not built")
+                elif seen.get(code, one["id"]) != one["id"] and not arguments.ids:
+                    made.drop(one, "equal", **{"as": seen[code]})
+                    (arguments.out / f"{one['id']}.ko").unlink()
                 else:
                     seen[code] = one["id"]
-                    ready.append(one)
-                    counts["built"] += 1
-                    continue
-                if code is not None:
-                    (arguments.out / f"{one['id']}.ko").unlink()
-                counts[one["result"]] += 1
-                results[one["id"]] = one
-            print(dict(counts), flush=True)
-    save(arguments.results, results)
-    (arguments.out / "sample.json").write_text(json.dumps(ready, indent=1))
-    (arguments.out / "list").write_text("".join(one["id"] + "\n" for one in ready))
+                    made.add(one)
+            made.publish()
+            print(f"{len(made.ready)} built", flush=True)
+    made.publish()
+    counts = collections.Counter(one["result"] for one in made.dropped.values())
     print(f"{len(mutants)} mutants of {len({one['function'] for one in mutants})} functions, of which"
           f" {counts['not built']} tried do not compile, {counts['equal']} are equal to type1 or to another,"
-          f" and {len(ready)} are to be run")
+          f" and {len(made.ready)} are to be run")
 
 
 def record(arguments):
-    """Adds what a VM said to the results: "mutant ID RESULT SECONDS ENGINE [TEST]".
+    """Adds to the results what wasn't to be run, and what a VM said: "mutant ID RESULT SECONDS
+    ENGINE [TEST]".
 
-    Nothing of it counts unless type1 itself survived."""
-    results = load(arguments.results)
+    Nothing of the latter counts unless type1 itself survived."""
+    results = load(arguments.results) | load(arguments.out / "dropped.json")
+    save(arguments.results, results)
     made = {one["id"]: one for one in json.loads((arguments.out / "sample.json").read_text())}
     said = arguments.said.read_text(errors="replace").splitlines()
     if not any(line.startswith("mutant base survived") for line in said):
@@ -232,21 +282,50 @@ def record(arguments):
     save(arguments.results, results)
 
 
-def killers(arguments):
-    """The scenarios that killed most in least time, for the VM to run first."""
+def ranked(killed):
+    """The scenarios that killed these, those first that killed most in least time."""
     count, spent = collections.Counter(), collections.Counter()
-    for one in load(arguments.results).values():
-        if one["result"] == "killed" and one["engine"] in ("first", "core", "verify"):
-            count[one["test"]] += 1
-            spent[one["test"]] += one["seconds"]
-    ranked = sorted(count, key=lambda test: -count[test] ** 2 / (1 + spent[test]))
-    for test in ranked[:25]:
-        print(test)
+    for one in killed:
+        count[one["test"]] += 1
+        spent[one["test"]] += one["seconds"]
+    return sorted(count, key=lambda test: -count[test] ** 2 / (1 + spent[test]))
+
+
+def elsewhere(results):
+    """What became of mutants of this type1 under other suites, the latest of each."""
+    everything = {}
+    base = results.name.rpartition("-")[0]
+    for path in sorted(results.parent.glob(f"{base}-*.json"), key=lambda path: path.stat().st_mtime):
+        if path.name != results.name:
+            everything.update(load(path))
+    return everything
+
+
+class Killers:
+    """What killed mutants so far, under this suite or another."""
+
+    def __init__(self, results):
+        self.by_id, by_function, everywhere = {}, collections.defaultdict(list), []
+        for one in (elsewhere(results) | load(results)).values():
+            if one["result"] == "killed" and one["engine"] in SCENARIOS:
+                self.by_id[one["id"]] = one["test"]
+                by_function[one["function"]].append(one)
+                everywhere.append(one)
+        self.everywhere = ranked(everywhere)[:4]
+        self.by_function = {function: ranked(killed)[:4] for function, killed in by_function.items()}
+
+    def likely(self, one):
+        """The scenarios that are to try a mutant before all others: that which killed it once, then those
+        that killed others of its function."""
+        tests = [self.by_id[one["id"]]] if one["id"] in self.by_id else []
+        tests += self.by_function.get(one["function"], []) + self.everywhere
+        return list(dict.fromkeys(tests))
 
 
 def report(arguments):
     """The matrix, the score by function, and the survivors."""
-    results = list(load(arguments.results).values())
+    here = load(arguments.results)
+    results = list((elsewhere(arguments.results) | here).values())
     argued = {}
     for line in (HERE / "argued").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -286,6 +365,8 @@ def report(arguments):
 
     rows("function", by)
     rows("operator", operators)
+    ran = [one for one in results if one["result"] not in ("not built", "equal")]
+    table.append(f"{sum(one['id'] in here for one in ran)} of {len(ran)} ran under this suite, the others under those before")
     table.append("killed first by: " + ", ".join(f"{name} {count}" for name, count in engines.most_common()))
     seconds = sorted(one["seconds"] for one in results if one["result"] == "killed")
     if seconds:
@@ -312,9 +393,10 @@ def main():
     one = command(build, "base", "out")
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--count", type=int, default=300)
+    one.add_argument("--operators", type=str.split, default=[])
+    one.add_argument("--jobs", type=int, default=os.cpu_count())
     one.add_argument("ids", nargs="*")
     command(record, "out", "said")
-    command(killers)
     command(report, "json", "text")
     arguments = parser.parse_args()
     arguments.function(arguments)
