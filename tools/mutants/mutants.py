@@ -12,6 +12,7 @@ import contextlib
 import collections
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -241,7 +242,7 @@ def build(arguments):
 
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         while len(made.ready) < arguments.count:
-            batch = [one for one, _ in zip(order, range(8))]
+            batch = list(itertools.islice(order, 8))
             if not batch:
                 break
             for one, code in pool.map(one_build, batch):
