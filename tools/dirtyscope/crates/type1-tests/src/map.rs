@@ -12,7 +12,11 @@ use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
 use harness::{Context, Scenario, scenario};
 use mdev_dma::{MdevDma, Opcode};
 use std::sync::Arc;
-use testbed::{Op, PAGE, Testbed, at, command, map, pages, same, status};
+use testbed::{
+    Op, PAGE, Testbed, at, command,
+    fixture::{Fixture, refused, succeeded},
+    map, pages, same, status,
+};
 use vfio_client::{
     BitmapArgs, Container, Group, MapArgs, Memory, MigrationInfo, UnmapArgs,
     uapi::{
@@ -106,6 +110,11 @@ pub const SCENARIOS: &[Scenario] = &[
         v1_container,
     ),
     scenario("type1/map/bad-map", "malformed MAP_DMA is refused and maps nothing", bad_map),
+    scenario(
+        "type1/map/last-address",
+        "MAP takes any address up to the last one there is; what the process has no memory for faults",
+        last_address,
+    ),
     scenario("type1/map/bad-unmap", "malformed UNMAP_DMA is refused and unmaps nothing", bad_unmap),
 ];
 
@@ -468,4 +477,20 @@ fn bad_unmap(context: &Context<'_>) -> Result<()> {
     bed.has_pins(1)?;
     bed.reports(&[3..4])?;
     bed.check()
+}
+
+fn last_address(context: &Context<'_>) -> Result<()> {
+    const LAST: u64 = u64::MAX - (PAGE - 1);
+    let fixture = Fixture::without_mapping(context, 0, 1)?;
+    let map = |size| status(fixture.container.map_kernel(at(0, 0), size, LAST));
+    let mapped = map(PAGE)?;
+    ensure!(mapped == Ok(()), "MAP of the last page there is: {mapped:?}");
+    refused("PIN", Errno::EFAULT, fixture.device().pin(at(0, 0), PAGE)?)?;
+    refused("DMA_WRITE", Errno::EFAULT, fixture.device().dma_write(at(0, 0), PAGE, 1)?)?;
+    fixture.unmap(0..1)?;
+    let mapped = map(2 * PAGE)?;
+    ensure!(mapped == Err(Errno::EOVERFLOW), "MAP of one more, which would be at 0: {mapped:?}");
+    // Nothing is there now.
+    fixture.map(0..1)?;
+    succeeded("PIN", fixture.device().pin(at(0, 0), PAGE)?)
 }

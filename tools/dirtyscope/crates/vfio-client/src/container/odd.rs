@@ -6,7 +6,8 @@ use super::{CAPS_SIZE, Container, InfoBuffer};
 use crate::{BitmapArgs, Error, Result, UnmapArgs, sys};
 use std::ptr::with_exposed_provenance_mut;
 use vfio_bindings::bindings::vfio::{
-    VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, vfio_bitmap, vfio_iommu_type1_info,
+    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+    vfio_bitmap, vfio_iommu_type1_dma_map, vfio_iommu_type1_info,
 };
 
 /// Addresses from here on are the kernel's.
@@ -38,6 +39,25 @@ impl Container {
         bytes.extend([cap_offset, pad].concat());
         bytes.extend(buffer.caps);
         Ok(bytes)
+    }
+
+    /// As [`Self::map`], of memory of the kernel, at `address`: nobody gets that, as the process has
+    /// none there. Panics if that isn't the kernel's.
+    pub fn map_kernel(&self, iova: u64, size: u64, address: u64) -> Result<()> {
+        assert!(address >= KERNEL, "{address:#x} is no address of the kernel's");
+        let mut map = vfio_iommu_type1_dma_map {
+            argsz: size_of::<vfio_iommu_type1_dma_map>() as u32,
+            flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+            vaddr: address,
+            iova,
+            size,
+        };
+        // SAFETY: No memory of this program is there: should the kernel let a device write to it, it
+        // is its own.
+        unsafe { sys::ioctl(&self.file, sys::IOMMU_MAP_DMA, &mut map) }.map_err(|e| {
+            Error::new(format!("VFIO_IOMMU_MAP_DMA of {iova:#x}+{size:#x} at {address:#x}"), e)
+        })?;
+        Ok(())
     }
 
     /// As [`Self::dirty_bitmap`], into memory of the kernel, at `address`. Panics if that isn't the
