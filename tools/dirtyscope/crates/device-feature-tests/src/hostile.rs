@@ -10,7 +10,7 @@ use crate::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::Errno;
 use harness::{
-    Context, FuseServer, OtherProcess, Scenario, ServedElsewhere, pages_pinned, scenario,
+    Context, OtherProcess, Scenario, ServedElsewhere, needs_fuse, pages_pinned, scenario,
     unmount_fuse,
 };
 use mdev_dma::{
@@ -271,7 +271,7 @@ fn fuse(context: &Context<'_>) -> Result<()> {
 }
 
 fn fuse_killed(context: &Context<'_>) -> Result<()> {
-    drop(FuseServer::new(PAGE)?);
+    needs_fuse()?;
     let device = context.device(0)?.uuid.to_string();
     let arguments = ["hold", &device, &(PAGES * PAGE).to_string(), "--what", "fuse"];
     let (mut process, directory) = OtherProcess::start(&arguments)?;

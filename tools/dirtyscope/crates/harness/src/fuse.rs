@@ -5,7 +5,7 @@
 //! Other than with userfaultfd, who waits for it can't be killed once its server was asked for it.
 
 use crate::{OtherProcess, Skip};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
     INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, Request,
@@ -101,6 +101,12 @@ impl Filesystem for Server {
     }
 }
 
+/// Skips the scenario if the kernel has no FUSE.
+pub fn needs_fuse() -> Result<()> {
+    ensure!(Path::new("/dev/fuse").exists(), Skip("this kernel has no FUSE".into()));
+    Ok(())
+}
+
 /// Serves such a file in this process.
 pub struct FuseServer {
     directory: TempDir,
@@ -109,11 +115,8 @@ pub struct FuseServer {
 }
 
 impl FuseServer {
-    /// One with a file of so many bytes. Skips the scenario if the kernel has no FUSE.
+    /// One with a file of so many bytes.
     pub fn new(len: u64) -> Result<Self> {
-        if !Path::new("/dev/fuse").exists() {
-            return Err(Skip("this kernel has no FUSE".into()).into());
-        }
         let directory = tempfile::tempdir()?;
         let (asks, asked) = channel();
         let server = Server { len, asked: Mutex::new(asks), withheld: Mutex::default() };
@@ -186,7 +189,7 @@ pub struct ServedElsewhere {
 impl ServedElsewhere {
     /// With memory of so many bytes. Skips the scenario if the kernel has no FUSE.
     pub fn new(len: u64) -> Result<(Self, Memory)> {
-        drop(FuseServer::new(len)?);
+        needs_fuse()?;
         let (server, directory) = OtherProcess::start(&["serve", &len.to_string()])?;
         let this = Self { server, directory: directory.into() };
         let memory = unserved_memory(&this.directory, len)?;

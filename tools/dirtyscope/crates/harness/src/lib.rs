@@ -37,7 +37,9 @@ pub use defects::{KnownDefects, Shows, Signature};
 pub use devices::{Devices, Edus, new_uuid};
 pub use failure::{Failure, Skip, Stuck};
 pub use files::{HUGE_PAGE, HugePages, in_file};
-pub use fuse::{FuseServer, ServeArguments, ServedElsewhere, serve, unmount_fuse, unserved_memory};
+pub use fuse::{
+    FuseServer, ServeArguments, ServedElsewhere, needs_fuse, serve, unmount_fuse, unserved_memory,
+};
 pub use kmsg::Messages;
 pub use log::Log;
 pub use machine::{Setting, huge_pages_free, memory_available, pages_pinned, slab_unreclaimable};
