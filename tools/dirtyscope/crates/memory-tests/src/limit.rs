@@ -142,6 +142,17 @@ fn come_and_go(context: &Context<'_>) -> Result<()> {
         fixture.map_at(0..1, PAGES)?;
         fixture.unmap(PAGES..PAGES + 1)
     })?;
+    // Of 512 bits and 64 more.
+    leaves_nothing("bitmaps that STOP ended", 10_000, 72, || {
+        fixture.container.dirty_start()?;
+        Ok(fixture.container.dirty_stop()?)
+    })?;
+    fixture.container.dirty_start()?;
+    leaves_nothing("bitmaps of mappings that were unmapped", 10_000, 72, || {
+        fixture.map_at(0..PAGES, PAGES)?;
+        fixture.unmap(PAGES..2 * PAGES)
+    })?;
+    fixture.container.dirty_stop()?;
     // By turns, so that each page is unmapped by itself.
     let other = Memory::new(size as usize)?;
     for page in (0..size as usize).step_by(PAGE as usize) {

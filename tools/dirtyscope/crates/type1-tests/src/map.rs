@@ -21,7 +21,8 @@ use vfio_client::{
     BitmapArgs, Container, Group, MapArgs, Memory, MigrationInfo, UnmapArgs,
     uapi::{
         VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL,
-        VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_DMA_UNMAP_FLAG_VADDR, VFIO_TYPE1_IOMMU,
+        VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_DMA_UNMAP_FLAG_VADDR,
+        VFIO_IOMMU_DIRTY_PAGES_FLAG_START, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, VFIO_TYPE1_IOMMU,
     },
 };
 
@@ -116,6 +117,11 @@ pub const SCENARIOS: &[Scenario] = &[
         last_address,
     ),
     scenario("type1/map/bad-unmap", "malformed UNMAP_DMA is refused and unmaps nothing", bad_unmap),
+    scenario(
+        "type1/map/least-argsz",
+        "no structure has to be larger than what the kernel reads of it",
+        least_argsz,
+    ),
 ];
 
 fn info(context: &Context<'_>) -> Result<()> {
@@ -477,6 +483,22 @@ fn bad_unmap(context: &Context<'_>) -> Result<()> {
     bed.has_pins(1)?;
     bed.reports(&[3..4])?;
     bed.check()
+}
+
+fn least_argsz(context: &Context<'_>) -> Result<()> {
+    let fixture = Fixture::new(context, 1)?;
+    let container = &fixture.container;
+    let info = container.info_of(16)?;
+    ensure!(info.pgsizes == container.info()?.pgsizes, "of 16 bytes: {info:?}");
+    container.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_START, Some(8))?;
+    fixture.pin(0..1)?;
+    fixture.reports(0..1, &[0..1])?;
+    container.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, Some(8))?;
+    let read = BitmapArgs { pgsize: PAGE, size: 8 };
+    let stopped = status(container.dirty_bitmap(at(0, 0), PAGE, &read).map(drop))?;
+    ensure!(stopped == Err(Errno::EINVAL), "GET_BITMAP after STOP: {stopped:?}");
+    let all = UnmapArgs { iova: at(0, 0), size: PAGE, argsz: Some(24), ..Default::default() };
+    same("bytes unmapped", PAGE, container.unmap(&all)?)
 }
 
 fn last_address(context: &Context<'_>) -> Result<()> {
