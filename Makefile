@@ -5,7 +5,7 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES QEMU TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED OPERATORS JOBS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES QEMU TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED OPERATORS ENGINES JOBS
 
 .DEFAULT_GOAL := help
 .PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate migrate-guest control mutants coverage \
@@ -61,7 +61,9 @@ help:
 	@echo '               how many VMs share the seeds, default: 1; for make mutants 2'
 	@echo '  MUTANTS_N=...  mutants of make mutants that have no result yet, default: 300;'
 	@echo '               SEED=... the sample, default: 1; IDS=... these in place of it;'
-	@echo '               OPERATORS=... those that these operators make, default: all'
+	@echo '               OPERATORS=... those that these operators make, default: all;'
+	@echo '               ENGINES=... by what they are tried, of scenarios, pins, fuzz, race,'
+	@echo '               abuse and scope, default: the first three'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'

@@ -7,163 +7,20 @@ wheel that pip fetched.
 """
 
 import argparse
-import concurrent.futures
-import contextlib
 import collections
-import hashlib
-import io
+import concurrent.futures
 import itertools
 import json
 import os
 import pathlib
-import random
 import re
-import subprocess
+import time
 
-RULES = ["universal.rules", "c_like.rules", "c.rules"]
-SOURCE = "drivers/vfio/vfio_iommu_type1.c"
-# The engines whose tests have names that --filter takes.
-SCENARIOS = ("first", "core", "verify", "long")
-HERE = pathlib.Path(__file__).parent
+from compiler import Compiler
+from generate import HERE, SOURCE, generate, wanted
 
-
-def functions():
-    """The functions to mutate."""
-    names, group = set(), None
-    for line in (HERE.parent / "vm/coverage-functions").read_text().splitlines():
-        if line and not line[0].isspace():
-            group = line.split()[0]
-        elif group == "type1":
-            names.update(line.split())
-    for line in (HERE / "functions").read_text().splitlines():
-        if not line.startswith("#"):
-            names.update(line.split())
-    return names
-
-
-def bodies(lines, names):
-    """(function, number of the first line of its body, of the last), counted from 0."""
-    head = None
-    for number, line in enumerate(lines):
-        if re.match(r"[a-z].*\(", line):
-            head = re.findall(r"(\w+)\(", line)[0]
-        elif line.startswith("{") and head in names:
-            end = next(n for n in range(number, len(lines)) if lines[n].startswith("}"))
-            yield head, number + 1, end
-
-
-def operator(rule, source):
-    """The class of a rule, or None for what isn't a change of code."""
-    find, _, replace = rule.partition(" ==>")
-    replace = replace.strip()
-    if "kernel.rules" in source:
-        return "return" if "return" in replace else "lock"
-    if find == '".+"':
-        return None
-    if "break;" in replace or "continue;" in replace:
-        return "leave"
-    if "/*" in replace:
-        return "delete"
-    if find.startswith(("if", "while", "else")):
-        return "condition"
-    if any(word in find for word in ("&&", r"\|\|", "! ", "([^&])&", r"([^|])\|")) or find == "!":
-        return "logical"
-    if r"\d" in find:
-        return "constant"
-    if find in ("!=", "==", ">=", "<=", "<", "([^-])>"):
-        return "relational"
-    if "," in find:
-        return "arguments"
-    return "arithmetic"
-
-
-def generate(source):
-    """All mutants of the file, each with an id that is the same wherever its line moves to."""
-    from universalmutator import mutator
-
-    lines = source.read_text().splitlines(keepends=True)
-    found = {}
-    for function, first, last in bodies(lines, functions()):
-        body = ["\n"] * first + lines[first:last]
-        with contextlib.redirect_stdout(io.StringIO()):
-            # Its own rules first: a rule's class is that of the first that makes a mutant.
-            made = mutator.mutants_regexp(
-                body, [str(HERE / "kernel.rules")] + RULES, ignorePatterns=[])
-        for number, text, (rule, rules_of), _ in made:
-            kind = operator(rule, rules_of)
-            # One line stays one line, so that what names lines in the object stays as it is.
-            text = text.rstrip("\n").replace("\n", " ") + "\n"
-            line = lines[number - 1]
-            if kind is None or text == line or text.split() == line.split():
-                continue
-            ordinal = lines[first:number - 1].count(line)
-            content = f"{function}\n{line.strip()}\n{text.strip()}\n{ordinal}"
-            name = hashlib.sha256(content.encode()).hexdigest()[:10]
-            found.setdefault(name, dict(
-                id=name, function=function, operator=kind, line=number,
-                was=line.strip(), now=text.strip(), text=text))
-    return lines, list(found.values())
-
-
-def sample(mutants, seed):
-    """All of them, in the order of a sample that is stratified by function and operator."""
-    strata = collections.defaultdict(list)
-    for one in sorted(mutants, key=lambda one: one["id"]):
-        strata[one["function"], one["operator"]].append(one)
-    dice = random.Random(seed)
-    for stratum in strata.values():
-        dice.shuffle(stratum)
-    while strata:
-        keys = sorted(strata)
-        dice.shuffle(keys)
-        for key in keys:
-            yield strata[key].pop()
-            if not strata[key]:
-                del strata[key]
-
-
-def wanted(mutants, seed, known, others):
-    """All that have no result, first those that have none under another suite either, then those that
-    survived that. What doesn't compile needs no suite."""
-    left = [one for one in mutants if one["id"] not in known]
-    for results in ((None,), ("survived", "error"), ("killed",)):
-        yield from sample([one for one in left if others.get(one["id"], {}).get("result") in results], seed)
-
-
-class Compiler:
-    """Builds a type1 of another source, as kbuild built the base in `base`."""
-
-    def __init__(self, base, out):
-        self.base, self.out = base, out
-        text = (base / "out/.vfio_iommu_type1.o.cmd").read_text().splitlines()[0]
-        self.command = text.partition(":= ")[2].replace("$(pound)", "#").replace("$$", "$")
-        link = (base / "out/.vfio_iommu_type1.ko.cmd").read_text().splitlines()[0]
-        self.link = link.partition(":= ")[2]
-
-    def build(self, name, source):
-        """Builds it; the hash of its code, or None if it doesn't compile."""
-        directory = self.out / "work" / name
-        directory.mkdir(parents=True)
-        original = str(self.base / "src/drivers/vfio")
-        (directory / "vfio_iommu_type1.c").write_text(f'#line 1 "{original}/vfio_iommu_type1.c"\n' + source)
-        # Relative paths are those of kbuild's directory, /kernel/b or out.
-        command = self.command.replace(f"{original}/vfio_iommu_type1.c", str(directory / "vfio_iommu_type1.c"))
-        command = re.sub(r"(?<=\s)vfio_iommu_type1\.o\b", str(directory / "vfio_iommu_type1.o"), command)
-        command = re.sub(r"-Wp,-MMD,\S+|\s-g(?=\s)", "", command)
-        command = command.replace("gcc-14 ", f"gcc-14 -I{original} ", 1)
-        cwd = self.base / "out"
-        done = subprocess.run(["sh", "-c", command], cwd=cwd, capture_output=True, text=True)
-        (directory / "log").write_text(command + "\n" + done.stdout + done.stderr)
-        if done.returncode:
-            return None
-        target = directory / "vfio_iommu_type1.o"
-        subprocess.run(["strip", "-g", target], check=True)
-        code = hashlib.sha256(target.read_bytes()).hexdigest()
-        link = re.sub(r"(?<=\s)vfio_iommu_type1\.o\b", str(target), self.link)
-        link = re.sub(r"(?<=\s)vfio_iommu_type1\.ko\b", str(self.out / f"{name}.ko"), link)
-        subprocess.run(["sh", "-c", link], cwd=cwd, check=True, capture_output=True)
-        subprocess.run(["rm", "-rf", directory], check=True)
-        return code
+# How many are built before the VMs have taken them.
+AHEAD = 80
 
 
 def load(path):
@@ -177,37 +34,47 @@ def save(path, results):
     os.replace(temporary, path)
 
 
-def engines():
-    """What tries a mutant: lines of a name and arguments of dirtyscope."""
-    lines = (HERE.parent / "vm/mutants-engines").read_text().splitlines()
-    return [line for line in lines if not line.startswith("#")]
+def engines(names):
+    """What tries a mutant: lines of an engine's name and arguments of dirtyscope, those of these engines."""
+    lines = [line for line in (HERE.parent / "vm/mutants-engines").read_text().splitlines() if not line.startswith("#")]
+    if unknown := set(names) - {line.split()[0] for line in lines}:
+        raise SystemExit("error: tools/vm/mutants-engines has no engine that is called " + ", ".join(sorted(unknown)))
+    return [line for line in lines if line.split()[0] in names]
 
 
 class Sample:
     """What is built, for the VMs to take while more is: in `list`, with ID.engines, what tries it. What
     isn't to be run is in `dropped.json`."""
 
-    def __init__(self, out, results):
-        self.out, self.killers = out, Killers(results)
+    def __init__(self, out, results, names):
+        self.out, self.engines = out, engines(names)
+        self.killers = Killers(results) if "scenarios" in names else None
         self.ready, self.dropped = [], {}
         (out / "list").touch()
-        self.tried_by("base", engines())
+        self.tried_by("base", self.engines)
+
+    def taken(self):
+        """How many of `list` the VMs have taken."""
+        taken = self.out / "taken"
+        return int(taken.read_text() or 0) if taken.exists() else 0
 
     def tried_by(self, name, lines):
         (self.out / f"{name}.engines").write_text("".join(line + "\n" for line in lines))
 
     def add(self, one):
-        likely = " ".join(f"--filter {test}" for test in self.killers.likely(one))
-        first = [f"first verify {likely}"] if likely else []
-        self.tried_by(one["id"], first + engines())
+        likely = " ".join(f"--filter {test}" for test in self.killers.likely(one)) if self.killers else ""
+        first = [f"scenarios verify --strict {likely}"] if likely else []
+        self.tried_by(one["id"], first + self.engines)
         self.ready.append(one)
 
     def drop(self, one, result, **why):
+        one.pop("text", None)
         self.dropped[one["id"]] = one | dict(result=result) | why
 
     def publish(self):
         """What `list` names has been described before."""
-        save(self.out / "sample.json", self.ready)
+        names = list(dict.fromkeys(line.split()[0] for line in self.engines))
+        save(self.out / "sample.json", dict(engines=names, mutants=self.ready))
         save(self.out / "dropped.json", self.dropped)
         temporary = self.out / "list.tmp"
         temporary.write_text("".join(one["id"] + "\n" for one in self.ready))
@@ -220,28 +87,37 @@ def build(arguments):
     lines, mutants = generate(arguments.base / "src" / SOURCE)
     if unknown := set(arguments.operators) - {one["operator"] for one in mutants}:
         raise SystemExit("error: no operator makes mutants that is called " + ", ".join(sorted(unknown)))
-    compiler = Compiler(arguments.base, arguments.out)
+    compiler = Compiler(arguments.base, arguments.out, arguments.jobs)
     original = compiler.build("base", "".join(lines))
     if original is None:
         raise SystemExit("error: type1 itself does not build as kbuild built it, see " + str(arguments.out))
     others = elsewhere(arguments.results)
     if arguments.operators:
         mutants = [one for one in mutants if one["operator"] in arguments.operators]
+    made = Sample(arguments.out, arguments.results, arguments.engines)
+    for one in compiler.refused(lines, [one for one in mutants if one["id"] not in results]):
+        one["code"] = None
+        made.drop(one, "not built")
+    mutants = [one for one in mutants if one["id"] not in made.dropped]
+    print(f"{len(made.dropped)} don't compile, as the compiler's front end sees at once", flush=True)
     if arguments.ids:
         order = iter([one for one in mutants if one["id"] in arguments.ids])
     else:
-        order = wanted(mutants, arguments.seed, results, others)
+        order = wanted(mutants, arguments.seed, arguments.engines, results, others)
     seen = {original: "base"}
     seen.update({one["code"]: name for name, one in (others | results).items() if one.get("code")})
-    made = Sample(arguments.out, arguments.results)
 
     def one_build(one):
         text = list(lines)
         text[one["line"] - 1] = one.pop("text")
         return one, compiler.build(one["id"], "".join(text))
 
+    # The VMs have the CPUs first.
+    os.nice(5)
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         while len(made.ready) < arguments.count:
+            while len(made.ready) - made.taken() > AHEAD:
+                time.sleep(1)
             batch = list(itertools.islice(order, 8))
             if not batch:
                 break
@@ -271,16 +147,36 @@ def record(arguments):
     Nothing of the latter counts unless type1 itself survived."""
     results = load(arguments.results) | load(arguments.out / "dropped.json")
     save(arguments.results, results)
-    made = {one["id"]: one for one in json.loads((arguments.out / "sample.json").read_text())}
+    sample = load(arguments.out / "sample.json")
+    made = {one["id"]: one for one in sample["mutants"]}
     said = arguments.said.read_text(errors="replace").splitlines()
     if not any(line.startswith("mutant base survived") for line in said):
         return
     for line in said:
         match = re.match(r"mutant (\w{10}) (killed|survived|error) (\S+) (\S+) ?(.*)", line)
         if match and match[1] in made:
-            results[match[1]] = made[match[1]] | dict(
-                result=match[2], seconds=float(match[3]), engine=match[4], test=match[5].strip())
+            tried = results.get(match[1], {}).get("tried", {})
+            results[match[1]] = made[match[1]] | dict(tried=tried | verdicts(sample["engines"], *match.groups()[1:]))
+            results[match[1]]["result"] = overall(results[match[1]]["tried"])
     save(arguments.results, results)
+
+
+def overall(tried):
+    """What became of a mutant of which the engines say this."""
+    said = {by["result"] for by in tried.values()}
+    return next(result for result in ("killed", "error", "survived") if result in said)
+
+
+def verdicts(engines, result, seconds, engine, test):
+    """What each of these engines, tried in this order, has made of a mutant of which a VM said this: those
+    before the one that ended it have let it live. That it can't be loaded all would see, that it can't be
+    unloaded is seen behind the last."""
+    by = {"load": engines[0], "unload": engines[-1], "-": None}.get(engine, engine)
+    before = engines if by is None else engines[:engines.index(by)]
+    tried = {name: dict(result="survived") for name in before}
+    if by is not None:
+        tried[by] = dict(result=result, seconds=float(seconds), test=test.strip() or engine)
+    return tried
 
 
 def ranked(killed):
@@ -292,9 +188,21 @@ def ranked(killed):
     return sorted(count, key=lambda test: -count[test] ** 2 / (1 + spent[test]))
 
 
+def killed_before():
+    """What tools/mutants/killed has: what this and other machines have killed."""
+    everything = {}
+    for line in (HERE / "killed").read_text().splitlines():
+        if not line.startswith("#"):
+            name, function, operator, engine, seconds, test = line.split(" ", 5)
+            by = dict(result="killed", seconds=float(seconds), test=test)
+            one = dict(id=name, function=function, operator=operator, result="killed", tried={})
+            everything.setdefault(name, one)["tried"][engine] = by
+    return everything
+
+
 def elsewhere(results):
     """What became of mutants of this type1 under other suites, the latest of each."""
-    everything = {}
+    everything = killed_before()
     base = results.name.rpartition("-")[0]
     for path in sorted(results.parent.glob(f"{base}-*.json"), key=lambda path: path.stat().st_mtime):
         if path.name != results.name:
@@ -308,10 +216,11 @@ class Killers:
     def __init__(self, results):
         self.by_id, by_function, everywhere = {}, collections.defaultdict(list), []
         for one in (elsewhere(results) | load(results)).values():
-            if one["result"] == "killed" and one["engine"] in SCENARIOS:
-                self.by_id[one["id"]] = one["test"]
-                by_function[one["function"]].append(one)
-                everywhere.append(one)
+            by = one.get("tried", {}).get("scenarios", {})
+            if by.get("result") == "killed" and by["test"].startswith("type1/"):
+                self.by_id[one["id"]] = by["test"]
+                by_function[one["function"]].append(by)
+                everywhere.append(by)
         self.everywhere = ranked(everywhere)[:4]
         self.by_function = {function: ranked(killed)[:4] for function, killed in by_function.items()}
 
@@ -323,61 +232,83 @@ class Killers:
         return list(dict.fromkeys(tests))
 
 
-def report(arguments):
-    """The matrix, the score by function, and the survivors."""
-    here = load(arguments.results)
-    results = list((elsewhere(arguments.results) | here).values())
-    argued = {}
-    for line in (HERE / "argued").read_text().splitlines():
-        if line and not line.startswith("#"):
-            name, _, why = line.partition(" ")
-            argued[name] = why
-    by = collections.defaultdict(collections.Counter)
-    engines, operators = collections.Counter(), collections.defaultdict(collections.Counter)
-    survivors = []
+def argued():
+    """Why a mutant need not be caught, by id."""
+    lines = (HERE / "argued").read_text().splitlines()
+    return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+
+
+def judged(names, results, here):
+    """The results of these mutants as they are reported: those of this suite, and of those before what it has
+    not tried."""
+    why = argued()
+    for name, one in (results | here).items():
+        if name not in names:
+            continue
+        if "tried" in one:
+            one["tried"] = results.get(name, {}).get("tried", {}) | one["tried"]
+            one["result"] = overall(one["tried"])
+        if one["result"] == "survived" and name in why:
+            one |= dict(result="argued", why=why[name])
+        yield one
+
+
+def by_group(title, results, group):
+    """A table of what became of those of each group."""
+    yield f"{title:<40} {'ran':>5} {'killed':>6} {'argued':>6} {'left':>5} {'score':>6} {'equal':>6} {'no build':>8}"
+    counts = collections.defaultdict(collections.Counter)
     for one in results:
-        result = one["result"]
-        if result == "survived" and one["id"] in argued:
-            result = one["result"] = "argued"
-            one["why"] = argued[one["id"]]
-        by[one["function"]][result] += 1
-        operators[one["operator"]][result] += 1
-        if result == "killed":
-            engines[one["engine"]] += 1
-        elif result in ("survived", "error"):
-            survivors.append(one)
+        for name in (one[group], "all"):
+            counts[name][one["result"]] += 1
+    for name in sorted(counts, key=lambda name: (name == "all", name)):
+        count = counts[name]
+        killed, left = count["killed"], count["survived"] + count["error"]
+        score = f"{100 * killed / (killed + left):.1f}" if killed + left else "-"
+        yield (f"{name:<40} {killed + left + count['argued']:>5} {killed:>6} {count['argued']:>6} {left:>5}"
+               f" {score:>6} {count['equal']:>6} {count['not built']:>8}")
+    yield ""
+
+
+def by_engine(ran):
+    """A table of what each engine kills of those that it has tried, told apart by what the scenarios say."""
+    def rate(some, name):
+        killed = sum(one["tried"][name]["result"] == "killed" for one in some)
+        return f"{killed} of {len(some)}" if some else "-"
+
+    yield f"{'engine':<12} {'kills':>14} {'of those that scenarios kill':>30} {'that they let live':>20} {'by it only':>11}"
+    for name in dict.fromkeys(name for one in ran for name in one["tried"]):
+        mine = [one for one in ran if name in one["tried"]]
+        both = collections.defaultdict(list)
+        for one in mine:
+            both[one["tried"].get("scenarios", {}).get("result")].append(one)
+        only = sum([other for other, by in one["tried"].items() if by["result"] == "killed"] == [name] for one in mine)
+        yield f"{name:<12} {rate(mine, name):>14} {rate(both['killed'], name):>30} {rate(both['survived'], name):>20} {only:>11}"
+    yield ""
+
+
+def report(arguments):
+    """The matrix, the score by function, operator and engine, and the survivors."""
+    here = load(arguments.results)
+    names = {one["id"] for one in generate(arguments.base / "src" / SOURCE)[1]}
+    results = list(judged(names, elsewhere(arguments.results), here))
     arguments.json.write_text(json.dumps(results, indent=1, sort_keys=True))
-    table = []
-
-    def rows(title, what):
-        table.append(f"{title:<40} {'ran':>5} {'killed':>6} {'argued':>6} {'left':>5} {'score':>6}"
-                     f" {'equal':>6} {'no build':>8}")
-        total = collections.Counter()
-        for name in sorted(what) + ["all"]:
-            one = total if name == "all" else what[name]
-            if name != "all":
-                total.update(one)
-            killed, left = one["killed"], one["survived"] + one["error"]
-            ran = killed + left + one["argued"]
-            score = f"{100 * killed / (killed + left):.1f}" if killed + left else "-"
-            table.append(f"{name:<40} {ran:>5} {killed:>6} {one['argued']:>6} {left:>5} {score:>6}"
-                         f" {one['equal']:>6} {one['not built']:>8}")
-        table.append("")
-
-    rows("function", by)
-    rows("operator", operators)
-    ran = [one for one in results if one["result"] not in ("not built", "equal")]
-    table.append(f"{sum(one['id'] in here for one in ran)} of {len(ran)} ran under this suite, the others under those before")
-    table.append("killed first by: " + ", ".join(f"{name} {count}" for name, count in engines.most_common()))
-    seconds = sorted(one["seconds"] for one in results if one["result"] == "killed")
+    ran = [one for one in results if "tried" in one]
+    lines = [*by_group("function", results, "function"), *by_group("operator", results, "operator"), *by_engine(ran)]
+    same = sum("tried" in here.get(one["id"], {}) for one in ran)
+    lines.append(f"{same} of {len(ran)} ran under this suite, the others under those before")
+    seconds = sorted(by["seconds"] for one in ran for by in one["tried"].values() if by["result"] == "killed")
     if seconds:
-        table.append(f"seconds to kill: median {seconds[len(seconds) // 2]}, most {seconds[-1]}, all {sum(seconds):.0f}")
-    table.append("")
-    table += [f"{one['result']}: {one['id']} {one['function']}:{one['line']}\n  - {one['was']}\n  + {one['now']}"
-              for one in sorted(survivors, key=lambda one: one["line"])]
-    text = "\n".join(table) + "\n"
+        lines.append(f"seconds to kill: median {seconds[len(seconds) // 2]}, most {seconds[-1]}, all {sum(seconds):.0f}")
+    lines.append("")
+    lines += [f"{one['result']}: {one['id']} {one['function']}:{one['line']}\n  - {one['was']}\n  + {one['now']}"
+              for one in sorted(ran, key=lambda one: one.get("line", 0)) if one["result"] in ("survived", "error")]
+    text = "\n".join(lines) + "\n"
     arguments.text.write_text(text)
     print(text, end="")
+    head = [line for line in (HERE / "killed").read_text().splitlines() if line.startswith("#")]
+    arguments.killed.write_text("\n".join(head + sorted(
+        f"{one['id']} {one['function']} {one['operator']} {engine} {by['seconds']:g} {by['test']}"
+        for one in ran for engine, by in one["tried"].items() if by["result"] == "killed")) + "\n")
 
 
 def main():
@@ -395,10 +326,11 @@ def main():
     one.add_argument("--seed", type=int, default=1)
     one.add_argument("--count", type=int, default=300)
     one.add_argument("--operators", type=str.split, default=[])
+    one.add_argument("--engines", type=str.split, default=["scenarios", "pins", "fuzz"])
     one.add_argument("--jobs", type=int, default=os.cpu_count())
     one.add_argument("ids", nargs="*")
     command(record, "out", "said")
-    command(report, "json", "text")
+    command(report, "base", "json", "text", "killed")
     arguments = parser.parse_args()
     arguments.function(arguments)
 
