@@ -254,8 +254,8 @@ fn joins(context: &Context<'_>) -> Result<()> {
 }
 
 fn within_memory(context: &Context<'_>) -> Result<()> {
-    // Pages in front of the BAR, and behind it.
-    const FRONT: u64 = 5;
+    // Pages in front of the BAR, so many that some follow each other in memory, and behind it.
+    const FRONT: u64 = 1024;
     const BEHIND: u64 = 7;
     const FIRST: u64 = 1000;
     let scene = Scene::new(context)?;
