@@ -8,7 +8,7 @@ vm := @setpriv --pdeathsig KILL -- tools/vm
 export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES QEMU TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED OPERATORS ENGINES JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate migrate-guest control mutants coverage \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate migrate-guest libvirt control mutants coverage \
 	bench test test-all module tool install-kselftest shell boot-soak clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -30,6 +30,7 @@ help:
 	@echo '  make scope        everything that decides what is dirty, in a small universe'
 	@echo '  make migrate      migrate machines of QEMU and of a minimal VMM, compare their memory'
 	@echo '  make migrate-guest  the same with a guest, which checks its memory by itself'
+	@echo '  make libvirt      what libvirt makes of a domain with the device'
 	@echo '  make control      see that all these find what a broken type1 loses, or a broken driver does'
 	@echo '  make mutants      how many mutants of type1 all these find'
 	@echo '  make coverage     which lines of type1 and of the drivers all these run'
@@ -122,6 +123,9 @@ migrate:
 
 migrate-guest:
 	$(vm)/migrate-guest
+
+libvirt:
+	$(vm)/libvirt
 
 control:
 	$(vm)/control $(patsubst %,'%',$(MUTANTS))
