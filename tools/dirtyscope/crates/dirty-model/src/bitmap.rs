@@ -8,7 +8,7 @@ const WORD_BITS: u64 = u64::BITS as u64;
 const DIFF_BLOCK: usize = 512;
 
 /// A bitmap as type1 hands it out: one bit a page, page 0 the lowest bit of word 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Bitmap {
     words: Vec<u64>,
     pages: u64,

@@ -18,7 +18,7 @@ pub use groups::GroupKind;
 use groups::{Group, all_of};
 
 /// Names an open device of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(u32);
 
 /// A mapping as others may see it.
@@ -35,7 +35,7 @@ pub struct MappingView<'a> {
 /// A type1 v2 container, its groups, and their devices that are open.
 ///
 /// Invariant: mappings don't overlap, and all of them have a bitmap or none, as `tracking` says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Container {
     page_size: u64,
     mappings: BTreeMap<u64, Mapped>,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 /// What a device takes on, and how it cuts its commands. The limits are read from its registers, the
 /// cuts are constants of `include/uapi/linux/rust_mdev_dma.h`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct Limits {
     /// Pins held at once.
     pub max_pins: u64,
@@ -70,7 +70,7 @@ pub struct CommandOutcome {
 }
 
 /// What one `vfio_pin_pages()` with any IOVA and protection has pinned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RawPin {
     /// Where the device wanted it, anywhere in the first page.
     pub iova: u64,
@@ -95,7 +95,7 @@ impl RawPin {
 }
 
 /// A device's pins: how many of which page, by IOVA, and those that are taken and returned as a whole.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Device {
     pub(crate) group: u32,
     pub(crate) limits: Limits,

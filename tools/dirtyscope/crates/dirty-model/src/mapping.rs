@@ -4,7 +4,7 @@ use crate::{Bitmap, BitmapBuffer};
 use std::collections::BTreeSet;
 
 /// What a device may do to a mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Protection {
     /// `VFIO_DMA_MAP_FLAG_READ`
     pub read: bool,
@@ -41,7 +41,7 @@ pub struct Mapping {
 }
 
 /// What a container has mapped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Mapped {
     pub(crate) iova: u64,
     pub(crate) size: u64,

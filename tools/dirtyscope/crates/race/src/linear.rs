@@ -107,7 +107,7 @@ impl Search<'_> {
         let next = self.next(node.done);
         if next.len() > 1 {
             let mut hasher = DefaultHasher::new();
-            format!("{:?}{:?}", node.state, node.partial).hash(&mut hasher);
+            (&node.state, &node.partial).hash(&mut hasher);
             if !self.seen.insert((node.done, hasher.finish())) {
                 return false;
             }

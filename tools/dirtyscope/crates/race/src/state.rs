@@ -12,7 +12,7 @@ use std::ops::Range;
 use testbed::{Answer, Op, operation};
 
 /// The model, and the devices of the threads.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct State {
     pub model: Model,
     limits: Limits,

@@ -14,7 +14,7 @@ use crate::{Bitmap, Errno, Errnos, Protection, mapping::Mapped};
 use std::ops::{Range, RangeInclusive};
 
 /// What a group's devices get at memory by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum GroupKind {
     /// The host's CPU: they have no IOMMU.
     Emulated,
@@ -28,7 +28,7 @@ pub enum GroupKind {
 }
 
 /// A group that is in a container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Group {
     kind: GroupKind,
     /// Whether what it pins is all that it writes.
