@@ -114,7 +114,7 @@ pub enum Leave {
 /// with all mappings, goes with the last group.
 #[derive(Debug)]
 pub struct Container {
-    groups: Mutex<Vec<Group>>,
+    groups: Mutex<Vec<Arc<Group>>>,
     file: File,
     iommu: u32,
     mapped: Mutex<Mapped>,
@@ -182,7 +182,7 @@ impl Container {
     pub fn attach(&self, group: Group) -> Result<()> {
         let mut groups = lock(&self.groups);
         group.set_container(self.file.as_fd())?;
-        groups.push(group);
+        groups.push(Arc::new(group));
         let set = if groups.len() == 1 { self.set_iommu(self.iommu) } else { Ok(()) };
         if set.is_err() {
             // Closed, it leaves again.
@@ -213,11 +213,10 @@ impl Container {
         Ok(())
     }
 
-    /// Opens a device of one of the container's groups.
+    /// Opens a device of one of the container's groups. Others may do so at the same time.
     pub(crate) fn open_device(&self, node: &DeviceNode) -> Result<File> {
-        let groups = lock(&self.groups);
-        let group = groups.iter().find(|group| group.number() == node.group);
-        group
+        let found = lock(&self.groups).iter().find(|group| group.number() == node.group).cloned();
+        found
             .ok_or_else(|| Error::other(format!("group {} isn't in the container", node.group)))?
             .device(&node.name)
     }
