@@ -2,7 +2,10 @@
 
 //! Rounds by chance.
 
-use crate::plan::{Act, Cpus, Round, SMALL, Step, place, whole};
+use crate::{
+    hammer::hammer,
+    plan::{Act, Cpus, Round, SMALL, Step, place, whole},
+};
 use dirty_model::Protection;
 use mdev_dma::{
     GeneratorConfig, Opcode, PAGE,
@@ -55,6 +58,8 @@ pub struct Generator {
     pub rng: Rng,
     pub threads: usize,
     pub avoid: Avoid,
+    /// Whether there is a group with an IOMMU.
+    pub iommu: bool,
     /// Operations of a thread at most, where all that was answered is held against the model.
     pub length: u64,
 }
@@ -62,18 +67,21 @@ pub struct Generator {
 impl Generator {
     /// The next round.
     pub fn round(&mut self) -> Round {
-        let storm = !self.avoid.d24 && self.rng.one_of(16);
         let lanes = 2 + self.rng.below(self.threads as u64 - 1) as usize;
-        let cpus = match self.rng.below(8) {
+        let cpus = match self.rng.below(16) {
             0 => Cpus::One,
-            1 | 2 => Cpus::Any,
+            1..=3 => Cpus::Any,
             _ => Cpus::Each,
         };
-        let mut round = Round { cpus, setup: Vec::new(), lanes: vec![Vec::new(); lanes] };
-        if storm {
-            self.storm(&mut round)
-        } else {
-            self.mixed(&mut round)
+        let mut round = Round { cpus, times: 1, setup: Vec::new(), lanes: vec![Vec::new(); lanes] };
+        match self.rng.below(16) {
+            0 if !self.avoid.d24 => {
+                round.lanes.resize(self.threads, Vec::new());
+                self.storm(&mut round)
+            }
+            1..=5 => hammer(&mut self.rng, self.avoid, self.iommu, &mut round),
+            6 if !self.avoid.d24 && !self.avoid.d25 => self.again(&mut round),
+            _ => self.mixed(&mut round),
         }
         round
     }
@@ -82,6 +90,7 @@ impl Generator {
     fn mixed(&mut self, round: &mut Round) {
         // What is unlikely for any two threads is likely in some rounds.
         let focus = (!self.rng.one_of(4)).then(|| self.rng.below(SMALL as u64) as usize);
+        let meets = self.rng.one_of(3);
         let lanes = round.lanes.len() as u64;
         let (unmaps, stops) = (self.rng.below(lanes) as usize, self.rng.one_of(2));
         for i in 0..SMALL {
@@ -92,7 +101,13 @@ impl Generator {
         if !self.rng.one_of(4) {
             round.setup.push(Op::Start);
         }
+        // What is pinned can be written through pins, which takes none of type1's locks.
+        let pinned = focus.filter(|_| self.rng.one_of(2));
         for device in 0..round.lanes.len() {
+            if let Some((iova, length)) = pinned.map(place) {
+                let op = Opcode::Pin as u32;
+                round.setup.push(Op::Command { device, op, iova, length, seed: 0 });
+            }
             for _ in 0..self.rng.below(3) {
                 round.setup.push(self.pin(device, focus, Opcode::Pin));
             }
@@ -103,9 +118,39 @@ impl Generator {
             for _ in 0..self.length / 2 + self.rng.below(self.length / 2 + 1) {
                 let op = self.op(lane, focus, may_unmap, stops, &mut open, &mut joined);
                 let pause = self.pause();
-                round.lanes[lane].push(Step { pause, act: Act::Op(op) });
+                round.lanes[lane].push(Step { meets, pause, act: Act::Op(op) });
             }
         }
+    }
+
+    /// One thread unmaps several mappings, and waits for devices before the second: others map meanwhile what
+    /// it has unmapped, write and read.
+    fn again(&mut self, round: &mut Round) {
+        round.setup.extend([map(0), map(2), Op::Start, self.write(0, place(0))]);
+        // What is pinned several times takes longer to unpin.
+        for device in [0, 1].repeat(4) {
+            let ((iova, length), op) = (place(2), Opcode::Pin as u32);
+            round.setup.push(Op::Command { device, op, iova, length, seed: 0 });
+        }
+        let (iova, size) = whole();
+        let unmap = Act::Op(Op::unmap_bitmap(iova, size));
+        round.lanes[0].push(Step { meets: true, ..Step::new(unmap) });
+        for lane in 1..round.lanes.len() {
+            for n in 0..12 {
+                let op = match self.rng.below(if lane == 1 { 1 } else { 3 }) {
+                    0 => map(0),
+                    1 => self.write(lane, place(0)),
+                    _ => Op::get_bitmap(place(0).0, place(0).1),
+                };
+                let pause = self.rng.below(100_000) as u32;
+                round.lanes[lane].push(Step { meets: n == 0, pause, act: Act::Op(op) });
+            }
+        }
+    }
+
+    fn write(&mut self, device: usize, (iova, length): (u64, u64)) -> Op {
+        let (op, seed) = (Opcode::DmaWrite as u32, (self.rng.next() >> 32) | 1);
+        Op::Command { device, op, iova, length, seed }
     }
 
     fn op(
@@ -175,7 +220,8 @@ impl Generator {
         for n in 0..if long { 2 } else { 8 } {
             let unmap =
                 if dirty { Op::unmap_bitmap(iova, length) } else { Op::unmap(iova, length) };
-            let mut push = |pause, op| round.lanes[0].push(Step { pause, act: Act::Op(op) });
+            let mut push =
+                |pause, op| round.lanes[0].push(Step { meets: false, pause, act: Act::Op(op) });
             if n > 0 {
                 push(0, map(i));
             }
@@ -184,14 +230,15 @@ impl Generator {
         }
         // One that pins all takes long to be told to unpin it; others pin a page meanwhile.
         let slow = 1 + self.rng.below(round.lanes.len() as u64 - 1) as usize;
+        round.setup.extend(told_last(slow, round.lanes.len()));
         for (device, steps) in round.lanes.iter_mut().enumerate().skip(1) {
             let seed = self.rng.next() >> 32;
             if !long && self.rng.one_of(3) {
                 let rw = if self.rng.one_of(3) { RUST_MDEV_DMA_GEN_DMA_RW } else { 0 };
                 let (mode, limit, rate) = (RUST_MDEV_DMA_GEN_PIN | rw, 0, 0);
                 let config = GeneratorConfig { iova, length, seed, limit, rate, mode };
-                steps.extend(vec![Step { pause: 30_000, act: Act::Generate(config) }; 12]);
-                steps.push(Step { pause: 30_000, act: Act::Halt });
+                steps.extend(vec![Step { pause: 30_000, ..Step::new(Act::Generate(config)) }; 12]);
+                steps.push(Step { pause: 30_000, ..Step::new(Act::Halt) });
                 continue;
             }
             let all = !long || device == slow;
@@ -199,11 +246,11 @@ impl Generator {
             let length = if all { length } else { PAGE };
             let pin = Act::Op(Op::Command { device, op, iova, length, seed: 0 });
             let (pause, times) = match (long, all) {
-                (true, true) => (200_000, 15),
-                (true, false) => (2_000_000, 200),
+                (true, true) => (0, 15),
+                (true, false) => (1_500_000, 250),
                 _ => (0, 60),
             };
-            steps.extend(vec![Step { pause, act: pin }; times]);
+            steps.extend(vec![Step { pause, ..Step::new(pin) }; times]);
         }
     }
 
@@ -245,7 +292,16 @@ impl Generator {
     }
 }
 
-fn map(i: usize) -> Op {
+/// What has the device of a thread told of unmaps after all others: type1 goes from the one that was opened last
+/// to the one that was opened first.
+pub fn told_last(first: usize, devices: usize) -> impl Iterator<Item = Op> {
+    let open = [first].into_iter().chain((0..devices).filter(move |&device| device != first));
+    let open = open.map(|device| Op::Open { device });
+    (0..devices).map(|device| Op::Close { device }).chain(open)
+}
+
+/// Maps all of a place.
+pub fn map(i: usize) -> Op {
     let (iova, size) = place(i);
     Op::map(iova, size, Protection::READ_WRITE)
 }
@@ -253,11 +309,13 @@ fn map(i: usize) -> Op {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Kind;
 
     #[test]
     fn rounds_are_possible_and_can_be_read_back() {
         let avoid = Avoid::default();
-        let mut generator = Generator { rng: Rng::new(1), threads: 4, avoid, length: 8 };
+        let mut generator =
+            Generator { rng: Rng::new(1), threads: 4, avoid, iommu: true, length: 8 };
         for _ in 0..2000 {
             let round = generator.round();
             assert_eq!(round.to_string().parse::<Round>().unwrap(), round);
@@ -268,7 +326,8 @@ mod tests {
     #[test]
     fn what_is_avoided_is_not_there() {
         let avoid = Avoid { d2: true, d10: true, d24: true, d25: true };
-        let mut generator = Generator { rng: Rng::new(2), threads: 4, avoid, length: 8 };
+        let mut generator =
+            Generator { rng: Rng::new(2), threads: 4, avoid, iommu: true, length: 8 };
         for _ in 0..2000 {
             let round = generator.round();
             let does = |one: fn(&Op) -> bool| {
@@ -279,7 +338,7 @@ mod tests {
             assert!(does(unmaps) <= 1);
             let bitmap = does(|op| matches!(op, Op::UnmapBitmap { .. }));
             assert!(bitmap == 0 || does(|op| *op == Op::Stop) == 0);
-            assert!(!round.is_storm());
+            assert_ne!(round.kind(), Kind::Storm);
         }
     }
 }

@@ -3,23 +3,28 @@
 //! `dirtyscope race`: several threads and devices on one container at the same time.
 //!
 //! ```text
-//! generate -> plan -> live -> record   a round: what threads do, by chance; doing it; what was when
-//!                            record -> linear (by state, the model), rules
-//! session                              rounds in a worker, and the shortest that fails
-//! finding                              which known defect shows so
+//! generate, hammer -> plan -> live -> record   a round: what threads do, by chance; doing it; what was when
+//!                     live: hands, meeting     threads, and how they meet
+//!                                    record -> linear (by state, the model), rules
+//! session, tally                               rounds in a worker, how much was done, the shortest that fails
+//! finding                                      which known defect shows so
 //! ```
 
 #![forbid(unsafe_code)]
 
 mod finding;
 mod generate;
+mod hammer;
+mod hands;
 mod linear;
 mod live;
+mod meeting;
 mod plan;
 mod record;
 mod rules;
 mod session;
 mod state;
+mod tally;
 
 use anyhow::{Context as _, Result, anyhow};
 use events::{EXIT_SKIP, Event, Sink, Verdict};
@@ -52,7 +57,8 @@ const PANIC_ON_OOPS: &str = "/proc/sys/kernel/panic_on_oops";
 /// Have several threads use one container at the same time
 ///
 /// Does rounds of random operations, in two to four threads with a device each: pins, writes, reads of
-/// the bitmap, maps, unmaps, START, STOP, devices opened and closed, groups that come and go. Checks that
+/// the bitmap, maps, unmaps, START, STOP, devices opened and closed, groups that come and go; and some few
+/// again and again, so that two of them meet in a moment that is short. Checks that
 /// what was answered is what some order of them would answer, in a model of what the kernel must do; that
 /// each page is in the reads that it must be in, and in no others; memory, and counters. A round that
 /// fails is shortened; one that hangs or crashes is reported with all that was in progress. The same seed
@@ -108,12 +114,12 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    fn generator(&self, seed: u64) -> Generator {
+    fn generator(&self, seed: u64, iommu: bool) -> Generator {
         let avoids = |id: &str| self.avoid.iter().any(|one| one == id);
         let avoid =
             Avoid { d2: avoids("D2"), d10: avoids("D10"), d24: avoids("D24"), d25: avoids("D25") };
         let (rng, threads) = (Rng::new(seed), self.threads as usize);
-        Generator { rng, threads, avoid, length: self.length }
+        Generator { rng, threads, avoid, iommu, length: self.length }
     }
 
     fn jobs(&self) -> Result<Vec<What>> {
@@ -307,7 +313,8 @@ fn work(arguments: &Arguments, job: &Job, log: harness::Log) -> Result<()> {
         What::Replay(file) => session.replay(&read(file)?, arguments.repeat)?,
         &What::Seed(seed) => {
             let (ops, limit) = (arguments.amount.ops(), arguments.amount.limit());
-            session.run(&mut arguments.generator(seed), ops, limit, arguments.repeat)?
+            let mut generator = arguments.generator(seed, session.has_iommu());
+            session.run(&mut generator, ops, limit, arguments.repeat)?
         }
     };
     worker::send(&message)

@@ -3,25 +3,36 @@
 //! A container, a device for each thread, and the threads.
 
 use crate::{
-    plan::{Act, Cpus, PLACES, Round, SMALL, Step, place, place_of, whole},
-    record::{Marks, Record},
+    hands::Hand,
+    meeting::Meeting,
+    plan::{Act, CRUMBS, Cpus, PLACES, Round, SMALL, Step, place, place_of, whole},
+    record::{Marks, Record, Span, places},
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use dirty_model::{Bitmap, Errno};
 use harness::{Context, locked_memory};
-use mdev_dma::{MdevDma, Outcome, PAGE};
+use mdev_dma::{
+    DeviceLimits, MdevDma, PAGE, Width,
+    uapi::{
+        RUST_MDEV_DMA_REG_COUNT, RUST_MDEV_DMA_REG_IOVA, RUST_MDEV_DMA_REG_LENGTH,
+        RUST_MDEV_DMA_REG_SEED, RUST_MDEV_DMA_REG_STATUS,
+    },
+};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::{
+    cell::Cell,
     hint::spin_loop,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 use testbed::{Answer, Buffer, Op, status};
-use vfio_client::{BitmapArgs, Container, DeviceNode, Group, MapArgs, Memory, UnmapArgs};
+use vfio_client::{BitmapArgs, Container, DeviceNode, Group, Leave, MapArgs, Memory, UnmapArgs};
+
+/// The registers that have the arguments of a command.
+const ARGUMENTS: [u32; 3] =
+    [RUST_MDEV_DMA_REG_IOVA, RUST_MDEV_DMA_REG_LENGTH, RUST_MDEV_DMA_REG_SEED];
 
 /// What is there when nothing is going on.
 #[derive(Clone, Debug)]
@@ -33,16 +44,39 @@ pub struct Counters {
     pub locked: u64,
 }
 
-/// A container and memory, for any number of rounds.
+/// A container and memory, and threads, for any number of rounds.
 pub struct World {
-    lanes: Vec<Lane>,
-    shared: Shared,
+    lanes: Vec<Arc<Mutex<Lane>>>,
+    hands: Vec<Hand<Job, Done>>,
+    shared: Arc<Shared>,
 }
 
 struct Shared {
     container: Arc<Container>,
     memory: Vec<Arc<Memory>>,
     cpus: CpuSet,
+    /// A group with an IOMMU that may join.
+    iommu: Option<DeviceNode>,
+    marks: Arc<Marks>,
+}
+
+/// What all threads do.
+#[derive(Clone)]
+struct Job {
+    round: Arc<Round>,
+    meeting: Arc<Meeting>,
+}
+
+/// What came of it.
+type Done = Result<Past>;
+
+/// What was done at the same time.
+#[derive(Default)]
+pub struct Past {
+    /// The acts, of the last time that they were done.
+    pub records: Vec<Record>,
+    /// When acts were in progress, each time.
+    pub spans: Vec<Span>,
 }
 
 /// A thread's device.
@@ -51,36 +85,49 @@ struct Lane {
     node: DeviceNode,
     joined: bool,
     device: Option<MdevDma>,
-    /// What the registers of a command have: to ring again takes the doorbell only.
-    prepared: Option<(u64, u64, u64)>,
+    /// What the registers of a command have, in the order of [`ARGUMENTS`]: who writes only what differs
+    /// spends less time between operations.
+    prepared: [Option<u64>; 3],
 }
 
 impl World {
-    /// With so many devices, which are open. Their groups, and one that stays, are in the container.
-    pub fn new(context: &Context<'_>, devices: usize) -> Result<Self> {
+    /// With so many devices, which are open. Their groups, and one that stays, are in the container;
+    /// that of `iommu` can join.
+    pub fn new(
+        context: &Context<'_>,
+        devices: usize,
+        iommu: Option<DeviceNode>,
+        marks: Arc<Marks>,
+    ) -> Result<Self> {
         let container = Container::new(Group::open(&context.device(devices)?.node()?)?)?;
         let memory = PLACES.map(|pages| Memory::new(((pages.end - pages.start) * PAGE) as usize));
         let memory = memory.into_iter().map(|one| Ok(Arc::new(one?))).collect::<Result<_>>()?;
-        let shared = Shared { container, memory, cpus: sched_getaffinity(None)? };
-        let mut lanes = Vec::new();
+        let cpus = sched_getaffinity(None)?;
+        let shared = Arc::new(Shared { container, memory, cpus, iommu, marks });
+        let mut this = Self { lanes: Vec::new(), hands: Vec::new(), shared };
         for number in 0..devices {
             let node = context.device(number)?.node()?;
-            let mut lane = Lane { number, node, joined: false, device: None, prepared: None };
-            lane.join(&shared)?;
-            lane.open(&shared)?;
-            lanes.push(lane);
+            let mut lane = Lane { number, node, joined: false, device: None, prepared: [None; 3] };
+            lane.join(&this.shared)?;
+            lane.open(&this.shared)?;
+            let lane = Arc::new(Mutex::new(lane));
+            let (own, shared) = (lane.clone(), this.shared.clone());
+            this.hands.push(Hand::new(move |job: Job| lock(&own).run(&shared, &job)));
+            this.lanes.push(lane);
         }
-        Ok(Self { lanes, shared })
+        Ok(this)
     }
 
-    /// An open device.
-    pub fn device(&self, lane: usize) -> Result<&MdevDma> {
-        self.lanes[lane].device.as_ref().context("a device that isn't open")
+    /// What the registers of the first device say of its limits.
+    pub fn limits(&self) -> Result<DeviceLimits> {
+        let lane = lock(&self.lanes[0]);
+        Ok(lane.device.as_ref().context("a device that isn't open")?.limits()?)
     }
 
     /// What can be counted now.
     pub fn counters(&self) -> Result<Counters> {
-        let pins = |lane: &Lane| lane.device.as_ref().map(MdevDma::pins).transpose();
+        let pins =
+            |lane: &Arc<Mutex<Lane>>| lock(lane).device.as_ref().map(MdevDma::pins).transpose();
         let avail = self.shared.container.info()?.dma_avail;
         Ok(Counters {
             pins: self.lanes.iter().map(pins).collect::<Result<_, _>>()?,
@@ -91,7 +138,7 @@ impl World {
 
     /// Forgets what is in memory.
     pub fn clear_memory(&self) {
-        // Nothing is written to the last one.
+        // Nothing is written to the others.
         for memory in &self.shared.memory[..SMALL] {
             memory.write(0, &vec![0; memory.len()]);
         }
@@ -107,44 +154,47 @@ impl World {
     }
 
     /// One thread does an operation.
-    pub fn alone(&mut self, marks: &Marks, op: &Op) -> Result<Record> {
-        let lane = op.device().unwrap_or(0);
-        let act = Act::Op(op.clone());
+    pub fn alone(&mut self, op: &Op) -> Result<Record> {
+        let (lane, act) = (op.device().unwrap_or(0), Act::Op(op.clone()));
+        let marks = &self.shared.marks;
         let start = marks.now();
-        let (answer, written) = self.lanes[lane].perform(&self.shared, &act, &|_| ())?;
+        let (answer, written) =
+            lock(&self.lanes[lane]).perform(&self.shared, &act, true, &|_| ())?;
         Ok(Record { lane: None, act, time: start..marks.now(), answer, written })
     }
 
     /// All threads do what they have to do.
-    pub fn together(&mut self, marks: &Marks, round: &Round) -> Result<Vec<Record>> {
-        let (shared, waiting) = (&self.shared, AtomicUsize::new(round.lanes.len()));
-        let (waiting, cpus) = (&waiting, round.cpus);
-        thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .lanes
-                .iter_mut()
-                .zip(&round.lanes)
-                .map(|(lane, steps)| {
-                    scope.spawn(move || lane.run(shared, marks, steps, cpus, waiting))
-                })
-                .collect();
-            let mut records = Vec::new();
-            for thread in threads {
-                records.extend(thread.join().map_err(|_| anyhow!("a thread panicked"))??);
-            }
-            Ok(records)
-        })
+    pub fn together(&mut self, round: &Round) -> Result<Past> {
+        let meeting = Arc::new(Meeting::of(round.lanes.len()));
+        let job = Job { round: Arc::new(round.clone()), meeting };
+        let hands = &self.hands[..round.lanes.len()];
+        for hand in hands {
+            hand.begin(job.clone())?;
+        }
+        let mut past = Past::default();
+        for hand in hands {
+            let Past { records, spans } = hand.end()??;
+            past.records.extend(records);
+            past.spans.extend(spans);
+        }
+        Ok(past)
     }
 
     /// What brings devices back that a round has closed.
     pub fn missing(&self) -> Vec<Op> {
-        let missing = self.lanes.iter().filter(|lane| lane.device.is_none()).flat_map(|lane| {
+        let lanes = self.lanes.iter().map(|lane| lock(lane));
+        let missing = lanes.filter(|lane| lane.device.is_none()).flat_map(|lane| {
             let device = lane.number;
             let join = (!lane.joined).then_some(Op::Join { device });
             join.into_iter().chain([Op::Open { device }])
         });
         missing.collect()
     }
+}
+
+/// A thread that panicked has ended the round anyway.
+fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lane {
@@ -156,38 +206,57 @@ impl Lane {
 
     fn open(&mut self, shared: &Shared) -> Result<Answer> {
         self.device = Some(MdevDma::open(&shared.container, &self.node)?);
-        self.prepared = None;
+        self.prepared = [None; 3];
         Ok(Answer::of(Ok(())))
     }
 
-    fn run(
+    /// Does what a thread has to do, as often as it has to.
+    fn run(&mut self, shared: &Shared, job: &Job) -> Done {
+        let Job { round, meeting } = job;
+        let number = self.number;
+        let steps = &round.lanes[number];
+        shared.settle(number, round.cpus)?;
+        let mut past = Past::default();
+        past.records.reserve(steps.len());
+        past.spans.reserve(steps.len() * round.times as usize);
+        let leaves = meeting.begin(number);
+        for left in (0..round.times).rev() {
+            for (i, step) in steps.iter().enumerate() {
+                if step.meets {
+                    leaves.meet();
+                }
+                let (answer, written, time) = self.step(shared, i, step, left == 0)?;
+                past.spans.push(Span {
+                    lane: number,
+                    time: time.clone(),
+                    places: places(&step.act),
+                });
+                if left == 0 {
+                    let (lane, act) = (Some(number), step.act.clone());
+                    past.records.push(Record { lane, act, time, answer, written });
+                }
+            }
+        }
+        Ok(past)
+    }
+
+    /// Does step number `i`. Returns what came of it, of commands if anybody asks only, and when it was.
+    fn step(
         &mut self,
         shared: &Shared,
-        marks: &Marks,
-        steps: &[Step],
-        cpus: Cpus,
-        waiting: &AtomicUsize,
-    ) -> Result<Vec<Record>> {
-        shared.settle(self.number, cpus)?;
-        let mut records = Vec::with_capacity(steps.len());
-        waiting.fetch_sub(1, SeqCst);
-        while waiting.load(SeqCst) > 0 {
-            thread::yield_now();
-        }
-        for (i, Step { pause, act }) in steps.iter().enumerate() {
-            idle(Duration::from_nanos((*pause).into()));
-            let number = self.number;
-            let start = std::cell::Cell::new(0);
-            let end = std::cell::Cell::new(0);
-            let mark = |begins: bool| match begins {
-                true => start.set(marks.begin(number, i)),
-                false => end.set(marks.end(number, i)),
-            };
-            let (answer, written) = self.perform(shared, act, &mark)?;
-            let time = start.get()..end.get();
-            records.push(Record { lane: Some(number), act: act.clone(), time, answer, written });
-        }
-        Ok(records)
+        i: usize,
+        step: &Step,
+        asks: bool,
+    ) -> Result<(Answer, u64, Range<u64>)> {
+        idle(Duration::from_nanos(step.pause.into()));
+        let (start, end) = (Cell::new(0), Cell::new(0));
+        let (marks, number) = (&shared.marks, self.number);
+        let mark = |begins: bool| match begins {
+            true => start.set(marks.begin(number, i)),
+            false => end.set(marks.end(number, i)),
+        };
+        let (answer, written) = self.perform(shared, &step.act, asks, &mark)?;
+        Ok((answer, written, start.get()..end.get()))
     }
 
     /// Does it. Says by `mark` when it begins (true) and has ended (false).
@@ -195,20 +264,27 @@ impl Lane {
         &mut self,
         shared: &Shared,
         act: &Act,
+        asks: bool,
         mark: &dyn Fn(bool),
     ) -> Result<(Answer, u64)> {
         if let Act::Op(Op::Command { op, iova, length, seed, .. }) = *act {
             let device = self.device.as_ref().context("a device that isn't open")?;
-            let arguments = Some((iova, length, seed));
-            if self.prepared != arguments {
-                device.prepare(iova, length, seed)?;
-                self.prepared = arguments;
+            let arguments = ARGUMENTS.into_iter().zip([iova, length, seed]);
+            for ((register, value), prepared) in arguments.zip(&mut self.prepared) {
+                if *prepared != Some(value) {
+                    device.write(register, Width::Quad, value)?;
+                    *prepared = Some(value);
+                }
             }
             mark(true);
             let rung = device.write_command(op);
             mark(false);
             rung?;
-            return Ok((of_command(&device.outcome()?), 0));
+            let answer = match asks {
+                true => outcome(device)?,
+                false => Answer::of(Ok(())),
+            };
+            return Ok((answer, 0));
         }
         mark(true);
         let done = self.perform_slowly(shared, act);
@@ -227,6 +303,15 @@ impl Lane {
             Act::Halt => {
                 let device = self.device.as_ref().context("a device that isn't open")?;
                 return Ok((good, device.stop_generator()?.counter));
+            }
+            Act::JoinIommu => {
+                let node = shared.iommu.as_ref().context("no group with an IOMMU")?;
+                return Ok((Answer::of(status(shared.container.attach(Group::open(node)?))?), 0));
+            }
+            Act::LeaveIommu => {
+                let node = shared.iommu.as_ref().context("no group with an IOMMU")?;
+                let left = status(shared.container.detach(node.group(), Leave::Unset))?;
+                return Ok((Answer::of(left), 0));
             }
             Act::Op(op) => op,
         };
@@ -253,9 +338,10 @@ impl Shared {
         let container = &self.container;
         match *op {
             Op::Map { iova, size, flags, .. } => {
-                let i = place_of(iova).filter(|&i| place(i) == (iova, size));
-                let memory = &self.memory[i.context("no place for a mapping")?];
-                let args = MapArgs { memory, offset: 0, iova, size, flags, argsz: None };
+                let fits = |&i: &usize| place(i) == (iova, size) || i == CRUMBS && size == PAGE;
+                let i = place_of(iova).filter(fits).context("no place for a mapping")?;
+                let (memory, offset) = (&self.memory[i], (iova - place(i).0) as usize);
+                let args = MapArgs { memory, offset, iova, size, flags, argsz: None };
                 Ok(Answer::of(status(container.map(&args))?))
             }
             Op::Unmap { iova, size, flags } => {
@@ -319,12 +405,14 @@ fn with_bitmap(done: Result<(u64, Option<Vec<u64>>), Errno>, size: u64) -> Answe
     }
 }
 
-fn of_command(outcome: &Outcome) -> Answer {
-    let status = match outcome.status {
+/// How the last command ended.
+fn outcome(device: &MdevDma) -> Result<Answer> {
+    let status = match device.read(RUST_MDEV_DMA_REG_STATUS, Width::Long)? {
         0 => Ok(()),
         errno => Err(Errno(errno as i32)),
     };
-    Answer { count: outcome.count, ..Answer::of(status) }
+    let count = device.read(RUST_MDEV_DMA_REG_COUNT, Width::Quad)?;
+    Ok(Answer { count, ..Answer::of(status) })
 }
 
 /// What is done when all threads have ended, before counters are compared.

@@ -15,11 +15,15 @@ use testbed::{Op, at};
 pub const LANES_MAX: usize = 4;
 
 /// Where mappings may be, in pages: each at a multiple of what PIN and `vfio_dma_rw()` are cut at.
-/// The last is so large that it takes long to pin: others get a turn meanwhile.
-pub const PLACES: [Range<u64>; 4] = [0..4, 64..72, 128..192, 4096..8192];
+/// The fourth is so large that it takes long to pin: others get a turn meanwhile. In the last each page
+/// is a mapping of its own: what has to do with all mappings takes long.
+pub const PLACES: [Range<u64>; 5] = [0..4, 64..72, 128..192, 4096..8192, 256..320];
 
 /// So many of them are small.
 pub const SMALL: usize = 3;
+
+/// The one whose pages are mapped one by one.
+pub const CRUMBS: usize = 4;
 
 /// The range that has all of them: IOVA and size.
 pub fn whole() -> (u64, u64) {
@@ -52,13 +56,27 @@ pub enum Act {
     Generate(GeneratorConfig),
     /// It stops.
     Halt,
+    /// A group with an IOMMU, which no device of ours is in, joins the container.
+    JoinIommu,
+    /// It leaves.
+    LeaveIommu,
 }
 
-/// An act, and how long the thread idles before it, in ns.
+/// An act, and what the thread does before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
+    /// Whether it waits, for a short time, until the others are where they meet.
+    pub meets: bool,
+    /// How long it idles then, in ns.
     pub pause: u32,
     pub act: Act,
+}
+
+impl Step {
+    /// An act at once.
+    pub fn new(act: Act) -> Self {
+        Self { meets: false, pause: 0, act }
+    }
 }
 
 /// Where threads run.
@@ -76,26 +94,50 @@ pub enum Cpus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Round {
     pub cpus: Cpus,
+    /// How often each thread does all that it has to do.
+    pub times: u32,
     pub setup: Vec<Op>,
     pub lanes: Vec<Vec<Step>>,
 }
 
+/// What of a round can be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// All that was answered: whether some order of the operations answers so.
+    History,
+    /// Must, may and memory: devices write by themselves, or use the large place, where nothing is done at
+    /// once, or there is too much for a search of its orders.
+    Storm,
+    /// That the kernel survives it, and has nothing left at the end: the same is done again and again.
+    Hammer,
+}
+
 impl Round {
-    /// Acts of all threads.
+    /// Acts of all threads, each counted once.
     pub fn len(&self) -> usize {
         self.lanes.iter().map(Vec::len).sum()
     }
 
-    /// Whether what it does is too much for a search of its orders: devices write by themselves, or use
-    /// the large place, where nothing is done at once.
-    pub fn is_storm(&self) -> bool {
+    /// What of it can be checked.
+    pub fn kind(&self) -> Kind {
+        let iommu = |step: &Step| matches!(step.act, Act::JoinIommu | Act::LeaveIommu);
+        if self.times > 1 || self.lanes.iter().flatten().any(iommu) {
+            Kind::Hammer
+        } else if self.is_storm() {
+            Kind::Storm
+        } else {
+            Kind::History
+        }
+    }
+
+    fn is_storm(&self) -> bool {
         let large = |op: &Op| op.range().is_some_and(|(iova, _)| place_of(iova) == Some(SMALL));
         self.len() > HISTORY_MAX
             || self.setup.iter().any(large)
             || self.lanes.iter().flatten().any(|step| match &step.act {
                 Act::Op(op) => large(op),
                 Act::Generate(_) => true,
-                Act::Halt => false,
+                _ => false,
             })
     }
 
@@ -111,29 +153,69 @@ impl Round {
     }
 
     fn is_possible(&self) -> bool {
-        self.lanes.iter().all(|steps| {
-            let (mut open, mut joined, mut generates) = (true, true, false);
-            let possible = steps.iter().all(|step| {
-                let possible;
-                (possible, (open, joined)) = match &step.act {
-                    Act::Op(Op::Open { .. }) => (joined && !open, (true, joined)),
-                    Act::Op(Op::Close { .. }) => (open, (false, joined)),
-                    Act::Op(Op::Leave { .. }) => (joined && !open, (open, false)),
-                    Act::Op(Op::Join { .. }) => (!joined, (open, true)),
-                    Act::Op(Op::Command { .. }) | Act::Generate(_) | Act::Halt => {
-                        (open, (open, joined))
-                    }
-                    Act::Op(_) => (true, (open, joined)),
-                };
-                generates = match step.act {
-                    Act::Generate(_) => true,
-                    Act::Halt | Act::Op(Op::Close { .. }) => false,
-                    _ => generates,
-                };
-                possible
-            });
-            possible && !generates
-        })
+        // One thread may have the group with an IOMMU come and go.
+        let iommu = |step: &Step| matches!(step.act, Act::JoinIommu | Act::LeaveIommu);
+        self.lanes.iter().filter(|steps| steps.iter().any(iommu)).count() <= 1
+            && self.lanes.iter().all(|steps| {
+                let mut now =
+                    Situation { open: true, joined: true, generates: false, iommu: false };
+                steps.iter().all(|step| now.allows(&step.act))
+                    && !now.generates
+                    && !now.iommu
+                    // Done once more, it begins as it did.
+                    && (self.times == 1 || now.open && now.joined)
+            })
+    }
+}
+
+/// What a thread has done with its device, and the groups.
+struct Situation {
+    open: bool,
+    joined: bool,
+    generates: bool,
+    iommu: bool,
+}
+
+impl Situation {
+    /// Whether the thread may do this, which it then has done.
+    fn allows(&mut self, act: &Act) -> bool {
+        let Self { open, joined, iommu, .. } = *self;
+        match act {
+            Act::Op(Op::Open { .. }) => {
+                self.open = true;
+                joined && !open
+            }
+            Act::Op(Op::Close { .. }) => {
+                (self.open, self.generates) = (false, false);
+                open
+            }
+            Act::Op(Op::Leave { .. }) => {
+                self.joined = false;
+                joined && !open
+            }
+            Act::Op(Op::Join { .. }) => {
+                self.joined = true;
+                !joined
+            }
+            Act::Op(Op::Command { .. }) => open,
+            Act::Op(_) => true,
+            Act::Generate(_) => {
+                self.generates = true;
+                open
+            }
+            Act::Halt => {
+                self.generates = false;
+                open
+            }
+            Act::JoinIommu => {
+                self.iommu = true;
+                !iommu
+            }
+            Act::LeaveIommu => {
+                self.iommu = false;
+                iommu
+            }
+        }
     }
 }
 
@@ -146,6 +228,8 @@ impl Display for Act {
                 write!(f, "GENERATE {iova:#x} {length:#x} {mode} {seed}")
             }
             Self::Halt => f.write_str("HALT"),
+            Self::JoinIommu => f.write_str("JOIN_IOMMU"),
+            Self::LeaveIommu => f.write_str("LEAVE_IOMMU"),
         }
     }
 }
@@ -154,8 +238,11 @@ impl FromStr for Act {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text == "HALT" {
-            return Ok(Self::Halt);
+        match text {
+            "HALT" => return Ok(Self::Halt),
+            "JOIN_IOMMU" => return Ok(Self::JoinIommu),
+            "LEAVE_IOMMU" => return Ok(Self::LeaveIommu),
+            _ => {}
         }
         let Some(numbers) = text.strip_prefix("GENERATE ") else {
             return Ok(Self::Op(text.parse()?));
@@ -185,12 +272,16 @@ impl Display for Round {
             Cpus::One => "one",
         };
         writeln!(f, "cpus {cpus}")?;
+        if self.times > 1 {
+            writeln!(f, "times {}", self.times)?;
+        }
         for op in &self.setup {
             writeln!(f, "before {op}")?;
         }
         for (lane, steps) in self.lanes.iter().enumerate() {
-            for Step { pause, act } in steps {
-                writeln!(f, "thread {lane} after {pause} {act}")?;
+            for Step { meets, pause, act } in steps {
+                let meets = if *meets { " meets" } else { "" };
+                writeln!(f, "thread {lane}{meets} after {pause} {act}")?;
             }
         }
         Ok(())
@@ -201,7 +292,7 @@ impl FromStr for Round {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut round = Self { cpus: Cpus::Any, setup: Vec::new(), lanes: Vec::new() };
+        let mut round = Self { cpus: Cpus::Any, times: 1, setup: Vec::new(), lanes: Vec::new() };
         for line in text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
             let parsed = round.line(line);
             parsed.with_context(|| format!("{line:?}"))?;
@@ -225,19 +316,29 @@ impl Round {
                     _ => bail!("cpus any, each, or one"),
                 }
             }
+            "times" => {
+                self.times = rest.parse()?;
+                ensure!(self.times > 0, "times 1, or more");
+            }
             "before" => self.setup.push(rest.parse()?),
             "thread" => {
-                let mut words = rest.splitn(4, ' ');
-                let mut word = || words.next().context("thread N after N ACT");
-                let (lane, _, pause) = (word()?.parse::<usize>()?, word()?, word()?.parse()?);
-                let act = word()?.parse()?;
+                let form = "thread N [meets] after N ACT";
+                let (lane, rest) = rest.split_once(' ').context(form)?;
+                let lane = lane.parse::<usize>()?;
+                let (meets, rest) = match rest.strip_prefix("meets ") {
+                    Some(rest) => (true, rest),
+                    None => (false, rest),
+                };
+                let rest = rest.strip_prefix("after ").context(form)?;
+                let (pause, act) = rest.split_once(' ').context(form)?;
+                let (pause, act) = (pause.parse()?, act.parse()?);
                 ensure!(lane < LANES_MAX, "there are no more than {LANES_MAX} threads");
                 while self.lanes.len() <= lane {
                     self.lanes.push(Vec::new());
                 }
-                self.lanes[lane].push(Step { pause, act });
+                self.lanes[lane].push(Step { meets, pause, act });
             }
-            _ => bail!("a line begins with cpus, before, or thread"),
+            _ => bail!("a line begins with cpus, times, before, or thread"),
         }
         Ok(())
     }
@@ -248,20 +349,29 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "cpus one
+times 3
 before MAP 0x40000000+0x4000 rw
 thread 0 after 12 UNMAP_BITMAP 0x40000000+0x4000
 thread 1 after 0 GENERATE 0x40000000 0x4000 4 7
 thread 1 after 9 HALT
-thread 1 after 0 device 1 CLOSE
+thread 1 meets after 0 device 1 CLOSE
+thread 1 after 0 device 1 OPEN
+thread 2 after 0 JOIN_IOMMU
+thread 2 after 0 LEAVE_IOMMU
 ";
 
     #[test]
     fn what_is_shown_can_be_read() {
         let round: Round = TEXT.parse().unwrap();
         assert_eq!(round.to_string(), TEXT);
-        assert!(round.is_storm());
+        assert_eq!(round.kind(), Kind::Hammer);
         let shorter = round.without(|lane, i| (lane, i) != (1, 0)).unwrap();
-        assert_eq!(shorter.len(), 3);
+        assert_eq!(shorter.len(), 6);
+        // Each time begins as the first did.
+        assert!(round.without(|lane, i| (lane, i) != (1, 3)).is_none());
+        assert!(round.without(|lane, i| (lane, i) != (2, 1)).is_none());
+        let once = Round { times: 1, ..round.without(|lane, _| lane != 2).unwrap() };
+        assert_eq!(once.kind(), Kind::Storm);
         assert!("thread 0 after 0 device 0 OPEN".parse::<Round>().is_err());
         assert!("thread 9 after 0 START".parse::<Round>().is_err());
     }

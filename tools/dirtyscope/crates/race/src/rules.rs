@@ -66,7 +66,7 @@ impl<'a> Page<'a> {
                 }
                 return;
             }
-            Act::Halt => return,
+            Act::Halt | Act::JoinIommu | Act::LeaveIommu => return,
             Act::Op(op) => op,
         };
         let touches = op.range().is_some_and(|(start, size)| {
@@ -198,30 +198,6 @@ fn after<'a>(
     later.min_by_key(|other| other.time.start)
 }
 
-/// How many of the acts of threads were in progress while another thread's was that is about a mapping
-/// that they are about, too.
-pub fn count_overlapping(records: &[Record]) -> usize {
-    let range = |record: &Record| match &record.act {
-        Act::Op(op) => op.range(),
-        Act::Generate(config) => Some((config.iova, config.length)),
-        Act::Halt => None,
-    };
-    let places = |record: &Record| {
-        let (start, size) = range(record).unwrap_or((0, 0));
-        let end = start + size;
-        (0..crate::plan::PLACES.len()).fold(0u8, |all, i| {
-            let (at, len) = crate::plan::place(i);
-            if start < at + len && at < end { all | (1 << i) } else { all }
-        })
-    };
-    let all: Vec<_> = records.iter().filter(|r| r.lane.is_some()).map(|r| (r, places(r))).collect();
-    let overlaps = |&&(one, mine): &&(&Record, u8)| {
-        all.iter()
-            .any(|&(other, its)| one.lane != other.lane && mine & its != 0 && one.overlaps(other))
-    };
-    all.iter().filter(overlaps).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,13 +253,5 @@ mod tests {
         pattern::fill(&mut bytes, 7, iova);
         assert_eq!(check(&[write(1..2)], iova, Some(&bytes)), None);
         assert!(check(&[], iova, Some(&bytes)).is_some());
-    }
-
-    #[test]
-    fn overlap_is_of_time_and_mapping() {
-        let (iova, size) = place(1);
-        let elsewhere = record(0, 3..4, Op::get_bitmap(iova, size), None);
-        assert_eq!(count_overlapping(&[write(1..5), read(2..3, 0), elsewhere]), 2);
-        assert_eq!(count_overlapping(&[write(1..2), read(3..4, 0)]), 0);
     }
 }

@@ -6,20 +6,20 @@ use crate::{
     finding,
     generate::Generator,
     linear::{self, Counted, Found},
-    live::{self, Counters, World},
-    plan::{Act, PLACES, Round, SMALL, place},
-    record::{Marks, Record},
+    live::{self, Counters, Past, World},
+    plan::{Act, Kind, PLACES, Round, SMALL, place},
+    record::{Marks, Record, count_overlapping},
     rules,
     state::State,
+    tally::Done,
 };
 use anyhow::{Result, ensure};
 use dirty_model::Limits;
 use events::Event;
-use harness::{Context, Devices, Log, Progress, worker};
+use harness::{Context, Devices, Log, Progress, Skip, worker};
 use mdev_dma::PAGE;
 use serde::{Deserialize, Serialize};
 use std::{
-    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -28,6 +28,7 @@ use std::{
 };
 use testbed::limits_of;
 use uuid::Uuid;
+use vfio_client::DeviceNode;
 
 /// Rounds on one container.
 const CONTAINER_ROUNDS: u64 = 200;
@@ -46,27 +47,8 @@ pub enum Message {
     Failed { what: String, program: String },
 }
 
-/// What was done.
-#[derive(Default)]
-struct Done {
-    ops: u64,
-    overlapping: u64,
-    rounds: u64,
-    histories: u64,
-    undecided: u64,
-}
-
-impl fmt::Display for Done {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Self { ops, overlapping, rounds, histories, undecided } = self;
-        let percent = 100 * overlapping / ops.max(1);
-        write!(
-            f,
-            "{ops} operations, {overlapping} ({percent} %) overlap with another on the same mapping; \
-             {rounds} rounds, {histories} histories against the model, {undecided} undecided"
-        )
-    }
-}
+/// The driver that a group with an IOMMU has, none of whose devices is used.
+const VFIO_PCI: &str = "vfio-pci";
 
 /// A worker's work.
 pub struct Session {
@@ -74,8 +56,10 @@ pub struct Session {
     world: Option<(World, Begin)>,
     devices: Mutex<Devices>,
     log: Mutex<Log>,
-    marks: Marks,
+    marks: Arc<Marks>,
     threads: usize,
+    /// How a group with an IOMMU is called, if this machine has one.
+    iommu: Option<DeviceNode>,
     rounds_left: u64,
     done: Done,
     progress: Progress,
@@ -98,7 +82,13 @@ impl Session {
     ) -> Result<Self> {
         let (devices, log) = (Mutex::new(Devices::new(device)?), Mutex::new(log));
         let (world, rounds_left, done, progress) = (None, 0, Done::default(), Progress::new());
-        Ok(Self { devices, log, marks, threads, world, rounds_left, done, progress, stop })
+        let (iommu, marks) = (group_with_iommu(&Context::quiet(&devices, &log))?, Arc::new(marks));
+        Ok(Self { devices, log, marks, threads, iommu, world, rounds_left, done, progress, stop })
+    }
+
+    /// Whether this machine has a group with an IOMMU.
+    pub fn has_iommu(&self) -> bool {
+        self.iommu.is_some()
     }
 
     /// Does rounds, so many operations or for so long. Returns the shortest that fails, if one does.
@@ -110,7 +100,7 @@ impl Session {
         repeat: u32,
     ) -> Result<Message> {
         let start = Instant::now();
-        while self.done.ops < ops && seconds.is_none_or(|limit| start.elapsed() < limit) {
+        while self.done.ops() < ops && seconds.is_none_or(|limit| start.elapsed() < limit) {
             let round = generator.round();
             if let Some(what) = self.attempt(&round)? {
                 return self.shrink(round, what, repeat);
@@ -190,59 +180,27 @@ impl Session {
         }
         self.rounds_left -= 1;
         let Some((world, begin)) = &mut self.world else { return Ok(None) };
-        world.clear_memory();
-        let marks = &self.marks;
-        let mut records = Vec::new();
-        for op in &round.setup {
-            records.push(world.alone(marks, op)?);
-        }
-        records.extend(world.together(marks, round)?);
-        self.done.overlapping += rules::count_overlapping(&records) as u64;
-        for op in live::last_reads() {
-            records.push(world.alone(marks, &op)?);
-        }
-        let counters = world.counters()?;
-        let after = records.len();
-        for op in live::clean_up() {
-            records.push(world.alone(marks, &op)?);
-        }
-        for op in world.missing() {
-            records.push(world.alone(marks, &op)?);
-        }
-        self.done.ops += records.len() as u64;
-        self.done.rounds += 1;
-
-        let mut wrong = wrong_at_the_end(world, begin)?;
-        if wrong.is_none() {
-            wrong = broken_rule(world, &records);
-        }
-        if wrong.is_none() && !round.is_storm() {
-            self.done.histories += 1;
-            let besides = begin.counters.locked;
-            let counted = Counted { after, counters, besides, overwrites: false };
-            match linear::search(&begin.state, &records, &counted) {
-                Found::Order => {}
-                Found::Undecided => self.done.undecided += 1,
-                Found::None { stuck } => {
-                    let stuck = stuck.join("\n  ");
-                    wrong =
-                        Some(format!("no order of these gives these answers; none has\n  {stuck}"));
-                }
-            }
-        }
+        let (did, counted) = perform(world, begin, round, &mut self.done)?;
+        let started = Instant::now();
+        let wrong = match wrong_at_the_end(world, begin)? {
+            None => wrong_in(round.kind(), world, begin, &did, &counted, &mut self.done),
+            wrong => wrong,
+        };
+        self.done.checks += started.elapsed();
         if self.progress.is_due() {
             self.say(self.done.to_string())?;
         }
         let Some(what) = wrong else { return Ok(None) };
         // What is left of it may be anything.
         self.rounds_left = 0;
-        Ok(Some(format!("{what}\nhistory:\n{}", history(&records))))
+        Ok(Some(format!("{what}\nhistory:\n{}", history(&did))))
     }
 
     fn new_world(&self) -> Result<(World, Begin)> {
         let context = Context::quiet(&self.devices, &self.log);
-        let world = World::new(&context, self.threads)?;
-        let limits = world.device(0)?.limits()?;
+        let (iommu, marks) = (self.iommu.clone(), self.marks.clone());
+        let world = World::new(&context, self.threads, iommu, marks)?;
+        let limits = world.limits()?;
         let limits: Limits = limits_of(limits.max_pins, limits.max_length);
         let counters = world.counters()?;
         let state = State::new(self.threads, counters.dma_avail as u32, limits);
@@ -269,6 +227,74 @@ impl Session {
     }
 }
 
+/// A group with an IOMMU, with a driver that lets it join a container, if this machine has one.
+fn group_with_iommu(context: &Context<'_>) -> Result<Option<DeviceNode>> {
+    let function = match context.edus() {
+        Ok(edus) => edus.singles[0].clone(),
+        Err(error) if error.is::<Skip>() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    function.bind(VFIO_PCI)?;
+    Ok(Some(function.node()?))
+}
+
+/// Does a round, what comes before it and what comes after. Returns all that was done, and what was counted.
+fn perform(
+    world: &mut World,
+    begin: &Begin,
+    round: &Round,
+    done: &mut Done,
+) -> Result<(Vec<Record>, Counted)> {
+    world.clear_memory();
+    let setup: Result<Vec<_>> = round.setup.iter().map(|op| world.alone(op)).collect();
+    let mut all = setup?;
+    let started = Instant::now();
+    let Past { records, mut spans } = world.together(round)?;
+    done.at_work += started.elapsed();
+    all.extend(records);
+    for op in live::last_reads() {
+        all.push(world.alone(&op)?);
+    }
+    let (after, counters, besides) = (all.len(), world.counters()?, begin.counters.locked);
+    for op in live::clean_up().into_iter().chain(world.missing()) {
+        all.push(world.alone(&op)?);
+    }
+    done.count(round.kind(), spans.len(), count_overlapping(&mut spans));
+    Ok((all, Counted { after, counters, besides, overwrites: false }))
+}
+
+/// What is wrong with a round of this kind, if anything is.
+fn wrong_in(
+    kind: Kind,
+    world: &World,
+    begin: &Begin,
+    records: &[Record],
+    counted: &Counted,
+    done: &mut Done,
+) -> Option<String> {
+    if kind == Kind::Hammer {
+        return None;
+    }
+    let broken = broken_rule(world, records);
+    if broken.is_some() || kind == Kind::Storm {
+        return broken;
+    }
+    done.histories += 1;
+    match linear::search(&begin.state, records, counted) {
+        Found::Order => None,
+        Found::Undecided => {
+            done.undecided += 1;
+            None
+        }
+        Found::None { stuck } => {
+            let overwrites = Counted { overwrites: true, ..counted.clone() };
+            let so = linear::search(&begin.state, records, &overwrites) == Found::Order;
+            let (known, stuck) = (if so { finding::D25 } else { "" }, stuck.join("\n  "));
+            Some(format!("no order of these gives these answers{known}; none has\n  {stuck}"))
+        }
+    }
+}
+
 /// Whether anything is left when all was undone.
 fn wrong_at_the_end(world: &World, begin: &Begin) -> Result<Option<String>> {
     let counters = world.counters()?;
@@ -283,7 +309,7 @@ fn broken_rule(world: &World, records: &[Record]) -> Option<String> {
         let range = |record: &Record| match &record.act {
             Act::Op(op) => op.range(),
             Act::Generate(config) => Some((config.iova, config.length)),
-            Act::Halt => None,
+            _ => None,
         };
         let inside = |record: &Record| {
             range(record)

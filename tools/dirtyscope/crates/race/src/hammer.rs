@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Rounds that do the same few things again and again, so that two of them meet in a moment that is
+//! short: each aims at what a lock of type1 keeps apart. Its answers aren't held against the model; a
+//! kernel that goes wrong there says so, hangs, or has something left at the end.
+
+use crate::{
+    generate::{Avoid, Rng, map, told_last},
+    plan::{Act, CRUMBS, PLACES, Round, Step, place, whole},
+};
+use dirty_model::Protection;
+use mdev_dma::{Opcode, PAGE};
+use testbed::{Op, at};
+use vfio_client::Leave;
+
+/// What two threads do at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    /// Pin and unpin pages of one mapping.
+    Pins,
+    /// Begin or end tracking, and use the bitmap, map, or pin.
+    Tracking,
+    /// Write, read the bitmap, and pin and unpin.
+    Writes,
+    /// Have a group leave and join, and pin.
+    Groups,
+    /// Have a group with an IOMMU join and leave, and map, pin, or track.
+    Iommu,
+    /// Open and close devices, and unmap.
+    Opens,
+    /// Unmap, and map, what a third one pins.
+    Unmaps,
+    /// Pin what is being unmapped.
+    Repin,
+}
+
+impl Aim {
+    /// Those that are possible here, and meet nothing that is to be avoided.
+    fn all(avoid: Avoid, iommu: bool, threads: usize) -> Vec<Self> {
+        let mut all = vec![Self::Pins, Self::Tracking, Self::Writes, Self::Writes, Self::Groups];
+        all.extend(iommu.then_some(Self::Iommu));
+        all.extend((!avoid.d2).then_some(Self::Opens));
+        all.extend((!avoid.d2 && !avoid.d24).then_some(Self::Unmaps));
+        all.extend((!avoid.d24 && threads > 2).then_some(Self::Repin));
+        all
+    }
+}
+
+/// Fills a round that has threads with nothing to do yet.
+pub fn hammer(rng: &mut Rng, avoid: Avoid, iommu: bool, round: &mut Round) {
+    let all = Aim::all(avoid, iommu, round.lanes.len());
+    let aim = all[rng.below(all.len() as u64) as usize];
+    let make = match aim {
+        Aim::Pins => pins,
+        Aim::Tracking => tracking,
+        Aim::Writes => writes,
+        Aim::Groups => groups,
+        Aim::Iommu => with_iommu,
+        Aim::Opens => opens,
+        Aim::Unmaps => unmaps,
+        Aim::Repin => repin,
+    };
+    round.times = 20 + rng.below(60) as u32;
+    make(rng, round);
+    // Where there are fewer CPUs than threads, those that wait keep others from what they wait for.
+    if rng.one_of(2) {
+        round.lanes.iter_mut().flatten().for_each(|step| step.meets = false);
+    }
+}
+
+fn pins(rng: &mut Rng, round: &mut Round) {
+    let i = 1 + rng.below(2) as usize;
+    let (start, size) = place(i);
+    round.setup.push(map(i));
+    round.setup.extend((!rng.one_of(3)).then_some(Op::Start));
+    let (apart, lanes) = (rng.one_of(2), round.lanes.len() as u64);
+    for (lane, steps) in round.lanes.iter_mut().enumerate() {
+        // All the same pages, or each its own.
+        let own = size / PAGE / lanes * PAGE;
+        let (iova, length) = if apart { (start + lane as u64 * own, own) } else { (start, size) };
+        let act = |opcode| command(lane, opcode, iova, length);
+        steps.extend([meets(act(Opcode::Pin)), meets(act(Opcode::Unpin))]);
+    }
+}
+
+fn tracking(rng: &mut Rng, round: &mut Round) {
+    round.setup.extend(crumbs());
+    let pause = rng.below(100_000) as u32;
+    let stop = Step { pause, ..meets(Op::Stop) };
+    round.lanes[0].extend([meets(Op::Start), stop]);
+    let first = rng.below(3);
+    for lane in 1..round.lanes.len() {
+        round.lanes[lane] = match (first + lane as u64) % 3 {
+            0 => reads(),
+            1 => pins_crumbs(lane),
+            // Only one unmaps.
+            _ => maps(lane),
+        };
+    }
+}
+
+/// A write through pins takes no lock of type1: it goes on while the others take turns.
+fn writes(rng: &mut Rng, round: &mut Round) {
+    let (iova, size) = place(2);
+    round.setup.extend([map(2), Op::Start]);
+    let first = rng.below(4) as usize;
+    for (lane, steps) in round.lanes.iter_mut().enumerate() {
+        let command = |opcode| command(lane, opcode, iova, size);
+        steps.extend(match (first + lane) % 4 {
+            0 => {
+                round.setup.push(command(Opcode::Pin));
+                vec![meets(command(Opcode::Write)); 2]
+            }
+            1 => vec![meets(command(Opcode::DmaWrite)); 2],
+            2 => vec![meets(Op::get_bitmap(iova, size)); 2],
+            _ => vec![meets(command(Opcode::Pin)), meets(command(Opcode::Unpin))],
+        });
+    }
+}
+
+fn groups(_: &mut Rng, round: &mut Round) {
+    let device = 0;
+    round.setup.push(map(0));
+    round.lanes[0].push(meets(Op::Close { device }));
+    for _ in 0..8 {
+        round.lanes[0].push(once(Op::Leave { device, by: Leave::Unset }));
+        round.lanes[0].push(once(Op::Join { device }));
+    }
+    round.lanes[0].push(once(Op::Open { device }));
+    for (lane, steps) in round.lanes.iter_mut().enumerate().skip(1) {
+        let act = |opcode| command(lane, opcode, place(0).0, PAGE);
+        steps.push(meets(act(Opcode::Pin)));
+        for _ in 0..12 {
+            steps.extend([once(act(Opcode::Unpin)), once(act(Opcode::Pin))]);
+        }
+        steps.push(once(act(Opcode::Unpin)));
+    }
+}
+
+fn with_iommu(rng: &mut Rng, round: &mut Round) {
+    round.times = 5 + rng.below(10) as u32;
+    round.setup.push(map(2));
+    round.setup.extend(rng.one_of(2).then(crumbs).into_iter().flatten());
+    let pause = rng.below(100_000) as u32;
+    let [join, leave] =
+        [Act::JoinIommu, Act::LeaveIommu].map(|act| Step { meets: true, ..Step::new(act) });
+    round.lanes[0].extend([join, Step { pause, ..leave }]);
+    let first = rng.below(3);
+    for lane in 1..round.lanes.len() {
+        round.lanes[lane] = match (first + lane as u64) % 3 {
+            0 => vec![meets(Op::Start), meets(Op::Stop)],
+            1 => {
+                let (iova, size) = place(2);
+                let act = |opcode| meets(command(lane, opcode, iova, size));
+                vec![act(Opcode::Pin), act(Opcode::Unpin)]
+            }
+            _ => maps(lane),
+        };
+    }
+}
+
+fn opens(rng: &mut Rng, round: &mut Round) {
+    round.setup.push(map(1));
+    // What one of the others unmaps has them told to unpin.
+    let unmaps = rng.one_of(2);
+    for (device, steps) in round.lanes.iter_mut().enumerate() {
+        if device == 0 && unmaps {
+            let (iova, size) = place(2);
+            let pin = once(command(device, Opcode::Pin, iova, size));
+            steps.extend([meets(map(2)), pin, meets(Op::unmap(iova, size))]);
+            continue;
+        }
+        if unmaps {
+            let (iova, size) = place(1);
+            steps.push(meets(command(device, Opcode::Pin, iova, size)));
+        }
+        let pause = if unmaps { rng.below(50_000) as u32 } else { 0 };
+        let close = Step { pause, ..meets(Op::Close { device }) };
+        steps.extend([close, meets(Op::Open { device })]);
+    }
+}
+
+fn unmaps(rng: &mut Rng, round: &mut Round) {
+    let i = 1 + rng.below(2) as usize;
+    let (iova, size) = place(i);
+    for (lane, steps) in round.lanes.iter_mut().enumerate() {
+        if lane < 2 {
+            steps.extend([meets(map(i)), meets(Op::unmap(iova, size))]);
+        } else {
+            steps.extend(vec![once(command(lane, Opcode::Pin, iova, size)); 4]);
+        }
+    }
+}
+
+/// One device takes long to unpin, others pin a page meanwhile.
+fn repin(rng: &mut Rng, round: &mut Round) {
+    let (iova, size) = place(2);
+    let pause = rng.below(200_000) as u32;
+    let unmap = Step { pause, ..once(Op::unmap(iova, size)) };
+    round.lanes[0].extend([once(map(2)), unmap]);
+    let slow = 1 + rng.below(round.lanes.len() as u64 - 1) as usize;
+    round.setup.extend(told_last(slow, round.lanes.len()));
+    for (lane, steps) in round.lanes.iter_mut().enumerate().skip(1) {
+        let (length, times) = if lane == slow { (size, 4) } else { (PAGE, 16) };
+        steps.extend(vec![once(command(lane, Opcode::Pin, iova, length)); times]);
+    }
+}
+
+/// Maps, writes and unmaps.
+fn maps(lane: usize) -> Vec<Step> {
+    let (iova, size) = place(0);
+    vec![
+        meets(map(0)),
+        once(command(lane, Opcode::DmaWrite, iova, size)),
+        once(Op::get_bitmap(iova, size)),
+        meets(Op::unmap(iova, size)),
+    ]
+}
+
+/// Reads the bitmap of everything.
+fn reads() -> Vec<Step> {
+    let (iova, size) = whole();
+    vec![meets(Op::get_bitmap(iova, size)); 2]
+}
+
+fn pins_crumbs(lane: usize) -> Vec<Step> {
+    let (iova, size) = place(CRUMBS);
+    let act = |opcode| meets(command(lane, opcode, iova, size));
+    vec![act(Opcode::Pin), act(Opcode::Unpin)]
+}
+
+/// Many mappings, of a page each.
+fn crumbs() -> impl Iterator<Item = Op> {
+    PLACES[CRUMBS].clone().map(|page| Op::map(at(page, 0), PAGE, Protection::READ_WRITE))
+}
+
+/// Done when the others have come as far.
+fn meets(op: Op) -> Step {
+    Step { meets: true, ..once(op) }
+}
+
+/// Done at once.
+fn once(op: Op) -> Step {
+    Step::new(Act::Op(op))
+}
+
+fn command(device: usize, opcode: Opcode, iova: u64, length: u64) -> Op {
+    let seed = matches!(opcode, Opcode::Write | Opcode::DmaWrite).into();
+    Op::Command { device, op: opcode as u32, iova, length, seed }
+}
