@@ -128,7 +128,7 @@ impl Generator {
     fn again(&mut self, round: &mut Round) {
         round.setup.extend([map(0), map(2), Op::Start, self.write(0, place(0))]);
         // What is pinned several times takes longer to unpin.
-        for device in [0, 1].repeat(4) {
+        for device in [0, 1].repeat(16) {
             let ((iova, length), op) = (place(2), Opcode::Pin as u32);
             round.setup.push(Op::Command { device, op, iova, length, seed: 0 });
         }

@@ -6,7 +6,7 @@
 
 use crate::{
     generate::{Avoid, Rng, map, told_last},
-    plan::{Act, CRUMBS, PLACES, Round, Step, place, whole},
+    plan::{Act, CRUMBS, PLACES, Round, SMALL, Step, place, whole},
 };
 use dirty_model::Protection;
 use mdev_dma::{Opcode, PAGE};
@@ -192,17 +192,19 @@ fn unmaps(rng: &mut Rng, round: &mut Round) {
     }
 }
 
-/// One device takes long to unpin, others pin a page meanwhile.
+/// One device takes long to unpin, others pin a page meanwhile: as long as the unmap takes, whatever that is.
 fn repin(rng: &mut Rng, round: &mut Round) {
-    let (iova, size) = place(2);
-    let pause = rng.below(200_000) as u32;
-    let unmap = Step { pause, ..once(Op::unmap(iova, size)) };
-    round.lanes[0].extend([once(map(2)), unmap]);
-    let slow = 1 + rng.below(round.lanes.len() as u64 - 1) as usize;
+    let i = if rng.one_of(2) { 2 } else { SMALL };
+    let (iova, size) = place(i);
+    (round.times, round.lanes[0]) = (2 + rng.below(3) as u32, vec![once(map(i))]);
+    let pause = if i == SMALL { 3_000_000 } else { 100_000 };
+    round.lanes[0].push(Step { pause, ..once(Op::unmap(iova, size)) });
+    let slow = 1;
     round.setup.extend(told_last(slow, round.lanes.len()));
     for (lane, steps) in round.lanes.iter_mut().enumerate().skip(1) {
-        let (length, times) = if lane == slow { (size, 4) } else { (PAGE, 16) };
-        steps.extend(vec![once(command(lane, Opcode::Pin, iova, length)); times]);
+        let length = if lane == slow { size } else { PAGE };
+        let pause = if lane != slow && i == SMALL { 500_000 } else { 0 };
+        steps.push(Step { pause, ..once(command(lane, Opcode::Pin, iova, length)) });
     }
 }
 

@@ -215,29 +215,31 @@ impl Lane {
         let Job { round, meeting } = job;
         let number = self.number;
         let steps = &round.lanes[number];
+        let follows = round.follows(number);
         shared.settle(number, round.cpus)?;
         let mut past = Past::default();
         past.records.reserve(steps.len());
-        past.spans.reserve(steps.len() * round.times as usize);
-        let leaves = meeting.begin(number);
-        for left in (0..round.times).rev() {
+        let member = meeting.begin(number);
+        let mut left = round.times;
+        loop {
+            left = left.saturating_sub(1);
+            past.records.clear();
             for (i, step) in steps.iter().enumerate() {
                 if step.meets {
-                    leaves.meet();
+                    member.meet();
                 }
-                let (answer, written, time) = self.step(shared, i, step, left == 0)?;
-                past.spans.push(Span {
-                    lane: number,
-                    time: time.clone(),
-                    places: places(&step.act),
-                });
-                if left == 0 {
-                    let (lane, act) = (Some(number), step.act.clone());
-                    past.records.push(Record { lane, act, time, answer, written });
-                }
+                let asks = left == 0 && !follows;
+                let (answer, written, time) = self.step(shared, i, step, asks)?;
+                let (lane, places) = (number, places(&step.act));
+                past.spans.push(Span { lane, time: time.clone(), places });
+                let (lane, act) = (Some(number), step.act.clone());
+                past.records.push(Record { lane, act, time, answer, written });
+            }
+            let ends = if follows { meeting.has_ended(0) } else { left == 0 };
+            if ends {
+                return Ok(past);
             }
         }
-        Ok(past)
     }
 
     /// Does step number `i`. Returns what came of it, of commands if anybody asks only, and when it was.

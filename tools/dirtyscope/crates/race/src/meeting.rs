@@ -39,6 +39,11 @@ impl Meeting {
         member.wait(None);
         member
     }
+
+    /// Whether a thread takes part no more.
+    pub fn has_ended(&self, number: usize) -> bool {
+        self.came[number].load(SeqCst) == ENDED
+    }
 }
 
 impl Member<'_> {
@@ -86,6 +91,7 @@ mod tests {
             assert!(late.load(SeqCst));
             // Nobody else is there any more, or comes.
             member.meet();
+            assert!(!meeting.has_ended(0) && meeting.has_ended(1));
         });
     }
 

@@ -94,7 +94,8 @@ pub enum Cpus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Round {
     pub cpus: Cpus,
-    /// How often each thread does all that it has to do.
+    /// How often the first thread does all that it has to do. If that is more than once, the others do what
+    /// they have to do again and again until it has.
     pub times: u32,
     pub setup: Vec<Op>,
     pub lanes: Vec<Vec<Step>>,
@@ -128,6 +129,11 @@ impl Round {
         } else {
             Kind::History
         }
+    }
+
+    /// Whether a thread goes on until the first has ended.
+    pub fn follows(&self, lane: usize) -> bool {
+        self.times > 1 && lane > 0
     }
 
     fn is_storm(&self) -> bool {
