@@ -80,7 +80,7 @@ impl Generator {
                 self.storm(&mut round)
             }
             1..=5 => hammer(&mut self.rng, self.avoid, self.iommu, &mut round),
-            6 if !self.avoid.d24 && !self.avoid.d25 => self.again(&mut round),
+            6 if !self.avoid.d25 => self.again(&mut round),
             _ => self.mixed(&mut round),
         }
         round

@@ -14,7 +14,7 @@ use crate::{
     record::Record,
     state::State,
 };
-use dirty_model::{Bitmap, Errno, Errnos};
+use dirty_model::{Bitmap, DeviceId, Errno, Errnos};
 use mdev_dma::{Opcode, PAGE};
 use std::{
     collections::{BTreeMap, HashSet, hash_map::DefaultHasher},
@@ -119,7 +119,8 @@ impl Search<'_> {
                 }
             }
         }
-        next.iter().any(|&i| self.half_done(&node, i).into_iter().any(|after| self.goes_on(after)))
+        next.iter()
+            .any(|&i| self.half_done(&node, i, &next).into_iter().any(|after| self.goes_on(after)))
     }
 
     /// Those that can be next: none that isn't done ended before they began. First who ended first.
@@ -195,16 +196,43 @@ impl Search<'_> {
         }
     }
 
+    /// Whether one of those that can be next, but `i`, tells by its answer which of these pins there are.
+    fn are_seen(&self, pins: &[(DeviceId, u64)], i: usize, next: &[usize]) -> bool {
+        let sees = |op: &Op| match *op {
+            Op::Map { .. } | Op::Stop | Op::Join { .. } | Op::Leave { .. } | Op::Open { .. } => {
+                false
+            }
+            Op::Command { op, .. }
+                if matches!(operation(op), Some(Opcode::DmaWrite | Opcode::DmaRead)) =>
+            {
+                false
+            }
+            _ => op.range().is_none_or(|(iova, size)| {
+                pins.iter().any(|&(_, page)| page < iova + size && iova < page + PAGE)
+            }),
+        };
+        let others = next.iter().filter(|&&other| other != i);
+        others.map(|&other| &self.records[other].act).any(|act| match act {
+            Act::Op(op) => sees(op),
+            _ => true,
+        })
+    }
+
     /// What is after a part of record `i`.
-    fn half_done(&self, node: &Node, i: usize) -> Vec<Node> {
+    fn half_done(&self, node: &Node, i: usize, next: &[usize]) -> Vec<Node> {
+        // Who sees nothing of them doesn't care which pins there still are.
+        let revoked = |pins: &[(DeviceId, u64)]| match self.are_seen(pins, i, next) {
+            true => revoked(node, pins),
+            false => Vec::new(),
+        };
         if let Act::Op(Op::Close { device }) = self.records[i].act {
             let mut pins = node.state.pins_in(&(0..u64::MAX));
             let own = node.state.devices().find(|&(lane, _)| lane == device);
             pins.retain(|&(id, _)| own.is_some_and(|(_, own)| own == id));
-            return revoked(node, &pins);
+            return revoked(&pins);
         }
         let Some(range) = self.unmapped_by(i) else { return Vec::new() };
-        let mut nodes = revoked(node, &node.state.pins_in(&range));
+        let mut nodes = revoked(&node.state.pins_in(&range));
         let mut mappings = node.state.model.mappings().filter(|one| range.contains(&one.iova));
         // The first of several, or one that may be mapped again.
         let again = range.end - range.start > PLACE_MAX;
@@ -249,7 +277,7 @@ fn forget(bitmap: &mut Bitmap, offset: u64, size: u64) {
 const ANY_MAX: usize = 6;
 
 /// What is after some of these pins were taken back: those of a device at once, or of one page.
-fn revoked(node: &Node, pins: &[(dirty_model::DeviceId, u64)]) -> Vec<Node> {
+fn revoked(node: &Node, pins: &[(DeviceId, u64)]) -> Vec<Node> {
     let mut nodes = Vec::new();
     for of_device in pins.chunk_by(|a, b| a.0 == b.0) {
         let mut all = node.clone();
@@ -299,13 +327,13 @@ mod tests {
     }
 
     fn found(records: &[Record]) -> Found {
+        found_if(records, false)
+    }
+
+    fn found_if(records: &[Record], overwrites: bool) -> Found {
         let state = State::new(2, 100, limits_of(1000, 1 << 20));
         let counters = Counters { pins: vec![], dma_avail: 0, locked: 0 };
-        search(
-            &state,
-            records,
-            &Counted { after: usize::MAX, counters, besides: 0, overwrites: false },
-        )
+        search(&state, records, &Counted { after: usize::MAX, counters, besides: 0, overwrites })
     }
 
     fn begin() -> Vec<Record> {
@@ -352,5 +380,40 @@ mod tests {
         assert_eq!(found(&records), Found::Order);
         records.last_mut().unwrap().time = 21..22;
         assert!(matches!(found(&records), Found::None { .. }));
+    }
+
+    #[test]
+    fn what_an_unmap_forgets_of_many_pins_is_decided() {
+        let [(iova, size), (other, length)] = [place(0), place(2)];
+        let map = |at, size| Op::map(at, size, dirty_model::Protection::READ_WRITE);
+        let mut records = begin();
+        records.push(record(0, 5..6, map(other, length), good()));
+        records.push(record(0, 7..8, command(0, Opcode::DmaWrite), done(4096)));
+        for device in [0, 1] {
+            let op = Op::Command { device, op: Opcode::Pin as u32, iova: other, length, seed: 0 };
+            records.push(record(0, 9..10, op, done(length)));
+        }
+        // The second of these is mapped while the unmap waits for devices, and unmapped, too.
+        for (n, answer) in [Err(Errno::EEXIST), Ok(()), Err(Errno::EEXIST)].into_iter().enumerate()
+        {
+            let time = 12 + 2 * n as u64;
+            records.push(record(1, time..time + 1, map(iova, size), Answer::of(answer)));
+        }
+        let (all, pages) = (other + length - iova, (other + length - iova) / PAGE);
+        let mut bitmap = Bitmap::new(pages);
+        bitmap.set((other - iova) / PAGE..pages);
+        let count = 2 * size + length;
+        let mut unmapped = |lost: bool| {
+            if !lost {
+                bitmap.set(0..1);
+            }
+            let answer = Answer { count, bitmap: Some(bitmap.clone()), ..good() };
+            record(0, 11..30, Op::unmap_bitmap(iova, all), answer)
+        };
+        records.push(unmapped(true));
+        assert!(matches!(found(&records), Found::None { .. }));
+        assert_eq!(found_if(&records, true), Found::Order);
+        *records.last_mut().unwrap() = unmapped(false);
+        assert_eq!(found(&records), Found::Order);
     }
 }
