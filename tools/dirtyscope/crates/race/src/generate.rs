@@ -79,7 +79,7 @@ impl Generator {
                 round.lanes.resize(self.threads, Vec::new());
                 self.storm(&mut round)
             }
-            1..=5 => hammer(&mut self.rng, self.avoid, self.iommu, &mut round),
+            1..=5 => hammer(&mut self.rng, self.avoid, self.iommu, self.threads, &mut round),
             6 if !self.avoid.d25 => self.again(&mut round),
             _ => self.mixed(&mut round),
         }

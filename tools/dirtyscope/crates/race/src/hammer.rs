@@ -20,6 +20,8 @@ enum Aim {
     Pins,
     /// Begin or end tracking, and use the bitmap, map, or pin.
     Tracking,
+    /// Unmap what is pinned, with the bitmap, and end tracking.
+    Stops,
     /// Write, read the bitmap, and pin and unpin.
     Writes,
     /// Have a group leave and join, and pin.
@@ -39,6 +41,7 @@ impl Aim {
     fn all(avoid: Avoid, iommu: bool, threads: usize) -> Vec<Self> {
         let mut all = vec![Self::Pins, Self::Tracking, Self::Writes, Self::Writes, Self::Groups];
         all.extend(iommu.then_some(Self::Iommu));
+        all.extend((!avoid.d10).then_some(Self::Stops));
         all.extend((!avoid.d2).then_some(Self::Opens));
         all.extend((!avoid.d2 && !avoid.d24).then_some(Self::Unmaps));
         all.extend((!avoid.d24 && threads > 2).then_some(Self::Repin));
@@ -47,12 +50,17 @@ impl Aim {
 }
 
 /// Fills a round that has threads with nothing to do yet.
-pub fn hammer(rng: &mut Rng, avoid: Avoid, iommu: bool, round: &mut Round) {
-    let all = Aim::all(avoid, iommu, round.lanes.len());
+pub fn hammer(rng: &mut Rng, avoid: Avoid, iommu: bool, threads: usize, round: &mut Round) {
+    let all = Aim::all(avoid, iommu, threads);
     let aim = all[rng.below(all.len() as u64) as usize];
+    if aim == Aim::Repin {
+        // The more there are, the likelier one has a page pinned.
+        round.lanes.resize(threads, Vec::new());
+    }
     let make = match aim {
         Aim::Pins => pins,
         Aim::Tracking => tracking,
+        Aim::Stops => stops,
         Aim::Writes => writes,
         Aim::Groups => groups,
         Aim::Iommu => with_iommu,
@@ -60,7 +68,7 @@ pub fn hammer(rng: &mut Rng, avoid: Avoid, iommu: bool, round: &mut Round) {
         Aim::Unmaps => unmaps,
         Aim::Repin => repin,
     };
-    round.times = 20 + rng.below(60) as u32;
+    round.times = 5 + rng.below(20) as u32;
     make(rng, round);
     // Where there are fewer CPUs than threads, those that wait keep others from what they wait for.
     if rng.one_of(2) {
@@ -95,6 +103,21 @@ fn tracking(rng: &mut Rng, round: &mut Round) {
             1 => pins_crumbs(lane),
             // Only one unmaps.
             _ => maps(lane),
+        };
+    }
+}
+
+fn stops(rng: &mut Rng, round: &mut Round) {
+    let (iova, size) = place(2);
+    let pin = once(command(0, Opcode::Pin, iova, size));
+    let pause = rng.below(50_000) as u32;
+    let unmap = Step { pause, ..meets(Op::unmap_bitmap(iova, size)) };
+    round.lanes[0].extend([meets(map(2)), pin, unmap]);
+    for lane in 1..round.lanes.len() {
+        round.lanes[lane] = match lane % 3 {
+            1 => vec![meets(Op::Start), meets(Op::Stop)],
+            2 => vec![meets(command(lane, Opcode::DmaWrite, iova, size))],
+            _ => reads(),
         };
     }
 }
@@ -138,7 +161,7 @@ fn groups(_: &mut Rng, round: &mut Round) {
 }
 
 fn with_iommu(rng: &mut Rng, round: &mut Round) {
-    round.times = 5 + rng.below(10) as u32;
+    round.times = 2 + rng.below(5) as u32;
     round.setup.push(map(2));
     round.setup.extend(rng.one_of(2).then(crumbs).into_iter().flatten());
     let pause = rng.below(100_000) as u32;
@@ -194,7 +217,7 @@ fn unmaps(rng: &mut Rng, round: &mut Round) {
 
 /// One device takes long to unpin, others pin a page meanwhile: as long as the unmap takes, whatever that is.
 fn repin(rng: &mut Rng, round: &mut Round) {
-    let i = if rng.one_of(2) { 2 } else { SMALL };
+    let i = if rng.one_of(3) { 2 } else { SMALL };
     let (iova, size) = place(i);
     (round.times, round.lanes[0]) = (2 + rng.below(3) as u32, vec![once(map(i))]);
     let pause = if i == SMALL { 3_000_000 } else { 100_000 };
