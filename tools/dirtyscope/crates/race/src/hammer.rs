@@ -39,7 +39,9 @@ enum Aim {
 impl Aim {
     /// Those that are possible here, and meet nothing that is to be avoided.
     fn all(avoid: Avoid, iommu: bool, threads: usize) -> Vec<Self> {
-        let mut all = vec![Self::Pins, Self::Tracking, Self::Writes, Self::Writes, Self::Groups];
+        // Those twice that overlap most, or need most to be met.
+        let mut all = vec![Self::Pins, Self::Groups];
+        all.extend([Self::Tracking, Self::Writes].repeat(2));
         all.extend(iommu.then_some(Self::Iommu));
         all.extend((!avoid.d10).then_some(Self::Stops));
         all.extend((!avoid.d2).then_some(Self::Opens));

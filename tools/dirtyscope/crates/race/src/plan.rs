@@ -17,7 +17,7 @@ pub const LANES_MAX: usize = 4;
 /// Where mappings may be, in pages: each at a multiple of what PIN and `vfio_dma_rw()` are cut at.
 /// The fourth is so large that it takes long to pin: others get a turn meanwhile. In the last each page
 /// is a mapping of its own: what has to do with all mappings takes long.
-pub const PLACES: [Range<u64>; 5] = [0..4, 64..72, 128..192, 4096..8192, 256..320];
+pub const PLACES: [Range<u64>; 5] = [0..4, 64..72, 128..192, 4096..8192, 256..384];
 
 /// So many of them are small.
 pub const SMALL: usize = 3;
