@@ -80,7 +80,7 @@ impl Generator {
                 self.storm(&mut round)
             }
             1..=5 => hammer(&mut self.rng, self.avoid, self.iommu, self.threads, &mut round),
-            6 if !self.avoid.d25 => self.again(&mut round),
+            6 | 7 if !self.avoid.d25 => self.again(&mut round),
             _ => self.mixed(&mut round),
         }
         round
@@ -126,7 +126,8 @@ impl Generator {
     /// One thread unmaps several mappings, and waits for devices before the second: others map meanwhile what
     /// it has unmapped, write and read.
     fn again(&mut self, round: &mut Round) {
-        round.setup.extend([map(0), map(2), Op::Start, self.write(0, place(0))]);
+        let (first, _) = place(0);
+        round.setup.extend([map(0), map(2), Op::Start, self.write(0, first)]);
         // What is pinned several times takes longer to unpin.
         for device in [0, 1].repeat(16) {
             let ((iova, length), op) = (place(2), Opcode::Pin as u32);
@@ -137,9 +138,13 @@ impl Generator {
         round.lanes[0].push(Step { meets: true, ..Step::new(unmap) });
         for lane in 1..round.lanes.len() {
             for n in 0..12 {
-                let op = match self.rng.below(if lane == 1 { 1 } else { 3 }) {
+                let op = match self.rng.below(if lane == 1 { 2 } else { 3 }) {
                     0 => map(0),
-                    1 => self.write(lane, place(0)),
+                    // Pages that nobody has written before.
+                    1 => {
+                        let page = 1 + self.rng.below(3);
+                        self.write(lane, first + page * PAGE)
+                    }
                     _ => Op::get_bitmap(place(0).0, place(0).1),
                 };
                 let pause = self.rng.below(100_000) as u32;
@@ -148,7 +153,9 @@ impl Generator {
         }
     }
 
-    fn write(&mut self, device: usize, (iova, length): (u64, u64)) -> Op {
+    /// Writes a page.
+    fn write(&mut self, device: usize, iova: u64) -> Op {
+        let length = PAGE;
         let (op, seed) = (Opcode::DmaWrite as u32, (self.rng.next() >> 32) | 1);
         Op::Command { device, op, iova, length, seed }
     }
