@@ -204,9 +204,7 @@ impl<A: RegisterAccess> MdevDma<A> {
 
     /// Writes the arguments of the next command.
     pub fn prepare(&self, iova: u64, length: u64, seed: u64) -> Result<(), A::Error> {
-        self.write(uapi::RUST_MDEV_DMA_REG_IOVA, Width::Quad, iova)?;
-        self.write(uapi::RUST_MDEV_DMA_REG_LENGTH, Width::Quad, length)?;
-        self.write(uapi::RUST_MDEV_DMA_REG_SEED, Width::Quad, seed)
+        self.0.write_all(uapi::RUST_MDEV_DMA_REG_IOVA, &arguments(iova, length, seed))
     }
 
     /// Writes COMMAND, the doorbell: an operation's number, with `RUST_MDEV_DMA_COMMAND_*`.
@@ -223,8 +221,9 @@ impl<A: RegisterAccess> MdevDma<A> {
         length: u64,
         seed: u64,
     ) -> Result<Outcome, A::Error> {
-        self.prepare(iova, length, seed)?;
-        self.write_command(command)?;
+        let [iova, length, seed] = arguments(iova, length, seed);
+        let command = (Width::Long, command.into());
+        self.0.write_all(uapi::RUST_MDEV_DMA_REG_IOVA, &[iova, length, seed, command])?;
         self.outcome()
     }
 
@@ -242,22 +241,24 @@ impl<A: RegisterAccess> MdevDma<A> {
 
     /// How the last command ended, or that it is in progress.
     pub fn outcome(&self) -> Result<Outcome, A::Error> {
-        Ok(Outcome {
-            status: self.read_long(uapi::RUST_MDEV_DMA_REG_STATUS)?,
-            count: self.read(uapi::RUST_MDEV_DMA_REG_COUNT, Width::Quad)?,
-            digest: self.read(uapi::RUST_MDEV_DMA_REG_DIGEST, Width::Quad)?,
-        })
+        // STATUS, COUNT, DIGEST
+        let widths = [Width::Long, Width::Quad, Width::Quad];
+        let [status, count, digest] = self.0.read_all(uapi::RUST_MDEV_DMA_REG_STATUS, widths)?;
+        Ok(Outcome { status: status as u32, count, digest })
     }
 
     /// Waits for the end of the command that is in progress, which it still is if that takes too long.
     pub fn wait(&self, timeout: Duration) -> Result<Outcome, A::Error> {
         let begin = Instant::now();
+        // Most take no longer than it takes to be run at all.
+        let mut pause = Duration::from_micros(5);
         loop {
             let outcome = self.outcome()?;
             if !outcome.is_in_progress() || begin.elapsed() > timeout {
                 return Ok(outcome);
             }
-            thread::sleep(Duration::from_micros(100));
+            thread::sleep(pause);
+            pause = (2 * pause).min(Duration::from_micros(100));
         }
     }
 
@@ -315,4 +316,9 @@ impl<A: RegisterAccess> MdevDma<A> {
     pub fn dma_read(&self, iova: u64, length: u64) -> Result<Outcome, A::Error> {
         self.run(Opcode::DmaRead as u32, iova, length, 0)
     }
+}
+
+/// IOVA, LENGTH and SEED, as they follow one another.
+fn arguments(iova: u64, length: u64, seed: u64) -> [(Width, u64); 3] {
+    [iova, length, seed].map(|value| (Width::Quad, value))
 }

@@ -37,6 +37,30 @@ pub trait RegisterAccess {
 
     /// Writes a register, or part of one.
     fn write(&self, register: u32, width: Width, value: u64) -> Result<(), Self::Error>;
+
+    /// Reads registers that follow one another, `register` the first of them, each by an access of its own.
+    fn read_all<const N: usize>(
+        &self,
+        register: u32,
+        widths: [Width; N],
+    ) -> Result<[u64; N], Self::Error> {
+        let (mut values, mut next) = ([0; N], register);
+        for (value, width) in values.iter_mut().zip(widths) {
+            *value = self.read(next, width)?;
+            next += width as u32;
+        }
+        Ok(values)
+    }
+
+    /// The same for writing.
+    fn write_all(&self, register: u32, values: &[(Width, u64)]) -> Result<(), Self::Error> {
+        let mut next = register;
+        for &(width, value) in values {
+            self.write(next, width, value)?;
+            next += width as u32;
+        }
+        Ok(())
+    }
 }
 
 /// BAR 0 of an open VFIO device: registers by its file descriptor.
@@ -83,6 +107,38 @@ impl RegisterAccess for DeviceFile {
     fn write(&self, register: u32, width: Width, value: u64) -> Result<()> {
         let bytes = value.to_le_bytes();
         whole(self.device.write_at(self.offset(register), &bytes[..width.bytes()])?, width)
+    }
+
+    /// By one call, of which the kernel makes an access for each register. One that fails ends it, and is
+    /// made again to say why.
+    fn read_all<const N: usize>(&self, register: u32, widths: [Width; N]) -> Result<[u64; N]> {
+        let mut bytes = [[0; 8]; N];
+        let parts = bytes.iter_mut().zip(widths).map(|(bytes, width)| &mut bytes[..width.bytes()]);
+        let done = self.device.read_parts_at(self.offset(register), parts)?;
+        let mut values = bytes.map(u64::from_le_bytes);
+        let mut at = 0;
+        for (value, width) in values.iter_mut().zip(widths) {
+            if at + width.bytes() > done {
+                *value = self.read(register + at as u32, width)?;
+            }
+            at += width.bytes();
+        }
+        Ok(values)
+    }
+
+    /// As [`Self::read_all`].
+    fn write_all(&self, register: u32, values: &[(Width, u64)]) -> Result<()> {
+        let bytes: Vec<_> = values.iter().map(|(_, value)| value.to_le_bytes()).collect();
+        let parts = bytes.iter().zip(values).map(|(bytes, (width, _))| &bytes[..width.bytes()]);
+        let done = self.device.write_parts_at(self.offset(register), parts)?;
+        let mut at = 0;
+        for &(width, value) in values {
+            if at + width.bytes() > done {
+                self.write(register + at as u32, width, value)?;
+            }
+            at += width.bytes();
+        }
+        Ok(())
     }
 }
 

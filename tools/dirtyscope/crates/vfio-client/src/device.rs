@@ -4,6 +4,7 @@ use crate::{Container, DeviceNode, Error, Ioas, Memory, Result, sys};
 use rustix::ioctl::Opcode;
 use std::{
     fs::File,
+    io::{IoSlice, IoSliceMut},
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::Arc,
@@ -175,6 +176,32 @@ impl Device {
         let len = from.len();
         sys::call(|| rustix::io::pwrite(&self.file, from, offset))
             .map_err(|e| self.error(&format!("pwrite of {len} bytes at {offset:#x}"), e))
+    }
+
+    /// Reads parts that follow one another, by one call: the kernel has the driver read each by itself.
+    /// Returns the bytes of them all that were read: those of parts up to one that can't be, unless that is the
+    /// first.
+    pub fn read_parts_at<'a>(
+        &self,
+        offset: u64,
+        parts: impl Iterator<Item = &'a mut [u8]>,
+    ) -> Result<usize> {
+        let mut parts: Vec<_> = parts.map(IoSliceMut::new).collect();
+        let count = parts.len();
+        sys::call(|| rustix::io::preadv(&self.file, &mut parts, offset))
+            .map_err(|e| self.error(&format!("preadv of {count} parts at {offset:#x}"), e))
+    }
+
+    /// As [`Self::read_parts_at`], for writing.
+    pub fn write_parts_at<'a>(
+        &self,
+        offset: u64,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<usize> {
+        let parts: Vec<_> = parts.map(IoSlice::new).collect();
+        let count = parts.len();
+        sys::call(|| rustix::io::pwritev(&self.file, &parts, offset))
+            .map_err(|e| self.error(&format!("pwritev of {count} parts at {offset:#x}"), e))
     }
 
     /// Makes an ioctl that fills in `argsz` bytes: `head`, which begins with `argsz`, and zeroes
