@@ -63,28 +63,39 @@ pub fn matches(bytes: &[u8], seed: u64, iova: u64) -> bool {
 
 /// As [`fill`], for bytes of one block.
 fn fill_block(bytes: &mut [u8], block: u64, iova: u64) {
-    let (mut at, mut rest) = (iova, bytes);
-    while !rest.is_empty() {
-        let in_word = (at % WORD) as usize;
-        let (part, next) = rest.split_at_mut(rest.len().min(WORD as usize - in_word));
-        let word = word_of(block, at - in_word as u64).to_le_bytes();
-        part.copy_from_slice(&word[in_word..in_word + part.len()]);
-        (at, rest) = (at.wrapping_add(part.len() as u64), next);
+    let in_word = (iova % WORD) as usize;
+    let mut word = word_of(block, iova - in_word as u64);
+    let (before, rest) =
+        bytes.split_at_mut(bytes.len().min((WORD as usize - in_word) % WORD as usize));
+    if !before.is_empty() {
+        before.copy_from_slice(&word.to_le_bytes()[in_word..in_word + before.len()]);
+        word = word.wrapping_add(WORD_STEP);
     }
+    // Whole words, which most of it are.
+    let mut words = rest.chunks_exact_mut(WORD as usize);
+    for bytes in &mut words {
+        bytes.copy_from_slice(&word.to_le_bytes());
+        word = word.wrapping_add(WORD_STEP);
+    }
+    let behind = words.into_remainder();
+    behind.copy_from_slice(&word.to_le_bytes()[..behind.len()]);
 }
 
 /// The digest of `bytes`, which are at `iova`.
 pub fn digest(bytes: &[u8], iova: u64) -> u64 {
-    let (mut digest, mut at, mut rest) = (DIGEST_INIT, iova, bytes);
-    while !rest.is_empty() {
-        let in_word = (at % WORD) as usize;
-        let (part, next) = rest.split_at(rest.len().min(WORD as usize - in_word));
+    let in_word = (iova % WORD) as usize;
+    let (before, rest) = bytes.split_at(bytes.len().min((WORD as usize - in_word) % WORD as usize));
+    let words = rest.chunks_exact(WORD as usize);
+    let behind = words.remainder();
+    // What isn't of a word is as if it were 0.
+    let part = |bytes: &[u8], at: usize| {
         let mut word = [0; WORD as usize];
-        word[in_word..in_word + part.len()].copy_from_slice(part);
-        digest = (digest.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(DIGEST_MUL);
-        (at, rest) = (at.wrapping_add(part.len() as u64), next);
-    }
-    digest
+        word[at..at + bytes.len()].copy_from_slice(bytes);
+        (!bytes.is_empty()).then(|| u64::from_le_bytes(word))
+    };
+    let words = words.map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+    let words = part(before, in_word).into_iter().chain(words).chain(part(behind, 0));
+    words.fold(DIGEST_INIT, |digest, word| (digest.rotate_left(5) ^ word).wrapping_mul(DIGEST_MUL))
 }
 
 #[cfg(test)]
@@ -118,6 +129,30 @@ mod tests {
                 let mut part = vec![0; end - start];
                 fill(&mut part, 42, 0xfe0 + start as u64);
                 assert_eq!(part, whole[start..end], "{start}..{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn digests_of_parts_of_words() {
+        // Word by word, as the header says it.
+        let slowly = |bytes: &[u8], iova: u64| {
+            let mut words = std::collections::BTreeMap::new();
+            for (at, &byte) in (iova..).zip(bytes) {
+                words.entry(at / WORD).or_insert([0; 8])[(at % WORD) as usize] = byte;
+            }
+            words.values().fold(DIGEST_INIT, |digest, &word| {
+                (digest.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(DIGEST_MUL)
+            })
+        };
+        let bytes: Vec<u8> = (1..=30).collect();
+        for iova in 0x1000..0x1009 {
+            for len in 0..30 {
+                assert_eq!(
+                    digest(&bytes[..len], iova),
+                    slowly(&bytes[..len], iova),
+                    "{iova:#x} {len}"
+                );
             }
         }
     }
