@@ -19,6 +19,7 @@ pub mod program;
 mod regions;
 mod rehearsal;
 mod rights;
+mod shadow;
 pub mod slots;
 mod steps;
 mod testbed;

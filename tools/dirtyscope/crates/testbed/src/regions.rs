@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::PAGE;
+use crate::{PAGE, shadow::Shadow};
 use anyhow::Result;
 use events::Difference;
 use harness::Failure;
@@ -22,13 +22,16 @@ struct Region {
     /// What is mapped of it begins behind its border, and ends before it if there is one.
     memory: Arc<Memory>,
     /// What must be in what is mapped.
-    shadow: Vec<u8>,
+    shadow: Shadow,
     /// Pages that the process made inaccessible, by their offset in it.
     hidden: BTreeSet<usize>,
 }
 
 /// Bytes around what is mapped that nobody may write to: a page.
 pub const BORDER: usize = PAGE as usize;
+
+/// What must be in a page that nobody has written.
+const ZEROES: [u8; PAGE as usize] = [0; PAGE as usize];
 
 /// The seed of the pattern in a border.
 const BORDER_SEED: u64 = 0x626f_7264_6572;
@@ -66,7 +69,7 @@ impl Regions {
     pub fn map(&mut self, iova: u64, memory: Arc<Memory>) {
         // Without a guard there is another border.
         let behind = if memory.span() > memory.len() { 0 } else { BORDER };
-        let shadow = vec![0; memory.len() - BORDER - behind];
+        let shadow = Shadow::zeroed(memory.len() - BORDER - behind);
         let hidden = BTreeSet::new();
         self.0.push(Region { iova, mapped: true, memory, shadow, hidden });
     }
@@ -106,9 +109,10 @@ impl Regions {
     pub fn write(&mut self, range: Range<u64>, seed: u64) {
         let mut iova = range.start;
         while let Some((region, bytes)) = self.find(iova..range.end) {
-            let shadow = &mut self.0[region].shadow[bytes];
-            pattern::fill(shadow, seed, iova);
-            iova += shadow.len() as u64;
+            let region = &mut self.0[region];
+            let (begin, len) = (region.iova, bytes.len());
+            region.shadow.change(bytes, |at, part| pattern::fill(part, seed, begin + at as u64));
+            iova += len as u64;
         }
     }
 
@@ -117,9 +121,10 @@ impl Regions {
         let bytes = self.read(from..from + length);
         let mut done = 0;
         while let Some((region, part)) = self.find(to + done as u64..to + length) {
-            let len = part.len();
-            self.0[region].shadow[part].copy_from_slice(&bytes[done..done + len]);
-            done += len;
+            self.0[region].shadow.change(part, |_, part| {
+                part.copy_from_slice(&bytes[done..done + part.len()]);
+                done += part.len();
+            });
         }
     }
 
@@ -128,9 +133,11 @@ impl Regions {
         for (region, bytes) in self.parts(iova, length) {
             let region = &mut self.0[region];
             for part in visible(&region.hidden, bytes) {
-                let shadow = &mut region.shadow[part.clone()];
-                pattern::fill(shadow, seed, region.iova + part.start as u64);
-                region.memory.write(BORDER + part.start, shadow);
+                let (iova, memory) = (region.iova, &region.memory);
+                region.shadow.change(part, |at, part| {
+                    pattern::fill(part, seed, iova + at as u64);
+                    memory.write(BORDER + at, part);
+                });
             }
         }
     }
@@ -139,7 +146,7 @@ impl Regions {
     pub fn read(&self, range: Range<u64>) -> Vec<u8> {
         let mut read = Vec::new();
         while let Some((region, bytes)) = self.find(range.start + read.len() as u64..range.end) {
-            read.extend_from_slice(&self.0[region].shadow[bytes]);
+            self.0[region].shadow.read(bytes, &mut read);
         }
         read
     }
@@ -147,7 +154,7 @@ impl Regions {
     /// Expects the byte at `iova`, which is mapped, to be another than it is.
     pub fn falsify(&mut self, iova: u64) {
         let (region, at) = self.find(iova..iova + 1).expect("mapped memory");
-        self.0[region].shadow[at.start] ^= 1;
+        self.0[region].shadow.change(at, |_, byte| byte[0] ^= 1);
     }
 
     /// Compares all memory that isn't hidden, and its borders, with what must be in it.
@@ -155,10 +162,7 @@ impl Regions {
         self.check_borders(usize::MAX)?;
         for region in &self.0 {
             for part in visible(&region.hidden, 0..region.shadow.len()) {
-                let expected = &region.shadow[part.clone()];
-                if let Some(word) = region.memory.first_difference(BORDER + part.start, expected) {
-                    return Err(region.difference(part.start + word));
-                }
+                region.check(part)?;
             }
         }
         Ok(())
@@ -213,11 +217,28 @@ impl Region {
         Ok(self.memory.set_access(BORDER + bytes.start..BORDER + bytes.end, access)?)
     }
 
+    /// Compares bytes, whole pages, with what must be in them.
+    fn check(&self, bytes: Range<usize>) -> Result<()> {
+        let populated = self.memory.populated(BORDER + bytes.start..BORDER + bytes.end);
+        for ((part, written), populated) in self.shadow.parts(bytes).zip(populated) {
+            // What is neither there nor must be needs no page to be read, and isn't given one.
+            if written.is_none() && !populated {
+                continue;
+            }
+            let expected = written.unwrap_or(&ZEROES);
+            if let Some(word) = self.memory.first_difference(BORDER + part.start, expected) {
+                return Err(self.difference(part.start + word));
+            }
+        }
+        Ok(())
+    }
+
     /// What is to be said of a word that differs.
     fn difference(&self, word: usize) -> anyhow::Error {
         let mut found = [0; 8];
         self.memory.read(BORDER + word, &mut found);
-        let expected = &self.shadow[word..word + found.len()];
+        let mut expected = Vec::new();
+        self.shadow.read(word..word + found.len(), &mut expected);
         let byte = (0..found.len()).find(|&i| found[i] != expected[i]).unwrap_or(0);
         let at = self.iova + (word + byte) as u64;
         let what =

@@ -5,16 +5,19 @@ use rustix::mm::{
     Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
 };
 use std::{
-    collections::BTreeMap,
     ffi::c_void,
     fs::File,
     ops::Range,
+    os::unix::fs::FileExt as _,
     ptr::{NonNull, null_mut},
     sync::{
-        PoisonError, RwLock, RwLockReadGuard,
+        OnceLock, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
+
+/// What memory this process has.
+static PAGEMAP: OnceLock<Option<File>> = OnceLock::new();
 
 const WORD: usize = size_of::<u64>();
 
@@ -31,6 +34,8 @@ pub enum Access {
     /// Read and write it.
     ReadWrite,
 }
+
+type Restricted = Vec<(Range<usize>, Access)>;
 
 /// Memory for devices to read and write: what a VMM would call guest memory. It is anonymous, or that
 /// of a file, which other processes may map too.
@@ -51,8 +56,8 @@ pub struct Memory {
     words: NonNull<AtomicU64>,
     len: usize,
     guard: usize,
-    /// By the offset of a page.
-    restricted: RwLock<BTreeMap<usize, Access>>,
+    /// Ranges of whole pages, none of which overlap.
+    restricted: RwLock<Restricted>,
 }
 
 // SAFETY: The mapping belongs to the process, not to a thread.
@@ -78,13 +83,18 @@ impl Memory {
         assert!(whole_pages, "{len:#x} and {guard:#x} bytes are no whole pages");
 
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let access =
+            if guard == 0 { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::empty() };
         // SAFETY: The kernel chooses an address where nothing is.
-        let ptr = unsafe { mmap_anonymous(null_mut(), len + guard, ProtFlags::empty(), flags) }
+        let ptr = unsafe { mmap_anonymous(null_mut(), len + guard, access, flags) }
             .map_err(|e| Error::new(what(), e))?;
-        // INVARIANT: The mapping was just made, it begins at a page, and its first `len` bytes are
-        // made accessible. If that fails, it is dropped.
+        // INVARIANT: The mapping was just made, it begins at a page, and its first `len` bytes are, or
+        // are made, accessible. If that fails, it is dropped.
         let words = NonNull::new(ptr.cast()).ok_or_else(|| Error::other(what()))?;
         let this = Self { words, len, guard, restricted: RwLock::default() };
+        if guard == 0 {
+            return Ok(this);
+        }
         // SAFETY: This is our own mapping, to which no reference exists yet.
         unsafe { mprotect(ptr, len, MprotectFlags::READ | MprotectFlags::WRITE) }
             .map_err(|e| Error::new(what(), e))?;
@@ -96,7 +106,7 @@ impl Memory {
     ///
     /// Fails with what `mmap()` says.
     pub fn of_file(file: &File, len: usize) -> Result<Self> {
-        Self::map(file, 0, len, MapFlags::SHARED, BTreeMap::new())
+        Self::map(file, 0, len, MapFlags::SHARED, Vec::new())
     }
 
     /// The same of a file whose contents a process serves, which may fail: so Rust may not access them, as
@@ -117,7 +127,7 @@ impl Memory {
         offset: u64,
         len: usize,
         flags: MapFlags,
-        restricted: BTreeMap<usize, Access>,
+        restricted: Restricted,
     ) -> Result<Self> {
         let what = || format!("mmap of {len:#x} bytes of {file:?}");
         let whole_pages = len % rustix::param::page_size() == 0;
@@ -235,12 +245,16 @@ impl Memory {
             .map_err(|e| Error::new(format!("{what} of {bytes:#x?}"), e))?;
         let Some(access) = access else { return Ok(()) };
         // INVARIANT: `restricted` says what the pages are now.
-        for page in bytes.step_by(page_size) {
-            match access {
-                Access::ReadWrite => restricted.remove(&page),
-                _ => restricted.insert(page, access),
-            };
+        let beside = |(range, access): (Range<usize>, Access)| {
+            let before = range.start..range.end.min(bytes.start);
+            let behind = range.start.max(bytes.end)..range.end;
+            [before, behind].map(|range| (range, access))
+        };
+        *restricted = restricted.drain(..).flat_map(beside).collect();
+        if access != Access::ReadWrite {
+            restricted.push((bytes, access));
         }
+        restricted.retain(|(range, _)| !range.is_empty());
         Ok(())
     }
 
@@ -262,24 +276,43 @@ impl Memory {
     /// word that is written in part are written back as they were: don't race a device for them.
     pub fn write(&self, offset: usize, from: &[u8]) {
         let _lock = self.lock(offset, from.len(), Access::ReadWrite);
-        // Whole words, which most of it are.
-        let words = if offset % WORD == 0 { from.len() / WORD } else { 0 };
-        let (whole, rest) = from.split_at(words * WORD);
-        for (word, bytes) in
-            self.words_at(offset / WORD, words).iter().zip(whole.chunks_exact(WORD))
-        {
+        // Whole words, which most of it are, between what is less.
+        let before = (offset.next_multiple_of(WORD) - offset).min(from.len());
+        let (before, rest) = from.split_at(before);
+        let (whole, behind) = rest.split_at(rest.len() - rest.len() % WORD);
+        self.write_in_word(offset, before);
+        let at = offset + before.len();
+        let words = self.words_at(at / WORD, whole.len() / WORD);
+        for (word, bytes) in words.iter().zip(whole.chunks_exact(WORD)) {
             word.store(bytes.try_into().map_or(0, u64::from_ne_bytes), Relaxed);
         }
-        let (mut at, mut rest) = (offset + whole.len(), rest);
-        while !rest.is_empty() {
-            let in_word = at % WORD;
-            let (part, next) = rest.split_at(rest.len().min(WORD - in_word));
-            let word = self.word(at / WORD);
-            let mut bytes = word.load(Relaxed).to_ne_bytes();
-            bytes[in_word..in_word + part.len()].copy_from_slice(part);
-            word.store(u64::from_ne_bytes(bytes), Relaxed);
-            (at, rest) = (at + part.len(), next);
+        self.write_in_word(at + whole.len(), behind);
+    }
+
+    /// Writes bytes that all are of one word, if there are any.
+    fn write_in_word(&self, offset: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
         }
+        let (word, at) = (self.word(offset / WORD), offset % WORD);
+        let mut all = word.load(Relaxed).to_ne_bytes();
+        all[at..at + bytes.len()].copy_from_slice(bytes);
+        word.store(u64::from_ne_bytes(all), Relaxed);
+    }
+
+    /// Which of some pages, whole ones inside, the process has: one that was never accessed is none of them, and
+    /// still is zero. If the kernel doesn't say, all are.
+    pub fn populated(&self, bytes: Range<usize>) -> Vec<bool> {
+        // See Documentation/admin-guide/mm/pagemap.rst: present, or in swap.
+        const THERE: u64 = 0b11 << 62;
+        let page_size = rustix::param::page_size();
+        let mut entries = vec![0; bytes.len() / page_size * size_of::<u64>()];
+        let at = self.address(bytes.start) / page_size as u64 * size_of::<u64>() as u64;
+        let pagemap = PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok());
+        let read =
+            pagemap.as_ref().is_some_and(|file| file.read_exact_at(&mut entries, at).is_ok());
+        let entry = |entry: &[u8]| entry.try_into().map_or(THERE, u64::from_ne_bytes);
+        entries.chunks(size_of::<u64>()).map(|one| !read || entry(one) & THERE != 0).collect()
     }
 
     /// Compares what is at `offset` with `expected`; both are whole words. Returns where in `expected`
@@ -308,18 +341,14 @@ impl Memory {
     }
 
     /// Locks the access to bytes. Panics if they aren't all inside, or may not be accessed.
-    fn lock(
-        &self,
-        offset: usize,
-        len: usize,
-        wanted: Access,
-    ) -> RwLockReadGuard<'_, BTreeMap<usize, Access>> {
+    fn lock(&self, offset: usize, len: usize, wanted: Access) -> RwLockReadGuard<'_, Restricted> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(inside, "{len:#x} bytes at {offset:#x} of {:#x}", self.len);
         let restricted = self.restricted.read().unwrap_or_else(PoisonError::into_inner);
-        let first = offset - offset % rustix::param::page_size();
-        let mut pages = restricted.range(first..offset + len);
-        let refused = pages.find(|&(_, &access)| access == Access::None || access != wanted);
+        let mut accessed = restricted
+            .iter()
+            .filter(|(range, _)| range.start.max(offset) < range.end.min(offset + len));
+        let refused = accessed.find(|&&(_, access)| access == Access::None || access != wanted);
         assert!(refused.is_none(), "{wanted:?} of {len:#x} bytes at {offset:#x}: {refused:x?}");
         restricted
     }
@@ -339,8 +368,8 @@ impl Memory {
 }
 
 /// All pages of so many bytes, which Rust may not access.
-fn untouchable(len: usize) -> BTreeMap<usize, Access> {
-    (0..len).step_by(rustix::param::page_size()).map(|page| (page, Access::None)).collect()
+fn untouchable(len: usize) -> Restricted {
+    vec![(0..len, Access::None)]
 }
 
 impl Drop for Memory {
@@ -394,6 +423,18 @@ mod tests {
     }
 
     #[test]
+    fn pages_are_populated_when_they_are_accessed() {
+        let memory = Memory::new(5 * 4096).unwrap();
+        memory.write(4096, &[0]);
+        memory.write(3 * 4096, &[1]);
+        memory.set_access(3 * 4096..4 * 4096, Access::None).unwrap();
+        assert_eq!(memory.populated(0..5 * 4096), [false, true, false, true, false]);
+        assert_eq!(memory.populated(3 * 4096..4 * 4096), [true]);
+        memory.discard(4096..2 * 4096).unwrap();
+        assert_eq!(memory.populated(4096..3 * 4096), [false, false]);
+    }
+
+    #[test]
     fn memory_is_replaced_discarded_and_removed() {
         let memory = Memory::new(4 * 4096).unwrap();
         memory.write(0, &[7; 4 * 4096]);
@@ -409,7 +450,7 @@ mod tests {
         memory.discard(0..4096).unwrap();
         assert_eq!(memory.first_difference(0, &[0; 4096]), None);
         assert!(
-            memory.restricted.read().unwrap().contains_key(&0),
+            *memory.restricted.read().unwrap() == [(0..4096, Access::Read)],
             "it is as restricted as it was"
         );
     }
@@ -426,10 +467,19 @@ mod tests {
         assert_eq!(byte, [7]);
         memory.set_access(4096..8192, Access::ReadWrite).unwrap();
         memory.write(5000, &[8]);
+
+        // Part of what is restricted is so in another way.
+        memory.set_access(0..3 * 4096, Access::Read).unwrap();
+        memory.set_access(4096..8192, Access::None).unwrap();
+        memory.set_access(0..4096, Access::ReadWrite).unwrap();
+        let restricted = [(2 * 4096..3 * 4096, Access::Read), (4096..8192, Access::None)];
+        assert_eq!(*memory.restricted.read().unwrap(), restricted);
+        memory.set_access(0..3 * 4096, Access::ReadWrite).unwrap();
+        assert!(memory.restricted.read().unwrap().is_empty());
     }
 
     #[test]
-    #[should_panic(expected = "ReadWrite of 0x2 bytes at 0xfff: Some((1000, Read))")]
+    #[should_panic(expected = "ReadWrite of 0x2 bytes at 0xfff: Some((1000..2000, Read))")]
     fn no_write_to_what_is_read_only() {
         let memory = Memory::new(3 * 4096).unwrap();
         memory.set_access(4096..8192, Access::Read).unwrap();
@@ -437,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "Read of 0x1 bytes at 0x1fff: Some((1000, None))")]
+    #[should_panic(expected = "Read of 0x1 bytes at 0x1fff: Some((1000..2000, None))")]
     fn no_read_of_what_is_not_there() {
         let memory = Memory::new(3 * 4096).unwrap();
         memory.set_access(4096..8192, Access::None).unwrap();
