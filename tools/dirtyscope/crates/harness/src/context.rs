@@ -34,6 +34,11 @@ impl<'a> Context<'a> {
         Self { logs_answers: false, ..Self::new(devices, log, None) }
     }
 
+    /// Whether answers aren't logged: see [`Self::quiet`].
+    pub fn is_quiet(&self) -> bool {
+        !self.logs_answers
+    }
+
     /// A mediated device that nobody has open; the same one for the same `i`.
     pub fn device(&self, i: usize) -> Result<Mdev> {
         lock(self.devices).get(i)

@@ -16,6 +16,7 @@ mod devices;
 mod failure;
 mod files;
 mod fuse;
+mod kept_file;
 mod kmsg;
 mod log;
 mod machine;

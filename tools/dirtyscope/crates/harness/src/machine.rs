@@ -2,10 +2,15 @@
 
 //! What the kernel says of the machine as a whole, and settings of it.
 
+use crate::kept_file::KeptFile;
 use anyhow::{Context as _, Result};
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    sync::OnceLock,
+};
 
-const VMSTAT: &str = "/proc/vmstat";
+static VMSTAT: KeptFile = KeptFile::new("/proc/vmstat");
 const MEMINFO: &str = "/proc/meminfo";
 
 /// A setting of the kernel, in a file, which is what it was when this is dropped.
@@ -40,12 +45,15 @@ impl Drop for Setting {
 /// How many pages are pinned, by whomever: each as often as it is.
 pub fn pages_pinned() -> Result<u64> {
     // What CPUs have counted by themselves is added up.
-    const REFRESH: &str = "/proc/sys/vm/stat_refresh";
-    if Path::new(REFRESH).exists() {
-        fs::write(REFRESH, "1").context(REFRESH)?;
+    const PATH: &str = "/proc/sys/vm/stat_refresh";
+    static REFRESH: OnceLock<Option<File>> = OnceLock::new();
+    if let Some(file) = REFRESH.get_or_init(|| File::create(PATH).ok()).as_ref() {
+        file.write_all_at(b"1", 0).context(PATH)?;
     }
-    let [acquired, released] = ["nr_foll_pin_acquired", "nr_foll_pin_released"];
-    Ok(number(VMSTAT, acquired)? - number(VMSTAT, released)?)
+    VMSTAT.find(|text| {
+        let [acquired, released] = ["nr_foll_pin_acquired", "nr_foll_pin_released"];
+        Some(number_in(text, acquired)? - number_in(text, released)?)
+    })
 }
 
 /// How many huge pages of the default size nobody has.
@@ -69,9 +77,11 @@ fn read(path: &str) -> Result<String> {
 
 /// The number that follows `name` on its line.
 fn number(path: &str, name: &str) -> Result<u64> {
-    let text = read(path)?;
+    number_in(&read(path)?, name).with_context(|| format!("{path} has no {name}"))
+}
+
+fn number_in(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_whitespace);
     let value = lines.find_map(|mut words| (words.next() == Some(name)).then(|| words.next()));
-    let value = value.flatten().and_then(|value| value.parse().ok());
-    value.with_context(|| format!("{path} has no {name}"))
+    value.flatten()?.parse().ok()
 }

@@ -2,23 +2,30 @@
 
 //! What `/proc` says of processes.
 
+use crate::kept_file::KeptFile;
 use anyhow::{Context as _, Result};
 use procfs::process::{Process, Task};
 use std::{fmt::Write as _, fs};
 
 /// Bytes that count against this process's RLIMIT_MEMLOCK: type1 counts there, privileged or not.
 pub fn locked_memory() -> Result<u64> {
-    locked_memory_of(std::process::id())
+    // The fuzzer asks often.
+    static STATUS: KeptFile = KeptFile::new("/proc/self/status");
+    Ok(1024 * STATUS.find(locked_kib)?)
 }
 
 /// The same of another process.
 pub fn locked_memory_of(pid: u32) -> Result<u64> {
-    // One line of many: the fuzzer asks often, and procfs takes its time to parse them all.
     let file = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&file).with_context(|| file.clone())?;
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmLck:")?.trim().strip_suffix(" kB"));
-    Ok(1024 * kib.with_context(|| format!("no VmLck in {file}"))?.parse::<u64>()?)
+    Ok(1024 * locked_kib(&status).with_context(|| format!("no VmLck in {file}"))?)
+}
+
+/// One line of many: procfs takes its time to parse them all.
+fn locked_kib(status: &str) -> Option<u64> {
+    let mut lines = status.lines();
+    let kib = lines.find_map(|line| line.strip_prefix("VmLck:")?.trim().strip_suffix(" kB"));
+    kib?.parse().ok()
 }
 
 /// How many tasks of a process wait in the kernel and can't be interrupted.
