@@ -159,6 +159,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_stays_set() {
+        let mut b = bitmap(140, &[0..70, 60..65]);
+        assert_eq!(b.runs(), [0..70]);
+        b.merge(&bitmap(70, &[0..8, 64..70]), 60);
+        assert_eq!(b.runs(), [0..70, 124..130]);
+    }
+
+    #[test]
     fn set_of_nothing_sets_nothing() {
         assert!(bitmap(10, &[3..3]).runs().is_empty());
     }
@@ -181,6 +189,27 @@ mod tests {
         assert_eq!(difference.lost, [65..70, pages - 1..pages]);
         assert_eq!(difference.spurious, [6..7, 40_000..40_001]);
         assert!(expected.diff(&expected).is_empty());
+    }
+
+    #[test]
+    fn a_difference_of_either_kind_is_one() {
+        let (none, one) = (bitmap(10, &[]), bitmap(10, &[3..4]));
+        assert!(one.diff(&one).is_empty());
+        assert!(!one.diff(&none).is_empty(), "lost");
+        assert!(!none.diff(&one).is_empty(), "spurious");
+    }
+
+    #[test]
+    fn flip_changes_one_page_to_and_fro() {
+        for page in [0, 1, 63, 64, 130] {
+            let mut b = bitmap(131, &[0..131]);
+            b.flip(page);
+            let others: Vec<_> =
+                [0..page, page + 1..131].into_iter().filter(|run| !run.is_empty()).collect();
+            assert_eq!(b.runs(), others);
+            b.flip(page);
+            assert_eq!(b.runs(), [0..131]);
+        }
     }
 
     #[test]

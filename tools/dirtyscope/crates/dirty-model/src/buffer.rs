@@ -33,8 +33,9 @@ impl BitmapBuffer {
 
     /// What is wrong with what is said of it, for `size` bytes of IOVA.
     pub(crate) fn errnos(&self, size: u64) -> Errnos {
+        // That there are pages, and such pages, is looked at with the range.
         let pages = size.checked_div(self.pgsize).unwrap_or(0);
-        let big_enough = pages > 0 && self.size >= Self::bytes(pages);
+        let big_enough = self.size >= Self::bytes(pages);
         let too_big = self.size > Self::bytes(BITMAP_PAGES_MAX);
         Errnos::when(!big_enough || too_big, Errno::EINVAL)
     }

@@ -215,7 +215,7 @@ impl Container {
         size: u64,
         buffer: &BitmapBuffer,
     ) -> Result<(u64, Bitmap), Errnos> {
-        self.read_errnos(iova, size, buffer).check()?;
+        self.check_read(iova, size, buffer)?;
         let last = iova + (size - 1);
         // Devices let go before the bitmap is written: afterwards they could make more pages dirty.
         for device in self.devices.values_mut() {
@@ -259,7 +259,7 @@ impl Container {
         size: u64,
         buffer: &BitmapBuffer,
     ) -> Result<Bitmap, Errnos> {
-        self.read_errnos(iova, size, buffer).check()?;
+        self.check_read(iova, size, buffer)?;
         let last = iova + (size - 1);
         let bitmap = self.collect(iova, size, buffer)?;
         for (_, mapped) in self.mappings.range_mut(iova..=last) {
@@ -320,6 +320,11 @@ impl Container {
         self.devices[&id].all_in(0..u64::MAX)
     }
 
+    /// Whether any device has pinned a page of a range.
+    pub fn has_pins_in(&self, range: Range<u64>) -> bool {
+        self.devices.values().any(|device| device.all_in(range.clone()).next().is_some())
+    }
+
     /// The pins a device holds.
     pub fn pins(&self, id: DeviceId) -> u64 {
         self.devices[&id].held()
@@ -363,6 +368,12 @@ impl Container {
             Err(errno) => errno.into(),
         };
         Errnos::when(!whole_pages, Errno::EINVAL) | range
+    }
+
+    /// Fails as [`Self::get_bitmap`] and [`Self::unmap_dirty`] do for their arguments alone, whether or not
+    /// the buffer can be written.
+    pub fn check_read(&self, iova: u64, size: u64, buffer: &BitmapBuffer) -> Result<(), Errnos> {
+        self.read_errnos(iova, size, buffer).check()
     }
 
     /// What is wrong with the arguments of a read.

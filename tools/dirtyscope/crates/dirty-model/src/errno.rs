@@ -140,6 +140,7 @@ mod tests {
             (one.to_string(), two.to_string()),
             ("EINVAL".into(), "EINVAL or EOVERFLOW".into())
         );
+        assert_eq!(format!("{two:?} {}", Errno(524)), "EINVAL or EOVERFLOW errno 524");
         assert!(two.contains(Errno::EOVERFLOW) && !one.contains(Errno::EOVERFLOW));
         for strange in [Errno::EFAULT, Errno(0), Errno(-22), Errno(524), Errno(22 + 128)] {
             assert!(!two.contains(strange), "{strange}");

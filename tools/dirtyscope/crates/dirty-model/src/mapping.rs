@@ -48,7 +48,7 @@ pub(crate) struct Mapped {
     pub(crate) protection: Protection,
     /// Bytes from its begin on for which the process has memory.
     backed: u64,
-    /// Pages among these, by IOVA, that the process made inaccessible.
+    /// Pages, by IOVA, that the process made inaccessible.
     hidden: BTreeSet<u64>,
     /// Whether its pins count against the limit on locked pages.
     pub(crate) limited: bool,
@@ -92,10 +92,10 @@ impl Mapped {
 
     /// The process makes its memory under `page` inaccessible, or accessible again.
     pub(crate) fn set_hidden(&mut self, page: u64, hidden: bool) {
-        if !hidden {
-            self.hidden.remove(&page);
-        } else if page - self.iova < self.backed {
+        if hidden {
             self.hidden.insert(page);
+        } else {
+            self.hidden.remove(&page);
         }
     }
 

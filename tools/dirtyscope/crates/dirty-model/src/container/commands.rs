@@ -163,7 +163,7 @@ impl Container {
                 let accessible = mapping.accessible_until(next, self.page_size);
                 let end = end.min(chunk.end);
                 let done = end.min(accessible);
-                if wanted.write && next < done {
+                if wanted.write {
                     self.mark(next..done);
                 }
                 if done < end {

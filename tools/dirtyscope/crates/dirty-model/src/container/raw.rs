@@ -6,7 +6,7 @@
 //! ignored, and `npage` counts from the page that contains the IOVA. Pages are pinned that are mapped
 //! with the protection, all of them or none.
 
-use super::{Container, DeviceId, commands::Done};
+use super::{Container, DeviceId, commands::Done, last_of};
 use crate::{Command, CommandKind, Errno, Errnos, Protection, RawPin, device::Limits};
 
 /// `IOMMU_READ`
@@ -14,6 +14,9 @@ const READ: u64 = 1;
 
 /// `IOMMU_WRITE`
 const WRITE: u64 = 2;
+
+/// All that there is.
+const ANY: u64 = READ | WRITE;
 
 impl Container {
     /// Runs a command if it is one of raw pins.
@@ -36,15 +39,11 @@ impl Container {
     }
 
     fn raw_pin(&mut self, id: DeviceId, pin: RawPin) -> Result<Done, Errnos> {
-        self.check_raw(id, &pin)?;
-        let page_size = self.page_size;
-        let device = self.device(id);
-        if pin.length / page_size > device.limits.max_pins.saturating_sub(device.held()) {
-            return Err(Errno::ENOSPC.into());
-        }
+        self.raw_refusal(id, &pin)?;
         self.raw_pin_errnos(id, &pin).check()?;
         self.device(id).raw_pin(pin);
         self.promote(self.devices[&id].group);
+        let page_size = self.page_size;
         for page in pin.pages(page_size) {
             self.mark(page..page.saturating_add(page_size));
         }
@@ -53,41 +52,41 @@ impl Container {
 
     /// What is wrong with the pages of a raw pin, and what `vfio_pin_pages()` refuses by itself.
     fn raw_pin_errnos(&self, id: DeviceId, pin: &RawPin) -> Errnos {
-        let Limits { raw_pages, .. } = self.devices[&id].limits;
-        let count = pin.length / self.page_size;
-        let first = pin.iova - pin.iova % self.page_size;
-        let too_many = Errnos::when(raw_pages.is_some_and(|max| count > max), Errno::E2BIG);
-        let Some(more) = pin.length.checked_sub(1) else { return Errno::EINVAL.into() };
-        if first.checked_add(more).is_none() {
-            return too_many | Errno::EOVERFLOW;
+        let mut errnos = self.raw_call_errnos(id, pin);
+        if self.raw_last(pin).is_err() {
+            return errnos;
         }
-        let mut errnos =
-            too_many | Errnos::when(pin.protection & !(READ | WRITE) != 0, Errno::EPERM);
-        let wanted = wanted(pin);
-        let mut unlocked = self.unlocked();
+        let (wanted, mut unlocked) = (wanted(pin), self.unlocked());
         for page in pin.pages(self.page_size) {
             errnos = errnos | self.pin_errnos(page, wanted, &mut unlocked);
         }
         errnos
     }
 
+    /// What `vfio_pin_pages()` refuses before it looks at a page.
+    fn raw_call_errnos(&self, id: DeviceId, pin: &RawPin) -> Errnos {
+        let Limits { raw_pages, .. } = self.devices[&id].limits;
+        let count = pin.length / self.page_size;
+        let too_many = Errnos::when(raw_pages.is_some_and(|max| count > max), Errno::E2BIG);
+        match self.raw_last(pin) {
+            Ok(_) => too_many | Errnos::when(pin.protection & !ANY != 0, Errno::EPERM),
+            Err(errno) => too_many | errno,
+        }
+    }
+
+    /// The last byte of its pages, if it has any and they don't wrap.
+    fn raw_last(&self, pin: &RawPin) -> Result<u64, Errno> {
+        last_of(pin.iova - pin.iova % self.page_size, pin.length)
+    }
+
     /// The pages of a raw pin that could be pinned before one that can't be: they were pinned for a
     /// moment. None if all of it can be pinned, or if it isn't tried.
     pub fn raw_pinned_before_failure(&self, id: DeviceId, pin: &RawPin) -> Vec<u64> {
-        let count = pin.length / self.page_size;
-        let device = &self.devices[&id];
-        let refused = device.limits.raw_pages.is_none_or(|max| count > max)
-            || count > device.limits.max_pins.saturating_sub(device.held());
-        let (first, mut before) = (pin.iova - pin.iova % self.page_size, Vec::new());
-        let last = pin.length.checked_sub(1).and_then(|more| first.checked_add(more));
-        if refused || pin.length % self.page_size != 0 || last.is_none() {
-            return before;
+        if self.raw_refusal(id, pin).is_err() || self.raw_call_errnos(id, pin) != Errnos::NONE {
+            return Vec::new();
         }
-        if pin.protection & !(READ | WRITE) != 0 {
-            return before;
-        }
-        let wanted = wanted(pin);
-        let mut unlocked = self.unlocked();
+        let (wanted, mut unlocked) = (wanted(pin), self.unlocked());
+        let mut before = Vec::new();
         for page in pin.pages(self.page_size) {
             if self.pin_errnos(page, wanted, &mut unlocked).check().is_err() {
                 return before;
@@ -118,10 +117,21 @@ impl Container {
         Ok((Ok(()), bytes, bytes))
     }
 
+    /// What the device refuses when it is to pin.
+    fn raw_refusal(&self, id: DeviceId, pin: &RawPin) -> Result<(), Errno> {
+        self.check_raw(id, pin)?;
+        let device = &self.devices[&id];
+        let room = device.limits.max_pins.saturating_sub(device.held());
+        if pin.length / self.page_size > room {
+            return Err(Errno::ENOSPC);
+        }
+        Ok(())
+    }
+
     /// What the device refuses.
-    fn check_raw(&mut self, id: DeviceId, pin: &RawPin) -> Result<(), Errno> {
+    fn check_raw(&self, id: DeviceId, pin: &RawPin) -> Result<(), Errno> {
         let page_size = self.page_size;
-        let Limits { raw_pages, max_length, .. } = self.device(id).limits;
+        let Limits { raw_pages, max_length, .. } = self.devices[&id].limits;
         raw_pages.ok_or(Errno::EOPNOTSUPP)?;
         if pin.length % page_size != 0 || u32::try_from(pin.protection).is_err() {
             return Err(Errno::EINVAL);

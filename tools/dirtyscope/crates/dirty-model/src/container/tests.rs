@@ -3,7 +3,9 @@
 use super::*;
 use crate::device::{Command, CommandKind, CommandOutcome};
 
+mod borders;
 mod groups;
+mod raw;
 
 const PAGE: u64 = 4096;
 const LIMITS: Limits = Limits {
@@ -415,75 +417,4 @@ fn what_is_wrong_in_two_ways_is_either() {
     assert_eq!(pin(&mut c, 6, 3), Err(Errno::ENOMEM | Errno::EINVAL));
     assert_eq!(pin(&mut c, 6, 1), Ok(()));
     assert_eq!(read(&mut c, 4), []);
-}
-
-fn raw(c: &mut Container, dev: DeviceId, iova: u64, pages: u64, protection: u64) -> Option<Errnos> {
-    run(c, dev, CommandKind::RawPin(protection), iova, pages * PAGE).status.err()
-}
-
-#[test]
-fn a_raw_pin_is_of_the_pages_that_contain_it() {
-    let (mut c, dev) = container(4);
-    c.map(&mapping(4 * PAGE, 2)).unwrap();
-    c.start().unwrap();
-    assert_eq!(raw(&mut c, dev, 3 * PAGE + 0x800, 2, 3), None);
-    assert_eq!(read(&mut c, 4), [3..4]);
-    assert_eq!((c.pins(dev), c.locked_pages()), (2, 2));
-    let wrote = run(&mut c, dev, CommandKind::RawWrite, 3 * PAGE + 0x800, 2 * PAGE);
-    assert_eq!((wrote.count, wrote.transferred), (0x1800, 0x1800));
-    // It is a page of its own right: PIN has not pinned it.
-    fails(&mut c, dev, CommandKind::Write, 3 * PAGE, PAGE, Errno::ENXIO);
-    // One page that is pinned at several offsets is locked once.
-    assert_eq!(raw(&mut c, dev, 3 * PAGE + 1, 1, 0), None);
-    ok(&mut c, dev, CommandKind::Pin, 3 * PAGE, PAGE);
-    assert_eq!((c.pins(dev), c.locked_pages()), (4, 2));
-    fails(&mut c, dev, CommandKind::RawRead, 3 * PAGE + 1, PAGE, Errno::EACCES);
-    fails(&mut c, dev, CommandKind::RawRead, 3 * PAGE, PAGE, Errno::ENXIO);
-    fails(&mut c, dev, CommandKind::RawUnpin(1), 3 * PAGE + 1, PAGE, Errno::ENXIO);
-    ok(&mut c, dev, CommandKind::RawUnpin(0), 3 * PAGE + 1, PAGE);
-    // A raw pin goes as a whole.
-    c.unmap(4 * PAGE, 2 * PAGE).unwrap();
-    assert_eq!((c.pins(dev), c.locked_pages()), (1, 1));
-    fails(&mut c, dev, CommandKind::RawRead, 3 * PAGE + 0x800, 2 * PAGE, Errno::ENXIO);
-}
-
-#[test]
-fn raw_pins_that_are_refused_change_nothing() {
-    let (mut c, dev) = container(2);
-    c.map(&Mapping { protection: Protection::READ, ..mapping(2 * PAGE, 10) }).unwrap();
-    c.start().unwrap();
-    let one = |errno: Errno| Some(Errnos::from(errno));
-    assert_eq!(raw(&mut c, dev, 12 * PAGE, 1, 1), one(Errno::EINVAL));
-    assert_eq!(raw(&mut c, dev, 11 * PAGE + 1, 2, 1), one(Errno::EINVAL));
-    assert_eq!(raw(&mut c, dev, 1, 0, 1), one(Errno::EINVAL));
-    assert_eq!(raw(&mut c, dev, 2 * PAGE, 1, 2), one(Errno::EPERM));
-    assert_eq!(raw(&mut c, dev, 0, 1, 4), one(Errno::EPERM));
-    assert_eq!(raw(&mut c, dev, 0, 9, 1), one(Errno::E2BIG));
-    assert_eq!(raw(&mut c, dev, PAGE, 2, 3), one(Errno::EPERM));
-    assert_eq!(raw(&mut c, dev, 1, 1, 1 << 32), one(Errno::EINVAL));
-    assert_eq!(raw(&mut c, dev, 1, 300, 1), one(Errno::E2BIG));
-    assert_eq!(raw(&mut c, dev, 0, 256, 1), Some(Errno::E2BIG | Errno::EINVAL));
-    assert_eq!(raw(&mut c, dev, PAGE.wrapping_neg() + 1, 2, 1), one(Errno::EOVERFLOW));
-    fails(&mut c, dev, CommandKind::RawPin(1), 0, PAGE + 8, Errno::EINVAL);
-    assert_eq!((c.pins(dev), c.locked_pages()), (0, 0));
-    assert!(read(&mut c, 2).is_empty());
-    assert_eq!(raw(&mut c, dev, 2 * PAGE + 5, 8, 1), None);
-
-    let none = c.open(EMULATED, Limits { raw_pages: None, ..LIMITS });
-    assert_eq!(raw(&mut c, none, 0, 1, 1), one(Errno::EOPNOTSUPP));
-}
-
-#[test]
-fn the_last_page_of_the_address_space_can_be_pinned_raw() {
-    let mut c = empty();
-    c.map(&mapping(PAGE.wrapping_neg(), 1)).unwrap();
-    let dev = c.open(EMULATED, LIMITS);
-    c.start().unwrap();
-    assert_eq!(raw(&mut c, dev, u64::MAX - 7, 1, 3), None);
-    fails(&mut c, dev, CommandKind::RawWrite, u64::MAX - 7, PAGE, Errno::EOVERFLOW);
-    let buffer = BitmapBuffer::covering(PAGE, PAGE);
-    let bitmap = c.get_bitmap(PAGE.wrapping_neg(), PAGE, &buffer).unwrap();
-    assert_eq!((bitmap.runs(), c.locked_pages()), (vec![0..1], 1));
-    c.unmap(PAGE.wrapping_neg(), PAGE).unwrap();
-    assert_eq!(c.pins(dev), 0);
 }

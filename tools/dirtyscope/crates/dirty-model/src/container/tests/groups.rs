@@ -46,6 +46,8 @@ fn a_pin_promotes_its_group() {
     assert_eq!(read(&mut c, 8), [0..8], "the other one isn't promoted");
     ok(&mut c, devices[1], CommandKind::Pin, 2 * PAGE, PAGE);
     assert_eq!(read(&mut c, 8), [1..3]);
+    ok(&mut c, devices[1], CommandKind::Pin, 2 * PAGE, PAGE);
+    assert_eq!(read(&mut c, 8), [1..3], "once for all");
     c.close(devices[0]);
     assert_eq!(read(&mut c, 8), [1..3], "it stays promoted");
     c.leave(1);
@@ -144,4 +146,26 @@ fn the_last_group_takes_all_with_it() {
     c.leave(1);
     assert!(!c.tracking());
     assert_eq!((c.mappings().count(), c.dma_avail()), (0, 10));
+}
+
+#[test]
+fn dma_through_an_iommu() {
+    let (mut c, _) = container(4);
+    c.map(&Mapping { protection: Protection::READ, ..mapping(4 * PAGE, 4) }).unwrap();
+    let (read, write) = (Protection::READ, Protection::WRITE);
+    assert!(!c.has_group(1) && !c.allows_dma(0..PAGE, read), "there is none");
+    c.join(1, iommu()).unwrap();
+    assert!(c.has_group(1) && !c.has_group(2));
+    assert!(c.allows_dma(0..8 * PAGE, read) && c.allows_dma(PAGE + 8..4 * PAGE, write));
+    assert!(c.allows_dma(8 * PAGE - 1..8 * PAGE, read));
+    assert!(!c.allows_dma(4 * PAGE - 1..4 * PAGE + 1, write), "part of it is read-only");
+    assert!(!c.allows_dma(8 * PAGE - 1..8 * PAGE + 1, read), "part of it isn't mapped");
+    // What counts is what it wrote, when nothing else makes all dirty.
+    c.leave(1);
+    c.start().unwrap();
+    c.dma_written(PAGE + 8..3 * PAGE + 1);
+    c.dma_written(0..1);
+    assert_eq!(super::read(&mut c, 8), [0..4]);
+    c.dma_written(4 * PAGE..4 * PAGE + 1);
+    assert_eq!(super::read(&mut c, 8), [4..5]);
 }
