@@ -150,8 +150,10 @@ fn choose<'a, T>(all: &'a [(u32, T)], runner: &mut TestRunner) -> &'a T {
 /// How likely START is. Without pins it comes soon, for other operations need it; with pins in several
 /// mappings it is worth most, for it has to report all of them.
 fn start_weight(contract: &Contract, mappings: &Mappings) -> u32 {
+    if contract.model.tracking() {
+        return 1;
+    }
     match mappings.0.iter().filter(|(iova, size)| contract.has_pins_in(*iova, *size)).count() {
-        _ if contract.model.tracking() => 1,
         0 => 5,
         1 => 2,
         _ => 20,

@@ -21,12 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 use testbed::{
-    Contract, Op, Testbed,
+    Besides, Contract, Op, Testbed,
     program::{self, Failed},
     slots::{EDU, EMULATED, PAIR, PINNING, can_promote},
 };
 use uuid::Uuid;
-use vfio_client::coverage;
+use vfio_client::{calls, coverage};
 
 /// The longest sequence of which pairs of operations are left out.
 const PAIRS_MAX: usize = 16;
@@ -39,6 +39,8 @@ pub struct Search {
     avoided: Vec<&'static Trigger>,
     length: usize,
     done: Done,
+    /// What is locked and pinned between two programs: one that leaves more behind, the next one notices.
+    besides: Option<Besides>,
     /// How the last program that failed did.
     failed: String,
     progress: Progress,
@@ -62,8 +64,8 @@ impl Search {
         let contract = bed.contract().clone();
         drop(bed);
         let (done, progress) = (Done::nothing(), Progress::new());
-        let failed = String::new();
-        Ok(Self { devices, log, contract, avoided, length, done, failed, progress, stop })
+        let (besides, failed) = (None, String::new());
+        Ok(Self { devices, log, contract, avoided, length, done, besides, failed, progress, stop })
     }
 
     /// Does so many operations, or goes on for so long. Returns the shortest program that fails, if
@@ -186,7 +188,7 @@ impl Search {
         ensure!(!self.stop.load(Relaxed), "stopped");
         self.begin_sequence()?;
         let context = Context::quiet(&self.devices, &self.log);
-        let result = program::run(&context, program)?;
+        let result = program::run_after(&context, program, &mut self.besides)?;
         self.done.ops += program.len() as u64;
         self.done.sequences += 1;
         if let Err(failed) = &result {
@@ -322,22 +324,26 @@ struct Done {
     /// Of the kernel's code, where it is traced.
     places: usize,
     start: Instant,
+    /// How long calls of VFIO had taken by then.
+    calls: Duration,
 }
 
 impl Done {
     fn nothing() -> Self {
-        Self { ops: 0, sequences: 0, places: 0, start: Instant::now() }
+        Self { ops: 0, sequences: 0, places: 0, start: Instant::now(), calls: calls::time() }
     }
 }
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ops, sequences, places, start } = self;
-        let seconds = start.elapsed().as_secs_f64();
-        let rate = *ops as f64 / seconds.max(0.001);
+        let Self { ops, sequences, places, start, calls } = self;
+        let seconds = start.elapsed().as_secs_f64().max(0.001);
+        let in_calls = 100.0 * (calls::time() - *calls).as_secs_f64() / seconds;
+        let rate = *ops as f64 / seconds;
         write!(
             f,
-            "{ops} operations in {sequences} sequences, {seconds:.0} s, {rate:.0} operations/s"
+            "{ops} operations in {sequences} sequences, {seconds:.0} s, {in_calls:.0} % of it in calls of VFIO, \
+             {rate:.0} operations/s"
         )?;
         if *places > 0 { write!(f, ", {places} places of the kernel") } else { Ok(()) }
     }

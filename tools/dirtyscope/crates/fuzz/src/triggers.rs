@@ -7,7 +7,7 @@
 
 use dirty_model::{BitmapBuffer, Command, CommandKind, Errno, MappingView, RawPin};
 use mdev_dma::Opcode;
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 use testbed::{
     Contract, Op, PAGE, RAW_PAGES, operation,
     slots::{self, SLOTS, SlotKind},
@@ -77,7 +77,8 @@ fn pin_unwind(next: &Next<'_>) -> bool {
     }
     let Some(end) = iova.checked_add(length) else { return false };
     let batch_size = u64::from(mdev_dma::uapi::RUST_MDEV_DMA_PIN_BATCH) * PAGE;
-    let mut model = contract.model.clone();
+    // Another one that a batch has been pinned in, if there is another batch.
+    let mut model = Cow::Borrowed(&contract.model);
     let mut next = iova;
     while next < end {
         let batch = next..end.min((next - next % batch_size).saturating_add(batch_size));
@@ -85,9 +86,12 @@ fn pin_unwind(next: &Next<'_>) -> bool {
         if let Some(failure) = model.pin_failure(id, batch.clone()) {
             return !all_dirty(contract, batch.start..failure.page);
         }
+        if next == end {
+            break;
+        }
         // What a batch locks counts for the next.
         let (kind, length) = (Some(CommandKind::Pin), batch.end - batch.start);
-        model.command(id, &Command { kind, iova: batch.start, length });
+        model.to_mut().command(id, &Command { kind, iova: batch.start, length });
     }
     false
 }
@@ -285,12 +289,8 @@ impl<'a> Read<'a> {
             Op::UnmapBitmap { iova, size, buffer } => (iova, size, buffer, true),
             _ => return None,
         };
-        match contract.clone().apply(op).answer.status {
-            Ok(()) => {}
-            Err(errnos) if errnos == Errno::EFAULT.into() => {}
-            Err(_) => return None,
-        }
         let buffer: BitmapBuffer = buffer.to_model();
+        contract.model.check_read(iova, size, &buffer).ok()?;
         let parts = contract.model.mappings_in(iova, size, &buffer);
         let all = contract.model.all_dirty();
         let parts = parts.map(|(MappingView { iova, size, dirty }, fits)| Part {

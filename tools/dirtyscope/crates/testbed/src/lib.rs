@@ -32,4 +32,4 @@ pub use mdev_dma::PAGE;
 pub use op::{Answer, Buffer, BufferMemory, Op, operation};
 pub use rehearsal::rehearse;
 pub use steps::{at, command, map, pages};
-pub use testbed::{Testbed, same, to_iova};
+pub use testbed::{Besides, Testbed, same, to_iova};

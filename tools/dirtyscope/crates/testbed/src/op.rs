@@ -11,6 +11,11 @@ use vfio_client::{
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_ALL},
 };
 
+thread_local! {
+    /// The number of this thread, which the kernel needn't be asked for again.
+    static THREAD: i32 = rustix::thread::gettid().as_raw_nonzero().get();
+}
+
 /// An operation on the container, on the device in a slot, or on the process's own memory.
 ///
 /// It has a text form, see the module `text`. Addresses and sizes are in bytes.
@@ -134,7 +139,7 @@ impl Op {
             op: self.to_string(),
             kind: self.kind(),
             range: self.range().map(whole),
-            thread: rustix::thread::gettid().as_raw_nonzero().get(),
+            thread: THREAD.with(|&thread| thread),
             device: self.device(),
             group,
         }

@@ -2,7 +2,7 @@
 
 //! Operations one after the other, from a file or from a generator.
 
-use crate::{Contract, Op, Testbed};
+use crate::{Besides, Contract, Op, Testbed};
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Limits;
 use harness::{Context, Skip};
@@ -51,10 +51,20 @@ pub fn contract(dma_entry_limit: u32, limits: Limits) -> Contract {
 /// Does a program on a container of its own, which begins with [`BEGIN`]. At the end, all that is dirty is
 /// read, and everything is compared.
 pub fn run(context: &Context<'_>, program: &[Op]) -> Result<Result<(), Failed>> {
+    run_after(context, program, &mut None)
+}
+
+/// As [`run`], after another program that left behind what is locked and pinned `besides`; which isn't looked up
+/// again then. Should this one have passed, so is it afterwards.
+pub fn run_after(
+    context: &Context<'_>,
+    program: &[Op],
+    besides: &mut Option<Besides>,
+) -> Result<Result<(), Failed>> {
     let [_, _, join_second] = BEGIN;
     let mut bed = Testbed::new(context)?;
     bed.must(join_second)?;
-    bed.count_locked_memory()?;
+    bed.count_from(besides.take())?;
     for (i, op) in program.iter().enumerate() {
         ensure!(bed.contract().allows(op), "{op}: {NOT_ALLOWED}");
         match bed.apply(op.clone()) {
@@ -70,5 +80,10 @@ pub fn run(context: &Context<'_>, program: &[Op]) -> Result<Result<(), Failed>> 
         }
         bed.apply(Op::Check).map(drop)
     };
-    Ok(end().map_err(|error| Failed { done: program.len() + 1, error }))
+    if let Err(error) = end() {
+        return Ok(Err(Failed { done: program.len() + 1, error }));
+    }
+    *besides = bed.besides();
+    bed.close();
+    Ok(Ok(()))
 }

@@ -21,6 +21,7 @@
 
 #![deny(missing_docs)]
 
+pub mod calls;
 mod container;
 pub mod coverage;
 mod device;
