@@ -120,8 +120,7 @@ impl Contract {
 
     /// Whether any page of `size` bytes from `iova` on is pinned.
     pub fn has_pins_in(&self, iova: u64, size: u64) -> bool {
-        let pages = self.devices.values().flat_map(|&id| self.model.all_pinned(id));
-        pages.into_iter().any(|page| page.checked_sub(iova).is_some_and(|at| at < size))
+        self.model.has_pins_in(iova..iova.saturating_add(size))
     }
 
     /// Whether `op` is about a device that is in the state for it: of a group that has joined or not,
@@ -304,5 +303,276 @@ fn to_kind(opcode: Opcode, seed: u64) -> CommandKind {
         Opcode::RawUnpin => CommandKind::RawUnpin(seed),
         Opcode::RawWrite => CommandKind::RawWrite,
         Opcode::RawRead => CommandKind::RawRead,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program;
+
+    fn contract(raw_pages: Option<u64>) -> Contract {
+        program::contract(10, Limits { raw_pages, ..limits_of(64, 1 << 20) })
+    }
+
+    /// Does operations, a line each, and compares what is owed with what stands behind an arrow.
+    fn owes(contract: &mut Contract, story: &str) {
+        for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (op, owed) = line.split_once(" -> ").unwrap();
+            let op = op.parse().unwrap();
+            assert!(contract.allows(&op), "{line}");
+            assert_eq!(contract.apply(&op).answer.to_string(), owed, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_operation_does_what_it_says() {
+        owes(
+            &mut contract(None),
+            "
+            MAP 0x1000+0x4000 rw -> ok
+            MAP 0x8000+0x2000 r- -> ok
+            MAP 0xa000+0x2000 -w memory 0x1000 -> ok
+            MAP 0x1000+0x1000 rw -> EEXIST
+            MAP 0x20000+0x1000 -- -> EINVAL
+            MAP 0x20000+0x1000 rw flags 0x80000000 -> EINVAL
+            MAP 0x1000+0x4000 -- flags 0x4 -> EINVAL
+            GET_BITMAP 0x1000+0x4000 -> EINVAL
+            DIRTY_PAGES flags 0x3 -> EINVAL
+            START -> ok
+            device 0 PIN 0x1000+0x1000 -> ok 0x1000 bytes
+            device 0 READ 0x1800+0x800 -> ok 0x800 bytes
+            device 0 WRITE 0x2000+0x1 -> ENXIO
+            device 0 background DMA_WRITE 0x4fff+0x2 -> EINVAL
+            device 0 DMA_WRITE 0x3fff+0x2 seed 0x1 -> ok 0x2 bytes
+            device 0 DMA_WRITE 0x8000+0x1 -> EPERM
+            device 0 DMA_READ 0x8000+0x1 -> ok 0x1 bytes
+            device 0 DMA_READ 0xa000+0x1 -> EPERM
+            device 0 77 0x1000+0x1000 -> EOPNOTSUPP
+            device 0 RAW_PIN 0x1000+0x1000 prot 0x3 -> EOPNOTSUPP
+            GET_BITMAP 0x1000+0x4000 -> ok 3 dirty
+            GET_BITMAP 0x1000+0x4000 ends 0x0 -> EFAULT
+            GET_BITMAP 0x1000+0x4000 read-only -> EFAULT
+            GET_BITMAP 0x1000+0x4000 -> ok 1 dirty
+            process HIDE 0x2000+0x1000 -> ok
+            device 0 DMA_READ 0x2000+0x1 -> EFAULT
+            process SHOW 0x2000+0x1000 -> ok
+            device 0 DMA_READ 0x2000+0x1 -> ok 0x1 bytes
+            process WRITE 0x2000+0x8 seed 0x1 -> ok
+            process LIMIT 1 -> ok
+            MAP 0x30000+0x1000 rw -> ok
+            device 0 PIN 0x30000+0x1000 -> ENOMEM
+            process LIMIT none -> ok
+            device 0 PIN 0x30000+0x1000 -> ok 0x1000 bytes
+            device 0 RESET -> ok
+            device 0 UNPIN 0x30000+0x1000 -> ENXIO
+            UNMAP 0x30000+0x1000 flags 0x80000000 -> EINVAL
+            UNMAP 0x0+0x0 flags 0x4 -> EBUSY or EINVAL
+            UNMAP 0x1000+0x4000 flags 0x4 -> EBUSY
+            UNMAP 0x0+0x0 flags 0x6 -> EBUSY
+            UNMAP_BITMAP 0x30000+0x1000 -> ok 0x1000 bytes 1 dirty
+            UNMAP 0x8000+0x4000 -> ok 0x4000 bytes
+            STOP -> ok
+            GET_BITMAP 0x1000+0x4000 -> EINVAL
+            UNMAP 0x1000+0x1000 flags 0x2 -> EINVAL
+            UNMAP 0x0+0x0 flags 0x2 -> ok 0x4000 bytes
+            CHECK -> ok
+            ",
+        );
+    }
+
+    #[test]
+    fn raw_pins_have_a_protection_where_others_have_a_seed() {
+        let mut contract = contract(Some(8));
+        assert!(contract.has_raw_pins() && contract.raw_pins(0).is_empty());
+        owes(
+            &mut contract,
+            "
+            MAP 0x1000+0x4000 rw -> ok
+            device 0 RAW_PIN 0x1800+0x2000 prot 0x1 -> ok 0x2000 bytes
+            device 0 RAW_READ 0x1800+0x2000 -> ok 0x1800 bytes
+            device 0 RAW_WRITE 0x1800+0x2000 seed 0x1 -> EACCES
+            device 0 RAW_PIN 0x3000+0x1000 prot 0x2 -> ok 0x1000 bytes
+            device 0 RAW_WRITE 0x3000+0x1000 seed 0x1 -> ok 0x1000 bytes
+            device 0 RAW_READ 0x3000+0x1000 -> EACCES
+            device 0 RAW_UNPIN 0x1800+0x2000 prot 0x3 -> ENXIO
+            ",
+        );
+        let pin = RawPin { iova: 0x1800, length: 0x2000, protection: 1 };
+        assert_eq!(contract.raw_pins(0)[0], pin);
+        assert!(contract.raw_pins(1).is_empty());
+        let pins = |contract: &Contract, iova| contract.has_pins_in(iova, PAGE);
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(|page| pins(&contract, page * PAGE)),
+            [false, true, true, true, false]
+        );
+        owes(&mut contract, "device 0 RAW_UNPIN 0x1800+0x2000 prot 0x1 -> ok 0x2000 bytes");
+        assert_eq!(contract.raw_pins(0).len(), 1);
+    }
+
+    #[test]
+    fn what_is_transferred_begins_at_the_iova() {
+        let mut contract = contract(None);
+        owes(&mut contract, "MAP 0x1000+0x4000 rw -> ok");
+        let mut transferred = |op: &str| contract.apply(&op.parse().unwrap()).transferred;
+        assert_eq!(transferred("device 0 DMA_WRITE 0x1800+0x800"), 0x1800..0x2000);
+        assert!(transferred("device 0 DMA_WRITE 0x9000+0x800").is_empty());
+        assert!(transferred("CHECK").is_empty());
+    }
+
+    #[test]
+    fn devices_are_used_in_order() {
+        let mut contract = contract(None);
+        let allows = |contract: &Contract, yes: &[&str], no: &[&str]| {
+            for (ops, allowed) in [(yes, true), (no, false)] {
+                for op in ops {
+                    assert_eq!(contract.allows(&op.parse().unwrap()), allowed, "{op}");
+                }
+            }
+        };
+        assert_eq!(contract.joined().collect::<Vec<_>>(), [0, 1]);
+        allows(
+            &contract,
+            &[
+                "device 0 CLOSE",
+                "device 0 RESET",
+                "device 0 PIN 0x0+0x1000",
+                "device 1 OPEN",
+                "device 1 LEAVE",
+                "device 2 JOIN",
+                "START",
+            ],
+            &[
+                "device 0 JOIN",
+                "device 0 OPEN",
+                "device 0 LEAVE",
+                "device 1 CLOSE",
+                "device 1 RESET",
+                "device 1 PIN 0x0+0x1000",
+                "device 2 OPEN",
+                "device 2 LEAVE",
+                "device 9 JOIN",
+            ],
+        );
+        owes(
+            &mut contract,
+            "
+            MAP 0x0+0x2000 rw -> ok
+            MAP 0x4000+0x2000 r- -> ok
+            device 2 JOIN -> ok
+            device 2 OPEN -> ok
+            device 7 JOIN -> ok
+            device 7 OPEN -> ok
+            ",
+        );
+        assert!(contract.model.has_iommu() && contract.model.all_dirty());
+        allows(
+            &contract,
+            &[
+                "device 2 COPY 0x0+0x1000 to 0x1000",
+                "device 2 COPY 0x4000+0x8 to 0x1ff8",
+                "device 7 PIN 0x0+0x1000",
+                "device 7 UNPIN 0x0+0x1000",
+                "device 7 RESET",
+            ],
+            &[
+                "device 2 COPY 0x0+0x1001 to 0x0",
+                "device 2 COPY 0x0+0x8 to 0x1ffc",
+                "device 2 COPY 0x1ffc+0x8 to 0x0",
+                "device 2 COPY 0x0+0x8 to 0x4000",
+                "device 2 COPY 0xffffffffffffffff+0x8 to 0x0",
+                "device 2 COPY 0x0+0x8 to 0xffffffffffffffff",
+                "device 7 COPY 0x0+0x8 to 0x1000",
+                "device 2 PIN 0x0+0x1000",
+                "device 2 RESET",
+                "device 7 DMA_READ 0x0+0x1000",
+                "device 7 background PIN 0x0+0x1000",
+                "device 3 JOIN",
+                "device 2 LEAVE",
+            ],
+        );
+        owes(
+            &mut contract,
+            "
+            device 7 PIN 0x0+0x1000 -> ok 0x1000 bytes
+            START -> ok
+            device 2 CLOSE -> ok
+            device 2 LEAVE -> ok
+            GET_BITMAP 0x0+0x6000 -> ok 4 dirty
+            GET_BITMAP 0x0+0x6000 -> ok 1 dirty
+            device 4 JOIN -> ok
+            device 5 OPEN -> ok
+            device 5 COPY 0x0+0x8 to 0x1000 -> ok
+            ",
+        );
+        allows(
+            &contract,
+            &["device 4 OPEN"],
+            &["device 4 LEAVE", "device 5 JOIN", "device 8 JOIN"],
+        );
+        owes(
+            &mut contract,
+            "
+            device 5 CLOSE -> ok
+            device 4 LEAVE -> ok
+            ",
+        );
+        allows(&contract, &["device 8 JOIN"], &["device 5 OPEN"]);
+        owes(
+            &mut contract,
+            "
+            device 0 CLOSE -> ok
+            device 0 LEAVE -> ok
+            device 1 LEAVE -> ok
+            device 7 CLOSE -> ok
+            device 7 LEAVE -> ok
+            ",
+        );
+        allows(
+            &contract,
+            &["device 0 JOIN", "device 3 JOIN"],
+            &["START", "MAP 0x0+0x1000 rw", "CHECK"],
+        );
+        assert_eq!(contract.joined().count(), 0);
+    }
+
+    #[test]
+    fn ranges_to_read() {
+        let mut contract = contract(None);
+        assert_eq!((contract.span(), contract.reads()), (None, vec![]));
+        owes(&mut contract, "MAP 0x3000+0x1000 rw -> ok");
+        assert_eq!(contract.span(), Some((0x3000, 0x1000)));
+        owes(&mut contract, "MAP 0x8000+0x2000 rw -> ok");
+        let each = [(0x3000, 0x1000), (0x8000, 0x2000)];
+        assert_eq!((contract.span(), contract.each()), (Some((0x3000, 0x7000)), each.to_vec()));
+        assert_eq!(contract.reads(), [(0x3000, 0x7000)]);
+        owes(&mut contract, "MAP 0x100002000+0x1000 rw -> ok");
+        assert_eq!(contract.reads(), [(0x3000, SPAN_MAX)]);
+        owes(&mut contract, "MAP 0x100003000+0x1000 rw -> ok");
+        assert_eq!(contract.reads().len(), 4);
+        assert_eq!(contract.aperture_end(), (1 << 48) - 1);
+    }
+
+    #[test]
+    fn limits_are_those_of_the_device() {
+        let mut contract = contract(None);
+        owes(
+            &mut contract,
+            "
+            MAP 0x0+0x4000 rw -> ok
+            device 0 PIN 0x0+0x3000 -> ok 0x3000 bytes
+            ",
+        );
+        contract.set_limits(0, limits_of(1, 0x2000));
+        assert!(!contract.has_pins_in(0, 0x4000));
+        owes(
+            &mut contract,
+            "
+            device 0 PIN 0x0+0x2000 -> ENOSPC
+            device 0 DMA_READ 0x0+0x3000 -> E2BIG
+            device 1 OPEN -> ok
+            device 1 PIN 0x0+0x2000 -> ENOSPC
+            ",
+        );
     }
 }

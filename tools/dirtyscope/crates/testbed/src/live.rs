@@ -284,3 +284,35 @@ pub fn status<T>(result: Result<T, Error>) -> Result<Result<T, Errno>> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bitmap_ends_where_it_must() {
+        let answer = |words: Vec<u64>| with_bitmap(Ok((0x1000, words)), 70 * PAGE);
+        let good = answer(vec![1, 2, 0, 0]).unwrap();
+        assert_eq!((good.count, good.bitmap.unwrap().runs()), (0x1000, vec![0..1, 65..66]));
+        // Bits behind the last page are the bitmap's, words are not.
+        assert_eq!(answer(vec![0, 1 << 63]).unwrap().bitmap.unwrap().runs(), [127..128]);
+        let error = answer(vec![0, 0, 0, 1]).unwrap_err().to_string();
+        assert!(error.contains("goes on behind its end"), "{error}");
+        let failed = with_bitmap(Err(Errno::EFAULT), 70 * PAGE).unwrap();
+        assert_eq!((failed.status, failed.bitmap), (Err(Errno::EFAULT), None));
+    }
+
+    #[test]
+    fn buffers_end_where_they_are_to() {
+        let buffer = Buffer::covering(200 * PAGE);
+        let memory = |memory, size| buffer.with_memory(memory).memory(size).unwrap();
+        assert!(memory(BufferMemory::Whole, 200 * PAGE).is_none());
+        let (ends, at) = memory(BufferMemory::Ends(8), 200 * PAGE).unwrap();
+        assert_eq!((ends.len() - at, ends.span() - ends.len()), (8, PAGE as usize));
+        ends.write(at, &[7; 8]);
+        assert_eq!(words(&ends, at, 200 * PAGE), [0x0707_0707_0707_0707, 0, 0, 0]);
+        let (read_only, at) = memory(BufferMemory::ReadOnly, 200 * PAGE).unwrap();
+        assert_eq!((read_only.len(), at), (PAGE as usize, 0));
+        assert_eq!(words(&read_only, at, 200 * PAGE), [0; 4]);
+    }
+}
