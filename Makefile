@@ -5,10 +5,10 @@
 # Every recipe dies with make, whatever ended it.
 vm := @setpriv --pdeathsig KILL -- tools/vm
 
-export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES QEMU TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED OPERATORS ENGINES JOBS
+export ARGS ACCEL BASE CLOCK TIMEOUT CACHE KDIR KERNEL MIRROR PATCHES DRIVER_PATCHES QEMU TREE CONFIG DRIVER DRIVER_WHY REPLAY RUSTC BINDGEN BOOTS RUNS SECONDS_OF_RACE MUTANTS_N SEED OPERATORS ENGINES JOBS CRATES
 
 .DEFAULT_GOAL := help
-.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate migrate-guest libvirt control mutants coverage \
+.PHONY: help run killers debug pins pins-fuzz fail-nth fuzz race abuse scope migrate migrate-guest libvirt control mutants mutants-model coverage \
 	bench test test-all module tool install-kselftest shell boot-soak clean clean-cache
 
 # What is built for one kernel says nothing of another.
@@ -33,6 +33,7 @@ help:
 	@echo '  make libvirt      what libvirt makes of a domain with the device'
 	@echo '  make control      see that all these find what a broken type1 loses, or a broken driver does'
 	@echo '  make mutants      how many mutants of type1 all these find'
+	@echo '  make mutants-model  how many mutants of the model its unit tests find'
 	@echo '  make coverage     which lines of type1 and of the drivers all these run'
 	@echo '  make bench        how fast driver and type1 are, beside a driver in C'
 	@echo '  make debug        all of it on a kernel with KASAN, lockdep, kmemleak and more'
@@ -65,6 +66,7 @@ help:
 	@echo '               OPERATORS=... those that these operators make, default: all;'
 	@echo '               ENGINES=... by what they are tried, of scenarios, pins, fuzz, race,'
 	@echo '               abuse and scope, default: the first three'
+	@echo '  CRATES=...   of make mutants-model, default: dirty-model'
 	@echo '  TREE=...     a kernel tree of yours, which is built as it is, with the drivers'
 	@echo '               laid over, and tested in place of the stock kernel'
 	@echo '  CONFIG=...   how TREE is configured: lean (the default), debug, coverage, or a'
@@ -132,6 +134,9 @@ control:
 
 mutants:
 	$(vm)/mutants $(IDS)
+
+mutants-model:
+	$(vm)/mutants-model
 
 coverage:
 	$(vm)/coverage
