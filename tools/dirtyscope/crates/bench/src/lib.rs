@@ -4,10 +4,13 @@
 
 #![forbid(unsafe_code)]
 
+mod axis;
 mod base;
 mod compare;
+mod devices;
 mod footprint;
 mod measurements;
+mod sparse;
 mod state;
 mod stats;
 mod table;
@@ -34,7 +37,7 @@ use std::{
 };
 use uuid::Uuid;
 use vfio_client::{
-    Container, Group, MapArgs, Memory, UnmapArgs,
+    BitmapArgs, Container, Group, MapArgs, Memory, UnmapArgs,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
@@ -56,13 +59,14 @@ const C_DRIVER: &str = "c_mdev_dma";
 ///
 /// The driver and a minimal one in C (tools/bench) do the same commands in turn, on the same pages. A
 /// ratio is the median of the rounds' ratios, more than 1 if the Rust driver is faster; where the
-/// true one lies is said with a confidence of 95 %. Then it measures how long VFIO_IOMMU_DIRTY_PAGES
-/// takes, the size of the device's state, how long stop-copy takes, and how that grows: with an
-/// exponent of 1, twice as much takes twice as long. Last, the kernel memory that drivers take for
-/// pinned pages.
+/// true one lies is said with a confidence of 95 %. Then the kernel memory that drivers take for pinned
+/// pages. Last it measures how long type1's calls take, the size of the device's state, how long stop-copy
+/// takes, and how that grows with memory, pins, mappings and devices: with an exponent of 1, twice as
+/// much takes twice as long.
 ///
 /// Needs root, the modules vfio, vfio_iommu_type1 and mdev, and the drivers rust_mdev_dma and
-/// c_mdev_dma. Ends with 0 whether goals are met or not, unless --check is given.
+/// c_mdev_dma, for up to 64 devices with max_instances=66. Ends with 0 whether goals are met or not, unless
+/// --check is given.
 ///
 /// Where the machine's clock counts instructions (see --clock), a busy host changes nothing, and few
 /// rounds say as much as many.
@@ -72,6 +76,7 @@ Examples:
   dirtyscope bench
   dirtyscope bench --rounds 51 --json bench.json
   dirtyscope bench --check --json - | tail -n 1 | jq .comparisons
+  dirtyscope bench --growth mappings
   dirtyscope bench --compare before.json after.json")]
 pub struct Arguments {
     /// An existing device of rust_mdev_dma to use; without it, one is created and removed at the end
@@ -91,6 +96,10 @@ pub struct Arguments {
     #[arg(long)]
     paths: bool,
 
+    /// Measure how costs grow, and nothing else: with what begins so, e.g. "mappings", or everything
+    #[arg(long, value_name = "AXIS", num_args = 0..=1, default_missing_value = "", conflicts_with = "paths")]
+    growth: Option<String>,
+
     /// Measure nothing, but compare the driver in two files that --json wrote by instructions: more
     /// than 1 % more of them on any path is a failure
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], exclusive = true)]
@@ -100,7 +109,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Take a goal that isn't met for a failure
+    /// Take a goal that isn't met for a failure, and, by instructions, an exponent that isn't as expected
     #[arg(long)]
     check: bool,
 }
@@ -113,6 +122,8 @@ struct Bench<'a> {
     rounds: usize,
     /// How often anything else is measured.
     repetitions: usize,
+    /// With what else than this nobody wants to know how costs grow.
+    growth: &'a str,
     stop: &'a AtomicBool,
 }
 
@@ -144,18 +155,24 @@ fn measure(arguments: &Arguments, rust: Mdev, c: Mdev, stop: &AtomicBool) -> Res
         Clock::Instructions => (21, 5),
     };
     let rounds = arguments.rounds.map_or(rounds, |rounds| rounds as usize);
-    let bench = Bench::new(rust, c, rounds, repetitions, stop)?;
+    let growth = arguments.growth.as_deref().unwrap_or_default();
+    let bench = Bench::new(rust, c, rounds, repetitions, growth, stop)?;
     if clock == Clock::Instructions {
         // A kernel that has just booted has things to do, and their instructions count too. An idle
         // machine whose clock counts them gets over this at once.
         thread::sleep(BOOTED);
     }
-    let comparisons = compare::run(&bench)?;
-    let (mut growth, mut memory) = (Vec::new(), Vec::new());
-    if !arguments.paths {
+    let (mut comparisons, mut growth, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+    if arguments.growth.is_none() {
+        comparisons = compare::run(&bench)?;
+    }
+    if arguments.growth.is_none() && !arguments.paths {
         memory = footprint::run(&bench)?;
-        growth = tracking::run(&bench)?;
-        growth.extend(state::run(&bench)?);
+    }
+    if !arguments.paths {
+        for run in [tracking::run, devices::run, sparse::run, state::run] {
+            growth.extend(run(&bench)?);
+        }
     }
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     Ok(Measurements { kernel, clock, rounds, comparisons, growth, memory })
@@ -178,13 +195,19 @@ impl<'a> Bench<'a> {
         c: Mdev,
         rounds: usize,
         repetitions: usize,
+        growth: &'a str,
         stop: &'a AtomicBool,
     ) -> Result<Self> {
         let (rust, c) = (rust.node()?, c.node()?);
         let container = Container::new(Group::open(&rust)?)?;
         container.attach(Group::open(&c)?)?;
         let (rust, c) = (MdevDma::open(&container, &rust)?, MdevDma::open(&container, &c)?);
-        Ok(Self { rust, c, rounds, repetitions, stop })
+        Ok(Self { rust, c, rounds, repetitions, growth, stop })
+    }
+
+    /// Whether somebody wants to know how costs grow with this.
+    fn is_wanted(&self, axis: &str) -> bool {
+        axis.starts_with(self.growth)
     }
 
     /// Both of them, with their names.
@@ -192,18 +215,19 @@ impl<'a> Bench<'a> {
         [(DRIVER, &self.rust), (C_DRIVER, &self.c)]
     }
 
+    /// The container of both.
+    fn container(&self) -> &Container {
+        self.rust.device().container()
+    }
+
     /// Maps `size` bytes of memory at [`IOVA`], from byte `offset` of it on.
     fn map(&self, memory: &Arc<Memory>, offset: u64, size: u64) -> Result<()> {
-        let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
-        let offset = offset as usize;
-        let args = MapArgs { memory, offset, iova: IOVA, size, flags, argsz: None };
-        Ok(self.rust.device().container().map(&args)?)
+        Ok(map(self.container(), memory, offset, IOVA, size)?)
     }
 
     /// Unmaps `size` bytes there.
     fn unmap(&self, size: u64) -> Result<()> {
-        let args = UnmapArgs { iova: IOVA, size, ..Default::default() };
-        self.rust.device().container().unmap(&args)?;
+        self.container().unmap(&UnmapArgs { iova: IOVA, size, ..Default::default() })?;
         Ok(())
     }
 
@@ -218,6 +242,23 @@ impl<'a> Bench<'a> {
         }
         Ok(())
     }
+}
+
+/// Maps `size` bytes of memory at `iova`, from byte `offset` of it on.
+fn map(
+    container: &Container,
+    memory: &Arc<Memory>,
+    offset: u64,
+    iova: u64,
+    size: u64,
+) -> vfio_client::Result<()> {
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    container.map(&MapArgs { memory, offset: offset as usize, iova, size, flags, argsz: None })
+}
+
+/// The arguments for the bitmap of `size` bytes of IOVA.
+fn bitmap_of(size: u64) -> BitmapArgs {
+    BitmapArgs { pgsize: PAGE_SIZE, size: (size / PAGE_SIZE).div_ceil(64) * 8 }
 }
 
 /// Runs a command, which must succeed. Returns how long the device took for it: the time of the write

@@ -22,11 +22,11 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// What a nanosecond is, and what thousand of them are.
-    fn units(self) -> [&'static str; 2] {
+    /// What a nanosecond is, and what thousand and a million of them are.
+    fn units(self) -> [&'static str; 3] {
         match self {
-            Self::Wall => ["ns", "us"],
-            Self::Instructions => ["instr", "kinstr"],
+            Self::Wall => ["ns", "us", "ms"],
+            Self::Instructions => ["instr", "kinstr", "Minstr"],
         }
     }
 }
@@ -44,11 +44,15 @@ pub struct Measurements {
 }
 
 impl Measurements {
-    /// Goals that were missed.
+    /// Goals that were missed, and exponents that aren't as expected. What has grown by the wall clock may
+    /// have for reasons of the host's.
     pub fn not_met(&self) -> usize {
         let ratios = self.comparisons.iter().map(|row| &row.goal);
         let bytes = self.memory.iter().filter_map(|row| row.goal.as_ref());
-        ratios.chain(bytes).filter(|goal| goal.judgement == Judgement::NotMet).count()
+        let missed = ratios.chain(bytes).filter(|goal| goal.judgement == Judgement::NotMet).count();
+        let unexpected =
+            self.growth.iter().filter(|row| row.verdict == Verdict::Unexpected).count();
+        missed + if self.clock == Clock::Instructions { unexpected } else { 0 }
     }
 }
 
@@ -108,7 +112,7 @@ pub enum Unit {
 impl Unit {
     /// Shows a speed.
     pub fn show(self, clock: Clock, speed: f64) -> String {
-        let [nanoseconds, _] = clock.units();
+        let [nanoseconds, ..] = clock.units();
         match (self, clock) {
             (Self::Bytes, Clock::Wall) => format!("{:.3} GB/s", speed / 1e9),
             (Self::Pages, Clock::Wall) => format!("{:.1} kpages/s", speed / 1e3),
@@ -143,8 +147,75 @@ pub struct Growth {
     pub axis: &'static str,
     /// How much there was, and the median of the cost.
     pub points: Vec<(f64, f64)>,
-    /// `e`, where the cost grows as `axis^e`.
+    /// `e`, where the cost grows as `axis^e`: that of all points, and of the last two.
     pub exponent: f64,
+    pub last: f64,
+    /// Where `last` should be.
+    pub expected: Expected,
+    pub verdict: Verdict,
+}
+
+/// Where an exponent should be.
+#[derive(Clone, Copy, Serialize)]
+pub struct Expected {
+    pub range: (f64, f64),
+    /// A known defect, and where it is with that.
+    pub defect: Option<(&'static str, (f64, f64))>,
+}
+
+impl Expected {
+    /// What more there is costs nothing.
+    pub const CONSTANT: Self = Self::around(0.0);
+    /// Twice as much costs twice as much.
+    pub const LINEAR: Self = Self::around(1.0);
+    /// Or less: what is there once, however much there is, may still be most of it.
+    pub const UP_TO_LINEAR: Self = Self { range: (-0.2, 1.2), defect: None };
+    /// Four times.
+    pub const QUADRATIC: Self = Self::around(2.0);
+
+    const fn around(exponent: f64) -> Self {
+        Self { range: (exponent - 0.2, exponent + 0.2), defect: None }
+    }
+
+    /// But for a kernel with a defect, which is there.
+    pub const fn but_for(self, defect: &'static str, there: Self) -> Self {
+        Self { defect: Some((defect, there.range)), ..self }
+    }
+
+    fn judge(&self, exponent: f64) -> Verdict {
+        let inside = |(low, high): (f64, f64)| (low..=high).contains(&exponent);
+        match self.defect {
+            _ if inside(self.range) => Verdict::Expected,
+            Some((defect, range)) if inside(range) => Verdict::Known(defect),
+            _ => Verdict::Unexpected,
+        }
+    }
+}
+
+/// Whether an exponent is where it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub enum Verdict {
+    Expected,
+    /// It isn't, as with this known defect.
+    Known(&'static str),
+    Unexpected,
+}
+
+impl Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expected => f.write_str("as expected"),
+            Self::Known(defect) => write!(f, "known: {defect}"),
+            Self::Unexpected => f.write_str("UNEXPECTED"),
+        }
+    }
+}
+
+impl From<Verdict> for String {
+    fn from(verdict: Verdict) -> Self {
+        verdict.to_string()
+    }
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -157,8 +228,9 @@ pub enum Cost {
 
 impl Cost {
     fn show(self, clock: Clock, value: f64) -> String {
-        let [_, microseconds] = clock.units();
+        let [_, microseconds, milliseconds] = clock.units();
         match self {
+            Self::Nanoseconds if value >= 1e7 => format!("{:.1} {milliseconds}", value / 1e6),
             Self::Nanoseconds => format!("{:.1} {microseconds}", value / 1e3),
             Self::Bytes => format!("{value:.0} bytes"),
         }
@@ -171,9 +243,11 @@ impl Growth {
         cost: Cost,
         axis: &'static str,
         points: Vec<(f64, f64)>,
+        expected: Expected,
     ) -> Self {
-        let exponent = exponent(&points);
-        Self { operation, cost, axis, points, exponent }
+        let last = exponent(&points[points.len().saturating_sub(2)..]);
+        let (exponent, verdict) = (exponent(&points), expected.judge(last));
+        Self { operation, cost, axis, points, exponent, last, expected, verdict }
     }
 }
 
@@ -194,12 +268,16 @@ impl Display for Measurements {
             Clock::Instructions => "instructions counted",
         };
         writeln!(f, "kernel {}, {clock}, medians of {} rounds", self.kernel, self.rounds)?;
-        self.show_comparisons(f)?;
-        if self.growth.is_empty() {
-            return Ok(());
+        if !self.comparisons.is_empty() {
+            self.show_comparisons(f)?;
         }
-        self.show_growth(f)?;
-        self.show_memory(f)
+        if !self.growth.is_empty() {
+            self.show_growth(f)?;
+        }
+        if !self.memory.is_empty() {
+            self.show_memory(f)?;
+        }
+        Ok(())
     }
 }
 
@@ -221,7 +299,8 @@ impl Measurements {
     }
 
     fn show_growth(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new(["", "against", "from", "to", "exponent"]);
+        let header = ["", "against", "from", "to", "exponent", "at the end", ""];
+        let mut table = Table::new(header);
         for row in &self.growth {
             let point = |point: Option<&(f64, f64)>| {
                 point.map_or(String::new(), |&(x, y)| {
@@ -234,6 +313,8 @@ impl Measurements {
                 point(row.points.first()),
                 point(row.points.last()),
                 format!("{:.2}", row.exponent),
+                format!("{:.2}", row.last),
+                row.verdict.to_string(),
             ]);
         }
         table.fmt(f)
@@ -269,5 +350,16 @@ mod tests {
         assert_eq!(judgement(1.02), Judgement::NotMet);
         assert_eq!(Goal::at_most(16.0, 16.0).judgement, Judgement::Met);
         assert_eq!(Goal::at_most(16.0, 16.1).judgement, Judgement::NotMet);
+    }
+
+    #[test]
+    fn verdicts() {
+        let expected = Expected::LINEAR.but_for("D3", Expected::QUADRATIC);
+        assert_eq!(expected.judge(1.1), Verdict::Expected);
+        assert_eq!(expected.judge(1.9), Verdict::Known("D3"));
+        for exponent in [0.7, 1.5, 2.3, f64::NAN] {
+            assert_eq!(expected.judge(exponent), Verdict::Unexpected, "{exponent}");
+        }
+        assert_eq!(Expected::LINEAR.judge(1.9), Verdict::Unexpected);
     }
 }

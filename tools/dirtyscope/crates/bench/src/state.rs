@@ -5,7 +5,7 @@
 
 use super::{
     Bench, IOVA, PAGE_SIZE,
-    measurements::{Cost, Growth},
+    measurements::{Cost, Expected, Growth},
     stats::median,
     timed_command,
 };
@@ -28,7 +28,10 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
     let memory = Arc::new(Memory::new(SIZE as usize)?);
     bench.map(&memory, 0, SIZE)?;
     let mut growth = Vec::new();
-    for (axis, step) in [("pages pinned (side by side)", 1), ("pages pinned (every other)", 2)] {
+    for (axis, step) in [("pins side by side", 1), ("pins of every other page", 2)] {
+        if !bench.is_wanted(axis) {
+            continue;
+        }
         let most = (SIZE / PAGE_SIZE / step).min(bench.rust.limits()?.max_pins);
         let (mut sizes, mut times) = (Vec::new(), Vec::new());
         for pins in [most / 16, most / 4, most] {
@@ -37,8 +40,14 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
             sizes.push((pins as f64, size));
             times.push((pins as f64, time));
         }
-        growth.push(Growth::new("device state", Cost::Bytes, axis, sizes));
-        growth.push(Growth::new("stop-copy", Cost::Nanoseconds, axis, times));
+        growth.push(Growth::new("device state", Cost::Bytes, axis, sizes, Expected::LINEAR));
+        growth.push(Growth::new(
+            "stop-copy",
+            Cost::Nanoseconds,
+            axis,
+            times,
+            Expected::UP_TO_LINEAR,
+        ));
     }
     bench.unmap(SIZE)?;
     Ok(growth)

@@ -5,111 +5,147 @@
 
 use super::{
     Bench, IOVA, PAGE_SIZE,
-    measurements::{Cost, Growth},
-    stats::median,
+    axis::{Axis, timed},
+    bitmap_of, map,
+    measurements::{Expected, Growth},
     timed_command,
 };
 use anyhow::{Result, ensure};
 use mdev_dma::Opcode;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
-use vfio_client::{
-    BitmapArgs, MapArgs, Memory, UnmapArgs,
-    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
-};
+use std::{sync::Arc, time::Duration};
+use vfio_client::{Container, Memory, UnmapArgs, uapi::VFIO_DMA_UNMAP_FLAG_ALL};
 
+const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// What is measured, in this order.
-const OPERATIONS: [&str; 5] =
-    ["START", "GET_BITMAP", "GET_BITMAP of each mapping", "STOP", "UNMAP with bitmap"];
+const OPERATIONS: [&str; 7] = [
+    "MAP of all",
+    "START",
+    "GET_BITMAP",
+    "GET_BITMAP of each mapping",
+    "STOP",
+    "UNMAP with bitmap",
+    "UNMAP of all",
+];
+
+/// A mapping of so much fills whole words of the bitmap.
+const SMALL: u64 = 256 * KIB;
+
+/// So many mappings a container may have (`dma_entry_limit`).
+const MOST_MAPPINGS: u64 = 65535;
+
+/// Of more mappings each isn't asked for: with 65,535 of them it would take as long as all else together.
+const MOST_ASKED: u64 = 4096;
 
 /// What there is to account for.
 #[derive(Clone, Copy)]
 struct Case {
-    /// Bytes mapped.
-    size: u64,
-    /// Mappings of the same size, one behind the other.
+    /// Mappings, one behind the other, of the same memory.
     mappings: u64,
-    /// Pinned pages, from the beginning on.
+    /// Bytes of one.
+    each: u64,
+    /// Pinned pages in each, from its beginning on.
     pins: u64,
+}
+
+impl Case {
+    fn size(&self) -> u64 {
+        self.mappings * self.each
+    }
 }
 
 /// Measures everything.
 pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
+    use Expected as E;
     let mut growth = Vec::new();
-    let sizes = [4, 16, 64, 256];
-    let cases = sizes.map(|gib| (gib, Case { size: gib * GIB, mappings: 1, pins: 0 }));
-    growth.extend(axis(bench, "GiB mapped (1 mapping, nothing pinned)", &cases)?);
+
+    // The largest bitmap there is has a page less than 8 TiB.
+    let axis = Axis {
+        what: "GiB in a mapping",
+        amounts: &[4, 16, 64, 256, 1024, 4096],
+        operations: OPERATIONS,
+    };
+    let expected = [
+        Some(E::CONSTANT),
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+        None,
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+        Some(E::CONSTANT),
+    ];
+    growth.extend(measure(bench, &axis, expected, |gib| Case {
+        mappings: 1,
+        each: gib * GIB,
+        pins: 0,
+    })?);
 
     let most = bench.rust.limits()?.max_pins.min(65536);
-    let pins = [most / 16, most / 8, most / 4, most / 2, most];
-    let cases = pins.map(|pins| (pins, Case { size: 256 * MIB, mappings: 1, pins }));
-    growth.extend(axis(bench, "pages pinned (1 mapping of 256 MiB)", &cases)?);
+    let axis = Axis {
+        what: "pins in a mapping",
+        amounts: &[most / 16, most / 8, most / 4, most / 2, most],
+        operations: OPERATIONS,
+    };
+    let expected = [
+        Some(E::CONSTANT),
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+        None,
+        Some(E::CONSTANT),
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+    ];
+    growth.extend(measure(bench, &axis, expected, |pins| Case {
+        mappings: 1,
+        each: 256 * MIB,
+        pins,
+    })?);
 
-    // A mapping of 256 KiB fills whole words of the bitmap.
-    let counts = [64, 256, 1024, 4096];
-    let cases = counts.map(|mappings| (mappings, Case { size: GIB, mappings, pins: 0 }));
-    growth.extend(axis(bench, "mappings (1 GiB in all, nothing pinned)", &cases)?);
+    let expected = [
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+        Some(E::LINEAR.but_for("D3", E::QUADRATIC)),
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+        Some(E::LINEAR),
+    ];
+    for (pins, what) in [(0, "mappings"), (1, "mappings with a pin")] {
+        let axis = Axis {
+            what,
+            amounts: &[1, 16, 256, 1024, 4096, 16384, MOST_MAPPINGS],
+            operations: OPERATIONS,
+        };
+        growth.extend(measure(bench, &axis, expected, |mappings| Case {
+            mappings,
+            each: SMALL,
+            pins,
+        })?);
+    }
     Ok(growth)
 }
 
-/// Measures all cases, each of which has so much of what is on the axis.
-fn axis(bench: &Bench<'_>, axis: &'static str, cases: &[(u64, Case)]) -> Result<Vec<Growth>> {
-    let mut points = [const { Vec::new() }; OPERATIONS.len()];
-    for (x, case) in cases {
-        bench.progress(&format!("dirty tracking, {axis}: {x}"));
-        let medians = measure(bench, case)?;
-        for (points, median) in points.iter_mut().zip(medians) {
-            points.push((*x as f64, median));
-        }
-    }
-    // With one mapping, all of them are each of them.
-    let one = cases.iter().all(|(_, case)| case.mappings == 1);
-    let growth = OPERATIONS.into_iter().zip(points).enumerate();
-    Ok(growth
-        .filter(|&(i, _)| !(one && i == 2))
-        .map(|(_, (operation, points))| Growth::new(operation, Cost::Nanoseconds, axis, points))
-        .collect())
-}
-
-/// The medians of a case, in nanoseconds.
-fn measure(bench: &Bench<'_>, case: &Case) -> Result<[f64; OPERATIONS.len()]> {
-    let memory = Arc::new(Memory::new(case.size as usize)?);
-    let mut samples = [const { Vec::new() }; OPERATIONS.len()];
-    for _ in 0..bench.repetitions {
-        bench.check_stopped()?;
-        for (samples, sample) in samples.iter_mut().zip(measure_once(bench, case, &memory)?) {
-            samples.push(sample.as_nanos() as f64);
-        }
-    }
-    Ok(samples.map(|samples| median(&samples)))
+/// Measures everything against what is on the axis, of which `case` makes what there is then.
+fn measure(
+    bench: &Bench<'_>,
+    axis: &Axis<'_, { OPERATIONS.len() }>,
+    expected: [Option<Expected>; OPERATIONS.len()],
+    case: impl Fn(u64) -> Case,
+) -> Result<Vec<Growth>> {
+    let most = axis.amounts.iter().map(|&amount| case(amount).each).max();
+    let memory = Arc::new(Memory::new(most.unwrap_or(0) as usize)?);
+    axis.measure(bench, expected, |amount| measure_once(bench, &case(amount), &memory))
 }
 
 fn measure_once(
     bench: &Bench<'_>,
     case: &Case,
     memory: &Arc<Memory>,
-) -> Result<[Duration; OPERATIONS.len()]> {
-    let &Case { size, mappings, pins } = case;
-    let container = bench.rust.device().container();
-    let each = size / mappings;
-    for offset in (0..size).step_by(each as usize) {
-        container.map(&MapArgs {
-            memory,
-            offset: offset as usize,
-            iova: IOVA + offset,
-            size: each,
-            flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-            argsz: None,
-        })?;
-    }
-    if pins != 0 {
-        timed_command(&bench.rust, Opcode::Pin as u32, IOVA, pins * PAGE_SIZE, 0)?;
-    }
+) -> Result<[Option<Duration>; OPERATIONS.len()]> {
+    let container = bench.container();
+    let (size, pins) = (case.size(), case.mappings * case.pins);
 
     // Touched, so that nobody has to wait for its pages.
     let room = Memory::new((bitmap_of(size).size as usize).next_multiple_of(PAGE_SIZE as usize))?;
@@ -118,35 +154,53 @@ fn measure_once(
     }
     let get =
         |offset, size| container.dirty_bitmap_into(IOVA + offset, size, &bitmap_of(size), &room, 0);
+    let get_each = || (0..size).step_by(case.each as usize).try_for_each(|at| get(at, case.each));
 
+    let map = timed(|| map_all(container, case, memory))?;
+    pin_all(bench, case)?;
     let start = timed(|| container.dirty_start())?;
     let get_all = timed(|| get(0, size))?;
     check_dirty(&room, pins)?;
-    let get_each = timed(|| (0..size).step_by(each as usize).try_for_each(|at| get(at, each)))?;
+    let get_each = (case.mappings <= MOST_ASKED).then(|| timed(get_each)).transpose()?;
     let stop = timed(|| container.dirty_stop())?;
     container.dirty_start()?;
     let args = UnmapArgs { iova: IOVA, size, ..Default::default() };
     let unmap = timed(|| container.unmap_dirty_into(&args, &bitmap_of(size), &room, 0).map(drop))?;
     check_dirty(&room, pins)?;
     container.dirty_stop()?;
-    Ok([start, get_all, get_each, stop, unmap])
+
+    map_all(container, case, memory)?;
+    pin_all(bench, case)?;
+    let args = UnmapArgs { flags: VFIO_DMA_UNMAP_FLAG_ALL, ..Default::default() };
+    let unmap_all = timed(|| container.unmap(&args).map(drop))?;
+    Ok([Some(map), Some(start), Some(get_all), get_each, Some(stop), Some(unmap), Some(unmap_all)])
 }
 
-fn bitmap_of(size: u64) -> BitmapArgs {
-    BitmapArgs { pgsize: PAGE_SIZE, size: (size / PAGE_SIZE).div_ceil(64) * 8 }
+fn map_all(container: &Container, case: &Case, memory: &Arc<Memory>) -> vfio_client::Result<()> {
+    (0..case.size())
+        .step_by(case.each as usize)
+        .try_for_each(|offset| map(container, memory, 0, IOVA + offset, case.each))
+}
+
+fn pin_all(bench: &Bench<'_>, case: &Case) -> Result<()> {
+    let Some(length) = case.pins.checked_mul(PAGE_SIZE).filter(|&length| length != 0) else {
+        return Ok(());
+    };
+    (0..case.size()).step_by(case.each as usize).try_for_each(|offset| {
+        timed_command(&bench.rust, Opcode::Pin as u32, IOVA + offset, length, 0).map(drop)
+    })
 }
 
 /// Wrong answers are not worth their time.
 fn check_dirty(bitmap: &Memory, pins: u64) -> Result<()> {
-    let mut bytes = vec![0; bitmap.len()];
-    bitmap.read(0, &mut bytes);
-    let dirty: u64 = bytes.iter().map(|byte| u64::from(byte.count_ones())).sum();
+    let mut chunk = vec![0; MIB as usize];
+    let mut dirty = 0;
+    for offset in (0..bitmap.len()).step_by(chunk.len()) {
+        let length = chunk.len().min(bitmap.len() - offset);
+        bitmap.read(offset, &mut chunk[..length]);
+        let bytes = chunk[..length].iter().filter(|&&byte| byte != 0);
+        dirty += bytes.map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+    }
     ensure!(dirty == pins, "{pins} pages are pinned, and {dirty} are reported dirty");
     Ok(())
-}
-
-fn timed(f: impl FnOnce() -> vfio_client::Result<()>) -> Result<Duration> {
-    let begin = Instant::now();
-    f()?;
-    Ok(begin.elapsed())
 }

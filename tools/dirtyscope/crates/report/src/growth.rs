@@ -3,7 +3,7 @@
 //! How costs grow, as `dirtyscope bench` has measured it.
 
 use crate::page::document;
-use maud::{PreEscaped, html};
+use maud::{Markup, PreEscaped, html};
 use serde::Deserialize;
 use svg::node::element::{Circle, Line, SVG, Text, Title};
 
@@ -11,6 +11,8 @@ use svg::node::element::{Circle, Line, SVG, Text, Title};
 #[derive(Deserialize)]
 pub struct Bench {
     kernel: String,
+    /// What a time is: `wall` or `instructions`.
+    clock: String,
     growth: Vec<Growth>,
 }
 
@@ -23,6 +25,25 @@ struct Growth {
     axis: String,
     points: Vec<(f64, f64)>,
     exponent: f64,
+    /// That of the last two points, and whether it is where it should be.
+    last: f64,
+    expected: Expected,
+    verdict: String,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    range: (f64, f64),
+}
+
+impl Bench {
+    /// The unit of what something costs.
+    fn unit<'a>(&self, growth: &'a Growth) -> &'a str {
+        match &*growth.cost {
+            "ns" if self.clock == "instructions" => "instr",
+            unit => unit,
+        }
+    }
 }
 
 /// Pixels of a drawing's height, and of its edge below.
@@ -33,18 +54,23 @@ const EDGE: f64 = 22.0;
 const LEFT: f64 = 16.0;
 const WIDTH: f64 = 80.0;
 
+/// What the columns are.
+const TABLE: &str = "The exponent of all points is what fits best; that at the end, of the last two, has to be where it \
+    is expected.";
+
 /// A page with the curves.
 pub fn page(bench: &Bench, name: Option<&str>) -> String {
     let title = format!("dirtyscope {}", name.unwrap_or("bench"));
     let content = html! {
         h1 { (title) }
         p.run { "Linux " (bench.kernel) }
-        p.note { "Both axes are logarithmic: a straight line is a power, and its exponent says which." }
+        p.note { "Both axes are logarithmic: a straight line is a power, and its exponent says which. " (TABLE) }
+        (table(bench))
         div.growth {
             @for growth in &bench.growth {
                 figure {
                     figcaption { b { (growth.operation) } " against " (growth.axis) ": exponent " (format!("{:.2}", growth.exponent)) }
-                    (PreEscaped(curve(growth).to_string()))
+                    (PreEscaped(curve(growth, bench.unit(growth)).to_string()))
                 }
             }
         }
@@ -52,8 +78,35 @@ pub fn page(bench: &Bench, name: Option<&str>) -> String {
     document(&title, &content)
 }
 
+/// All exponents.
+fn table(bench: &Bench) -> Markup {
+    let ends = |growth: &Growth| {
+        let unit = bench.unit(growth);
+        let point = |point: &(f64, f64)| format!("{:.0}: {}", point.0, amount(point.1, unit));
+        [growth.points.first(), growth.points.last()].map(|end| end.map(point).unwrap_or_default())
+    };
+    html! {
+        table.exponents {
+            thead { tr {
+                @for title in ["", "against", "from", "to", "exponent", "at the end", "expected", ""] { th { (title) } }
+            } }
+            tbody {
+                @for growth in &bench.growth {
+                    @let [from, to] = ends(growth);
+                    @let (low, high) = growth.expected.range;
+                    tr {
+                        td { (growth.operation) } td { (growth.axis) } td { (from) } td { (to) }
+                        td { (format!("{:.2}", growth.exponent)) } td { (format!("{:.2}", growth.last)) }
+                        td { (format!("{low:.1} to {high:.1}")) } td { (growth.verdict) }
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Points and the lines between them.
-fn curve(growth: &Growth) -> SVG {
+fn curve(growth: &Growth, unit: &str) -> SVG {
     let usable = |point: &&(f64, f64)| point.0 > 0.0 && point.1 > 0.0;
     let points: Vec<_> = growth.points.iter().filter(usable).copied().collect();
     let xs = Axis::of(points.iter().map(|point| point.0));
@@ -77,7 +130,7 @@ fn curve(growth: &Growth) -> SVG {
             .set("x2", "100%")
             .set("y1", y.as_str())
             .set("y2", y.as_str());
-        let text = Text::new(amount(value, &growth.cost))
+        let text = Text::new(amount(value, unit))
             .set("x", format!("{}%", LEFT - 1.0))
             .set("y", y)
             .set("dy", 4);
@@ -95,7 +148,7 @@ fn curve(growth: &Growth) -> SVG {
     }
     for point in &points {
         let (x, y) = at(point);
-        let title = Title::new(format!("{:.0}: {}", point.0, amount(point.1, &growth.cost)));
+        let title = Title::new(format!("{:.0}: {}", point.0, amount(point.1, unit)));
         svg = svg.add(Circle::new().set("cx", x).set("cy", y).set("r", 4).add(title));
     }
     svg
@@ -134,6 +187,9 @@ impl Axis {
 
 fn amount(value: f64, unit: &str) -> String {
     match unit {
+        "instr" if value >= 1e9 => format!("{:.1} Ginstr", value / 1e9),
+        "instr" if value >= 1e6 => format!("{:.1} Minstr", value / 1e6),
+        "instr" if value >= 1e3 => format!("{:.1} kinstr", value / 1e3),
         "ns" if value >= 1e9 => format!("{:.1} s", value / 1e9),
         "ns" if value >= 1e6 => format!("{:.1} ms", value / 1e6),
         "ns" if value >= 1e3 => format!("{:.1} us", value / 1e3),
