@@ -44,6 +44,8 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
     }
     let axis = Axis { what: "devices", amounts: &amounts[..possible], operations: OPERATIONS };
     let mut expected = [Some(E::CONSTANT); OPERATIONS.len()];
+    // Both go through all of them.
+    expected[0] = Some(E::UP_TO_LINEAR);
     expected[OPERATIONS.len() - 1] = Some(E::UP_TO_LINEAR);
     let memory = Arc::new(Memory::new(SIZE as usize)?);
     let room = Memory::new(bitmap_of(SIZE).size as usize)?;

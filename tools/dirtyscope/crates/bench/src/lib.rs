@@ -62,7 +62,7 @@ const C_DRIVER: &str = "c_mdev_dma";
 /// true one lies is said with a confidence of 95 %. Then the kernel memory that drivers take for pinned
 /// pages. Last it measures how long type1's calls take, the size of the device's state, how long stop-copy
 /// takes, and how that grows with memory, pins, mappings and devices: with an exponent of 1, twice as
-/// much takes twice as long.
+/// much takes twice as long. Instructions are shown in thousands (k) and millions (M).
 ///
 /// Needs root, the modules vfio, vfio_iommu_type1 and mdev, and the drivers rust_mdev_dma and
 /// c_mdev_dma, for up to 64 devices with max_instances=66. Ends with 0 whether goals are met or not, unless

@@ -26,7 +26,7 @@ impl Clock {
     fn units(self) -> [&'static str; 3] {
         match self {
             Self::Wall => ["ns", "us", "ms"],
-            Self::Instructions => ["instr", "kinstr", "Minstr"],
+            Self::Instructions => ["instr", "k", "M"],
         }
     }
 }
@@ -205,7 +205,7 @@ pub enum Verdict {
 impl Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Expected => f.write_str("as expected"),
+            Self::Expected => f.write_str("ok"),
             Self::Known(defect) => write!(f, "known: {defect}"),
             Self::Unexpected => f.write_str("UNEXPECTED"),
         }

@@ -18,7 +18,7 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
     let axis = Axis {
         what: "pages of IOVA",
         amounts: &[1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24],
-        operations: ["GET_BITMAP of each page", "GET_BITMAP of the range"],
+        operations: ["GET_BITMAP, one by one", "GET_BITMAP of all"],
     };
     let expected = [Some(Expected::LINEAR), Some(Expected::CONSTANT)];
     axis.measure(bench, expected, |pages| {

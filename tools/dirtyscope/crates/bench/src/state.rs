@@ -28,7 +28,7 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
     let memory = Arc::new(Memory::new(SIZE as usize)?);
     bench.map(&memory, 0, SIZE)?;
     let mut growth = Vec::new();
-    for (axis, step) in [("pins side by side", 1), ("pins of every other page", 2)] {
+    for (axis, step) in [("pins side by side", 1), ("pins, every other", 2)] {
         if !bench.is_wanted(axis) {
             continue;
         }

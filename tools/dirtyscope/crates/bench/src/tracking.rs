@@ -24,7 +24,7 @@ const OPERATIONS: [&str; 7] = [
     "MAP of all",
     "START",
     "GET_BITMAP",
-    "GET_BITMAP of each mapping",
+    "GET_BITMAP, one by one",
     "STOP",
     "UNMAP with bitmap",
     "UNMAP of all",
