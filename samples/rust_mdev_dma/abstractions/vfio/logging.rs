@@ -85,11 +85,16 @@ impl Log {
         }
     }
 
-    /// Calls `f` with each logged page of `range`, and removes it from the log.
+    /// Calls `f` with each logged page that `range` touches, and removes it from the log if it is in
+    /// `range` as a whole: of what was written in the rest of others, the user learns nothing yet.
     fn read_and_clear(&mut self, range: &Range<u64>, mut f: impl FnMut(Range<u64>)) {
+        if range.is_empty() {
+            return;
+        }
         if self.incomplete {
             return f(range.clone());
         }
+        let whole = whole_pages(range);
         let first = range.start & !(IOVA_PER_WORD - 1);
         let mut cursor = self.words.cursor_lower_bound_mut(&first);
         while let Some(mut at) = cursor {
@@ -98,7 +103,7 @@ impl Log {
                 break;
             }
             let found = *word & bits(base, range);
-            *word &= !found;
+            *word &= !bits(base, &whole);
             for page in (0..u64::from(u64::BITS)).filter(|page| found >> page & 1 != 0) {
                 let iova = base.wrapping_add(page.wrapping_mul(PAGE));
                 f(iova..iova.saturating_add(PAGE));
@@ -122,6 +127,16 @@ fn bits(base: u64, range: &Range<u64>) -> u64 {
         // CAST: At most 64.
         pages => u64::MAX.wrapping_shr(u64::BITS.wrapping_sub(pages as u32)) << first,
     }
+}
+
+/// The pages that are in `range` as a whole. No range can have the last byte of the address space, so
+/// that byte's page doesn't need it.
+fn whole_pages(range: &Range<u64>) -> Range<u64> {
+    let end = match range.end {
+        u64::MAX => u64::MAX,
+        end => end & !(PAGE - 1),
+    };
+    range.start.checked_next_multiple_of(PAGE).unwrap_or(end)..end
 }
 
 /// DMA logging of a device: the log, or `None` while logging is off.
@@ -354,6 +369,25 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(read(&mut log, PAGE..4 * PAGE)?[..], [PAGE..4 * PAGE]);
         }
+        assert!(read(&mut log, PAGE..PAGE)?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_page_stays_until_all_of_it_was_read() -> Result {
+        let mut log = log_of(&[0..WORD])?;
+        log.add(&(PAGE..3 * PAGE));
+        let (first, second) = (PAGE..2 * PAGE, 2 * PAGE..3 * PAGE);
+        for _ in 0..2 {
+            let pages = read(&mut log, PAGE + 1..3 * PAGE - 1)?;
+            assert_eq!(pages[..], [first.clone(), second.clone()]);
+        }
+        assert_eq!(
+            read(&mut log, PAGE..3 * PAGE - 1)?[..],
+            [first, second.clone()]
+        );
+        assert_eq!(read(&mut log, PAGE + 1..3 * PAGE)?[..], [second]);
+        assert!(read(&mut log, 0..WORD)?.is_empty());
         Ok(())
     }
 
