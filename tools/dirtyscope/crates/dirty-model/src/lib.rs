@@ -14,6 +14,8 @@
 //! was written and isn't reported is *lost*, one that is reported and was neither written nor pinned
 //! is *spurious*.
 //!
+//! [`DeviceLog`] is the other account there is: that of a device which logs its own writes.
+//!
 //! The model does no I/O, and has no memory: what a device writes is the harness's business.
 //! Addresses and sizes are in bytes, bitmaps have one bit a page.
 
@@ -24,6 +26,7 @@ mod bitmap;
 mod buffer;
 mod container;
 mod device;
+mod device_log;
 mod errno;
 mod mapping;
 
@@ -31,5 +34,6 @@ pub use bitmap::{Bitmap, BitmapDifference};
 pub use buffer::{BITMAP_PAGES_MAX, BitmapBuffer};
 pub use container::{Container, DeviceId, GroupKind, MappingView, PinFailure};
 pub use device::{Command, CommandKind, CommandOutcome, Limits, RawPin};
+pub use device_log::{DeviceLog, LOG_RANGES_MAX, LogReport};
 pub use errno::{Errno, Errnos};
 pub use mapping::{Mapping, Protection};
