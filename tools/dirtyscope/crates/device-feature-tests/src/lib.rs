@@ -29,6 +29,9 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         cost::SCENARIOS,
         raw_pin::SCENARIOS,
         logging::SCENARIOS,
+        logging::start::SCENARIOS,
+        logging::report::SCENARIOS,
+        logging::random::SCENARIOS,
         iommufd::SCENARIOS,
         unit::SCENARIOS,
     ]

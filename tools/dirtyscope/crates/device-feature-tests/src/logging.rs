@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! DMA logging: the device's own account of what it writes, held against type1's.
+//! DMA logging: the device's own account of what it writes, held against type1's, and against what it
+//! owes ([`start`], [`report`], [`random`]).
+
+pub mod random;
+pub mod report;
+pub mod start;
 
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Bitmap, Errno};
@@ -12,7 +17,7 @@ use mdev_dma::{
         RUST_MDEV_DMA_GEN_PINNED as PINNED,
     },
 };
-use std::fs;
+use std::{fs, ops::Range};
 use testbed::{
     PAGE, at,
     fixture::{stopped_with, succeeded},
@@ -33,8 +38,13 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "device/logging/type1",
-        "log and type1's bitmap each have what the generator wrote, type1 all of the log",
+        "log and type1's bitmap have the same writes, type1 pinned pages as well, and neither more",
         type1,
+    ),
+    scenario(
+        "device/logging/type1-apart",
+        "what type1 has and the log hasn't, and the other way round: each page for its reason",
+        type1_apart,
     ),
     scenario("device/logging/refused", "START twice and REPORT without START are EINVAL", refused),
 ];
@@ -114,9 +124,62 @@ fn type1(context: &Context<'_>) -> Result<()> {
                 let was = (before..limit).any(|n| config.page(n) == at(page, 0));
                 ensure!(log.get(page) == was, "page {page} was written: {was}; mode {mode}");
                 ensure!(dirty.get(page) || !was, "page {page} is lost to type1; mode {mode}");
+                let may = was || mode & PINNED != 0;
+                ensure!(may || !dirty.get(page), "page {page} is spurious in type1; mode {mode}");
             }
         }
     }
+    Ok(())
+}
+
+/// Both accounts begin together, and are read together; then they are held against each other.
+fn type1_apart(context: &Context<'_>) -> Result<()> {
+    let logging = Logging::new(context, PAGES)?;
+    let (fixture, device) = (logging.fixture(), logging.fixture().device());
+    let same = |log: &[Range<u64>], type1: &[Range<u64>]| -> Result<()> {
+        logging.reports(log)?;
+        fixture.reports(0..PAGES, type1)
+    };
+    logging.start(&[at(0, 0)..at(200, 0)])?;
+    fixture.container.dirty_start()?;
+    same(&[], &[])?;
+    // Written in the ranges: both.
+    succeeded("DMA_WRITE", device.dma_write(at(62, 4095), 70 * PAGE, 1)?)?;
+    same(&[62..133], &[62..133])?;
+    // Beside them: type1.
+    succeeded("DMA_WRITE", device.dma_write(at(199, 0), 2 * PAGE, 1)?)?;
+    same(&[199..200], &[199..201])?;
+    // Pinned, and written or not: type1 has it each time.
+    fixture.pin(10..20)?;
+    succeeded("WRITE", device.write_pinned(at(12, 0), PAGE, 1)?)?;
+    same(&[12..13], &[10..20])?;
+    same(&[], &[10..20])?;
+    // And once more after that, as they could be written until they were unpinned.
+    succeeded("UNPIN", device.unpin(at(10, 0), 10 * PAGE)?)?;
+    same(&[], &[10..20])?;
+    same(&[], &[])?;
+    // By a command that fails, of which a part was written: the log may have all of its range.
+    fixture.unmap(0..PAGES)?;
+    fixture.map(0..100)?;
+    fixture.map(120..PAGES)?;
+    let failed = device.dma_write(at(98, 0), 10 * PAGE, 1)?;
+    ensure!(failed.status != 0, "DMA_WRITE to a gap: {failed:?}");
+    let (log, dirty) = (logging.report()?.runs(), fixture.dirty_of(&[0..100, 120..PAGES], PAGES)?);
+    let has_part = log.iter().any(|run| run.contains(&98) && run.contains(&99));
+    let has_more = log.iter().any(|run| run.start < 98 || 108 < run.end);
+    ensure!(
+        has_part && !has_more,
+        "98..108 was to be written and 98..100 was, the log has {log:?}"
+    );
+    // That type1 should have it is what type1/defect/D9-dma-rw-partial is about.
+    let dirty = dirty.runs();
+    ensure!(dirty.is_empty() || dirty == [98..100], "98..100 was written, type1 has {dirty:?}");
+    // Unmapped after it was written: type1's account has gone with the mapping, the log hasn't.
+    succeeded("DMA_WRITE", device.dma_write(at(5, 0), PAGE, 1)?)?;
+    fixture.unmap(0..100)?;
+    fixture.map(0..100)?;
+    logging.reports(&[5..6])?;
+    ensure!(fixture.dirty_of(&[0..100], PAGES)?.runs().is_empty(), "type1 has what was unmapped");
     Ok(())
 }
 

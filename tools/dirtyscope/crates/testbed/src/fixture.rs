@@ -149,10 +149,21 @@ impl Fixture {
 
     /// What is dirty of the first so many pages, which are a mapping.
     pub fn dirty(&self, pages: u64) -> Result<Bitmap> {
-        let BitmapBuffer { pgsize, size, .. } = BitmapBuffer::covering(pages * PAGE, PAGE);
-        let args = BitmapArgs { pgsize, size };
-        let words = self.container.dirty_bitmap(at(0, 0), pages * PAGE, &args)?;
-        Ok(Bitmap::from_words(words, pages))
+        self.dirty_of(&[0..pages], pages)
+    }
+
+    /// What is dirty of the first so many pages, of which these are mappings.
+    pub fn dirty_of(&self, mappings: &[Range<u64>], pages: u64) -> Result<Bitmap> {
+        let mut all = Bitmap::new(pages);
+        for mapping in mappings {
+            let count = mapping.end - mapping.start;
+            let BitmapBuffer { pgsize, size, .. } = BitmapBuffer::covering(count * PAGE, PAGE);
+            let args = BitmapArgs { pgsize, size };
+            let iova = at(mapping.start, 0);
+            let words = self.container.dirty_bitmap(iova, count * PAGE, &args)?;
+            all.merge(&Bitmap::from_words(words, count), mapping.start);
+        }
+        Ok(all)
     }
 
     /// What is dirty of `pages`, which must be as `expected`: runs of pages.
