@@ -43,6 +43,11 @@ pub fn word(seed: u64, iova: u64) -> u64 {
     word_of(block(seed, iova), iova)
 }
 
+/// The seed that puts at any IOVA plus `offset`, whole pages, what `seed` puts at that IOVA.
+pub fn seed_at(seed: u64, offset: u64) -> u64 {
+    seed.wrapping_sub((offset / BLOCK).wrapping_mul(STEP))
+}
+
 /// Puts into `bytes` what `seed` puts at `iova` and behind it.
 pub fn fill(bytes: &mut [u8], seed: u64, iova: u64) {
     let (mut at, mut rest) = (iova, bytes);
@@ -101,6 +106,13 @@ pub fn digest(bytes: &[u8], iova: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn elsewhere() {
+        for (seed, iova, offset) in [(0, 8, 0), (7, 0x5018, 16 << 40), (u64::MAX, 0, 0x3000)] {
+            assert_eq!(word(seed_at(seed, offset), iova + offset), word(seed, iova));
+        }
+    }
 
     /// Computed from the header's text by other means than this code.
     const WORDS: &[(u64, u64, u64)] = &[

@@ -10,8 +10,8 @@ use std::{
     fmt,
     fs::{File, OpenOptions},
     ops::Range,
-    os::unix::fs::FileExt,
-    path::Path,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
 };
 
 /// Bytes that are read or written at once.
@@ -34,6 +34,17 @@ impl Memory {
         let file = file.with_context(|| path.display().to_string())?;
         file.set_len(bytes).context("the machine's memory")?;
         Ok(Self { machine: machine.into(), role, file })
+    }
+
+    /// The same memory, of another machine.
+    pub fn shared(&self, machine: &str, role: Role) -> Result<Self> {
+        let file = self.file.try_clone().context("the machine's memory")?;
+        Ok(Self { machine: machine.into(), role, file })
+    }
+
+    /// By which path other processes can open that file: it isn't in a directory any more.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 }
 

@@ -22,7 +22,7 @@ use events::Sink;
 use harness::{Context, Output, Recorder, Selection};
 use mini::MiniVmm;
 use pair::MachinePair;
-use qemu::{QemuVmm, pci, reported};
+use qemu::{QemuVmm, iommufd, iommufd::IommufdVmm, pci, reported};
 use runner::{Case, Runner, Settings};
 use std::{cell::RefCell, process::ExitCode, time::Duration};
 use vmm::Vmm;
@@ -111,16 +111,24 @@ impl Arguments {
 }
 
 /// All cases of all VMMs.
-fn all_cases<'a>(arguments: &'a Arguments, qemu: &'a QemuVmm) -> Vec<Case<RunCase<'a>>> {
+fn all_cases<'a>(
+    arguments: &'a Arguments,
+    qemu: &'a QemuVmm,
+    with_iommufd: &'a IommufdVmm<'a>,
+) -> Vec<Case<RunCase<'a>>> {
     let of_qemu = [pci::CASES, &cases::cases(), reported::CASES].concat();
+    let of_iommufd = [cases::cases(), iommufd::cases().into()].concat();
     let of_mini = [&cases::cases(), mini::CASES].concat();
-    arguments.runnable(qemu, of_qemu).chain(arguments.runnable(&MiniVmm, of_mini)).collect()
+    let all = arguments.runnable(qemu, of_qemu);
+    let all = all.chain(arguments.runnable(with_iommufd, of_iommufd));
+    all.chain(arguments.runnable(&MiniVmm, of_mini)).collect()
 }
 
 /// Runs the command. `print` gets what happens.
 pub fn run(arguments: &Arguments, print: Sink) -> Result<ExitCode> {
     let qemu = QemuVmm { program: arguments.qemu.clone() };
-    let all = all_cases(arguments, &qemu);
+    let with_iommufd = IommufdVmm::new(&qemu);
+    let all = all_cases(arguments, &qemu, &with_iommufd);
     let Some(selected) = arguments.selection.of(all, |case| (&case.name, case.about))? else {
         return Ok(ExitCode::SUCCESS);
     };

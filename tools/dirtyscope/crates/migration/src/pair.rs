@@ -13,8 +13,16 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use events::Event;
 use harness::Context;
-use mdev_dma::{GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, sysfs::Mdev};
-use std::{fmt, fs, ops::Range, path::PathBuf, thread, time::Duration};
+use mdev_dma::{
+    GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE, pattern::seed_at, sysfs::Mdev,
+};
+use std::{
+    fmt, fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 use tempfile::TempDir;
 
 /// A quiesced device writes nothing for so long.
@@ -43,6 +51,16 @@ struct Started<M> {
     memory: Memory,
 }
 
+impl<M: Machine> Started<M> {
+    /// What its VMM has said.
+    fn says(&mut self) -> String {
+        match self.machine.log() {
+            log if log.is_empty() => log,
+            log => format!("the VMM of {} says:\n{}\n", self.memory.machine, log.trim_end()),
+        }
+    }
+}
+
 /// A machine of a VMM, and where it goes.
 pub struct MachinePair<'a, V: Vmm> {
     context: &'a Context<'a>,
@@ -61,6 +79,12 @@ pub struct MachinePair<'a, V: Vmm> {
     side: usize,
     /// What seeds follow from.
     seed: u64,
+    /// So many bytes further than its memory is, devices find it: what an IOMMU makes of it.
+    offset: u64,
+    /// Bytes that the migration has sent which completed last.
+    sent: u64,
+    /// What the VMM of the machine has said that was left then.
+    left: String,
 }
 
 impl<'a, V: Vmm> MachinePair<'a, V> {
@@ -79,6 +103,9 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
             machines: 0,
             side: 0,
             seed,
+            offset: 0,
+            sent: 0,
+            left: String::new(),
         })
     }
 
@@ -120,9 +147,10 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
 
     fn run(&mut self, device: usize, opcode: Opcode, pages: Range<u64>, seed: u64) -> Result<()> {
         ensure!(self.settle(device)?, "device {device} still runs a command in the background");
-        let (iova, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
+        let (iova, length) = (self.offset + pages.start * PAGE, (pages.end - pages.start) * PAGE);
         let what = format!("device {device}: {opcode} {iova:#x}+{length:#x}");
         self.context.note(&what);
+        let seed = seed_at(seed, self.offset);
         let outcome = self.here().device(device).run(opcode as u32, iova, length, seed)?;
         ensure!(outcome.status == 0, "{what} ended with errno {}", outcome.status);
         Ok(())
@@ -343,13 +371,16 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
             self.settle(device)?;
         }
         let late = counters.iter().sum::<u64>() - before;
+        self.sent = migration.sent;
         let summary = Summary { migration, pages: counters.iter().sum(), late }.to_string();
         self.watch.say(Event::Progress { text: summary })?;
         self.account(&counters);
         self.check_memory()?;
         let there = self.there.take().expect("a migration has begun");
         self.watch.arrived(|| there.machine.migration())?;
-        self.here = Some(there);
+        if let Some(mut left) = self.here.replace(there) {
+            self.left = left.says();
+        }
         self.check_memory()?;
         self.side = 1 - self.side;
         self.goes_on()?;
@@ -471,28 +502,40 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
         known.filter_map(|(i, known)| known.generator.is_some().then_some(i))
     }
 
-    /// Starts a machine.
+    /// Starts a machine, with memory of its own.
     fn machine(&mut self, role: Role, side: usize) -> Result<Started<V::Machine>> {
         let name = format!("machine-{}", self.machines);
-        let Layout { devices, memory: bytes, .. } = self.layout;
-        let mdevs = (0..devices).map(|i| self.context.device(side * devices + i));
+        let path = self.file(&format!("{name}.ram"));
+        let memory = Memory::new(&path, self.layout.memory, &name, role)?;
+        let machine = self.machine_with(&name, role, side, &path);
+        let removed = fs::remove_file(&path);
+        let machine = machine?;
+        removed.context("the machine's memory")?;
+        Ok(Started { machine, memory })
+    }
+
+    /// Starts a machine of this name, whose memory this file is.
+    fn machine_with(
+        &mut self,
+        name: &str,
+        role: Role,
+        side: usize,
+        memory: &Path,
+    ) -> Result<V::Machine> {
+        let Layout { devices, .. } = self.layout;
+        let mdevs = (0..devices).map(|i| self.vmm.device(self.context, side * devices + i));
         let mdevs = mdevs.collect::<Result<Vec<Mdev>>>()?;
         self.context.note(format!("start {name}"));
         self.machines += 1;
-        let path = self.file(&format!("{name}.ram"));
-        let memory = Memory::new(&path, bytes, &name, role)?;
         let machine = self.vmm.start(&MachineConfig {
-            name: &name,
+            name,
             role,
             layout: self.layout,
             mdevs: &mdevs,
-            memory: &path,
+            memory,
             directory: self.directory.path(),
         });
-        let removed = fs::remove_file(&path);
-        let machine = machine.with_context(|| format!("{name} doesn't start"))?;
-        removed.context("the machine's memory")?;
-        Ok(Started { machine, memory })
+        machine.with_context(|| format!("{name} doesn't start"))
     }
 
     /// The machine that is migrated, where it is now.
@@ -516,14 +559,8 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
 
     /// What the VMMs have said.
     pub fn logs(&mut self) -> String {
-        let mut text = String::new();
-        for Started { machine, memory } in self.here.iter_mut().chain(&mut self.there) {
-            let log = machine.log();
-            if !log.is_empty() {
-                text += &format!("the VMM of {} says:\n{}\n", memory.machine, log.trim_end());
-            }
-        }
-        text
+        let now = self.here.iter_mut().chain(&mut self.there).map(Started::says);
+        self.left.clone() + &now.collect::<String>()
     }
 }
 

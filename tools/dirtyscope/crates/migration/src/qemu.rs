@@ -4,6 +4,7 @@
 
 mod function;
 mod iommu;
+pub mod iommufd;
 pub mod pci;
 pub mod reported;
 
@@ -31,12 +32,25 @@ impl Vmm for QemuVmm {
     const FAMILY: &'static str = "migrate";
 
     fn start(&self, config: &MachineConfig<'_>) -> Result<QemuMachine> {
+        self.start_with(config, "", &[])
+    }
+}
+
+impl QemuVmm {
+    /// Starts a machine whose devices have this option, too, and which has these others.
+    fn start_with(
+        &self,
+        config: &MachineConfig<'_>,
+        option: &str,
+        others: &[&str],
+    ) -> Result<QemuMachine> {
         let mut arguments = arguments(&config.layout, config.memory);
+        arguments.extend(others.iter().map(|&other| other.into()));
         for (i, mdev) in config.mdevs.iter().enumerate() {
             let path = mdev.path();
             let (path, slot) = (path.display(), FIRST_SLOT + i as u8);
-            let device =
-                format!("vfio-pci,id=dma{i},addr={slot:#x},sysfsdev={path},enable-migration=on");
+            let device = format!("vfio-pci,id=dma{i},addr={slot:#x},sysfsdev={path}");
+            let device = format!("{device},enable-migration=on{option}");
             arguments.extend(["-device".into(), device]);
         }
         if config.role == Role::Destination {

@@ -167,7 +167,8 @@ impl Runner<'_> {
         }
         if let Some(KnownOfQemu { defect, shown }) = error.downcast_ref() {
             self.recorder.borrow_mut().record(&Event::Difference(shown.difference()))?;
-            return Ok(Verdict::Known { defect: (*defect).into(), why: shown.to_string() });
+            let why = format!("{shown}\n{logs}");
+            return Ok(Verdict::Known { defect: (*defect).into(), why });
         }
         let mut found = None;
         if let Some(wrong) = error.downcast_ref::<WrongMemory>() {

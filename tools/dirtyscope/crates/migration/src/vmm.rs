@@ -10,6 +10,7 @@
 
 use crate::contents::Piece;
 use anyhow::Result;
+use harness::Context;
 use mdev_dma::{MdevDma, PAGE, RegisterAccess, Width, sysfs::Mdev};
 use std::path::Path;
 
@@ -88,6 +89,11 @@ pub trait Vmm {
 
     /// The first part of its cases' names.
     const FAMILY: &'static str;
+
+    /// A device for its machines that nobody has open; the same one for the same number.
+    fn device(&self, context: &Context<'_>, number: usize) -> Result<Mdev> {
+        context.device(number)
+    }
 
     /// Starts a machine. That of [`Role::Source`] runs: BAR 0 of each device can be accessed, and it may do
     /// DMA to all memory, with addresses of the guest for IOVAs. That of [`Role::Destination`] waits for

@@ -2,10 +2,10 @@
 
 //! What only QEMU can do with a machine, or is asked for.
 
-use super::{DeviceRecord, MachinePair};
+use super::{DeviceRecord, MachinePair, Started};
 use crate::{
     qemu::{FIRST_SLOT, QemuVmm},
-    vmm::{Machine as _, Migration, Stage},
+    vmm::{Machine as _, Migration, RAM, Role, Stage},
 };
 use anyhow::{Result, ensure};
 use events::Event;
@@ -24,6 +24,24 @@ impl MachinePair<'_, QemuVmm> {
             started.machine.monitor().set_capabilities(capabilities, true)?;
         }
         self.send(false)
+    }
+
+    /// Migrates the machine to one that has the same memory, of which QEMU then sends nothing.
+    pub fn migrate_sharing(&mut self) -> Result<()> {
+        let name = format!("machine-{}", self.machines);
+        let here = self.here.as_ref().expect("a machine was started");
+        let memory = here.memory.shared(&name, Role::Destination)?;
+        let machine = self.machine_with(&name, Role::Destination, 1 - self.side, &memory.path())?;
+        self.there = Some(Started { machine, memory });
+        for started in self.here.iter().chain(&self.there) {
+            let ignore = [MigrationCapability::x_ignore_shared];
+            started.machine.monitor().set_capabilities(&ignore, true)?;
+        }
+        self.send(false)?;
+        self.passes(1)?;
+        self.complete()?;
+        ensure!(self.sent < RAM / 2, "{} bytes were sent, and memory is shared", self.sent);
+        Ok(())
     }
 
     /// Begins a migration with these capabilities, which QEMU must refuse and say this. The machine
@@ -75,9 +93,22 @@ impl MachinePair<'_, QemuVmm> {
     }
 
     /// Turns on the machine's IOMMU, for the first device, by tables that can map these pages.
-    pub fn enable_iommu(&self, pages: &Range<u64>) -> Result<()> {
+    pub fn enable_iommu(&mut self, pages: &Range<u64>) -> Result<()> {
+        self.enable_iommu_at(pages, 0)
+    }
+
+    /// As [`MachinePair::enable_iommu`], but devices find memory so many bytes further than it is: what
+    /// says which pages they pin or write, is of memory all the same.
+    pub fn enable_iommu_at(&mut self, pages: &Range<u64>, offset: u64) -> Result<()> {
         self.context.note("turn on the IOMMU");
-        self.here().iommu().enable(FIRST_SLOT, pages.start * PAGE)
+        self.offset = offset;
+        self.here().iommu().enable(FIRST_SLOT, offset + pages.start * PAGE)
+    }
+
+    /// Takes all memory away from the first device, at once.
+    pub fn detach_from_iommu(&self) -> Result<()> {
+        self.context.note("the device has no context any more");
+        self.here().iommu().detach(FIRST_SLOT)
     }
 
     /// Lets the migration complete, or fail: then the machine goes on, and the next one must complete.

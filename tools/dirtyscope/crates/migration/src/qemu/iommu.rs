@@ -20,12 +20,15 @@ const INVALIDATE_IOTLB: u64 = 0xf8;
 const TRANSLATE: u64 = 1 << 31;
 const SET_ROOT_TABLE: u64 = 1 << 30;
 const ALL_CONTEXTS: u64 = (1 << 63) | (1 << 61);
+const ALL_PAGES: u64 = (1 << 63) | (1 << 60);
 const PAGES_OF_DOMAIN: u64 = (1 << 63) | (3 << 60) | (DOMAIN << 32);
 
 /// The only domain.
 const DOMAIN: u64 = 1;
 /// In the second word of a context: tables of four levels.
 const FOUR_LEVELS: u64 = 2;
+/// Words of the contexts of a slot, which has eight functions: two each.
+const SLOT: u64 = 8 * 2;
 /// In an entry of roots or contexts.
 const PRESENT: u64 = 1;
 /// In an entry of the other tables: may be read and written.
@@ -54,10 +57,9 @@ impl<'a> Iommu<'a> {
     /// Has it translate what the function in `slot` does, with nothing mapped. Pages can be then, those
     /// of the 2 MiB that `address` is in.
     pub fn enable(&self, slot: u8, address: u64) -> Result<()> {
-        // An entry of roots or contexts has two words. A slot has eight functions.
         self.set(0, 0, self.table(1) | PRESENT)?;
-        self.set(1, u64::from(slot) * 8 * 2, self.table(2) | PRESENT)?;
-        self.set(1, u64::from(slot) * 8 * 2 + 1, (DOMAIN << 8) | FOUR_LEVELS)?;
+        self.set(1, u64::from(slot) * SLOT, self.table(2) | PRESENT)?;
+        self.set(1, u64::from(slot) * SLOT + 1, (DOMAIN << 8) | FOUR_LEVELS)?;
         for (table, level) in [(2, 3), (3, 2), (4, 1)] {
             self.set(table, index(address, level), self.table(table + 1) | ACCESS)?;
         }
@@ -67,9 +69,23 @@ impl<'a> Iommu<'a> {
         self.command(TRANSLATE)
     }
 
+    /// Takes everything away from the function in `slot` at once: it has no context any more.
+    pub fn detach(&self, slot: u8) -> Result<()> {
+        self.set(1, u64::from(slot) * SLOT, 0)?;
+        self.write(CONTEXT_COMMAND, ALL_CONTEXTS)?;
+        self.write(INVALIDATE_IOTLB, ALL_PAGES)
+    }
+
     /// Maps pages to the memory at the same addresses.
     pub fn map(&self, pages: Range<u64>) -> Result<()> {
-        self.change(pages, |address| address | ACCESS)
+        self.map_from(pages, 0)
+    }
+
+    /// Maps pages, `offset` bytes further than the memory is.
+    pub fn map_from(&self, pages: Range<u64>, offset: u64) -> Result<()> {
+        let further = offset / PAGE;
+        let there = pages.start + further..pages.end + further;
+        self.change(there, |iova| (iova - offset) | ACCESS)
     }
 
     /// Unmaps pages.

@@ -23,6 +23,7 @@ pub const CASES: &[MachineCase<QemuVmm>] = &[
     case("qemu/system-reset", "the machine is reset in pre-copy, and goes on", system_reset),
     case("qemu/dirty-rate", "QEMU measures the dirty rate before and meanwhile", dirty_rate),
     case("qemu/switchover-ack", "the destination acknowledges the switchover", switchover_ack),
+    case("qemu/ignore-shared", "the destination has the same memory, which isn't sent", shared),
     case("qemu/postcopy", "postcopy is asked for, which VFIO doesn't allow", postcopy),
     case("qemu/beyond-8t", "more memory than a dirty bitmap may have", beyond_8t),
     case("qemu/iommu-mapped", "written through an IOMMU of the guest's", iommu_mapped),
@@ -31,6 +32,11 @@ pub const CASES: &[MachineCase<QemuVmm>] = &[
         "qemu/iommu-unmapped-above-4g",
         "as before, of memory above 4 GiB",
         iommu_unmapped_above_4g,
+    ),
+    case(
+        "qemu/iommu-detached",
+        "the guest takes away all memory from the device, which has written some",
+        iommu_detached,
     ),
     case("qemu/iommu-on", "the guest turns its IOMMU on, which unmaps all", iommu_on),
     case("qemu/iommu-on-above-4g", "as before, with memory above 4 GiB", iommu_on_above_4g),
@@ -97,6 +103,15 @@ fn switchover_ack(pair: &mut Pair<'_>) -> Result<()> {
     pair.complete().map(drop)
 }
 
+fn shared(pair: &mut Pair<'_>) -> Result<()> {
+    pair.start(1)?;
+    pair.pin(0, WINDOW)?;
+    pair.generate(0, WINDOW, PINNED | DMA_RW, STEADY)?;
+    pair.migrate_sharing()?;
+    pair.resume()?;
+    pair.migrate_sharing()
+}
+
 fn postcopy(pair: &mut Pair<'_>) -> Result<()> {
     pair.start(1)?;
     pair.pin(0, WINDOW)?;
@@ -147,6 +162,22 @@ fn unmapped(pair: &mut Pair<'_>, layout: Layout, pages: Range<u64>) -> Result<()
     pair.write(0, Opcode::DmaWrite, pages.clone())?;
     pair.here().iommu().unmap(pages.clone())?;
     pair.complete().map(drop).map_err(|error| known("Q1", error, &pages))
+}
+
+fn iommu_detached(pair: &mut Pair<'_>) -> Result<()> {
+    /// Where the device finds memory: were all of it unmapped at once, type1 had no bitmap so large.
+    const OFFSET: u64 = 16 << 40;
+
+    let pages = WINDOW.start..WINDOW.start + 64;
+    let filler = pages.end..pages.start + 512;
+    pair.start_as(Layout { iommu_tables: Iommu::TABLES, ..USUAL })?;
+    pair.enable_iommu_at(&pages, OFFSET)?;
+    pair.here().iommu().map_from(pages.start..filler.end, OFFSET)?;
+    pair.begin()?;
+    pair.slow_pass(0, filler)?;
+    pair.write(0, Opcode::DmaWrite, pages.clone())?;
+    pair.detach_from_iommu()?;
+    pair.complete().map(drop).map_err(|error| known("Q3", error, &pages))
 }
 
 /// An error of a defect of QEMU's, if it shows that these pages were lost and nothing else.
