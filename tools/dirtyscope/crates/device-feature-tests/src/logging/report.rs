@@ -144,7 +144,7 @@ fn only_sets(context: &Context<'_>) -> Result<()> {
             let written = |page| (3..23).contains(&page) || page == PAGES as usize - 1;
             let first = i.checked_sub(offset).map(|byte| byte * 8);
             let set = (0..8).filter(|bit| first.is_some_and(|first| written(first + bit)));
-            let expected = set.fold(BEFORE, |byte, bit| byte | 1 << bit);
+            let expected = set.fold(BEFORE, |byte, bit| byte | (1 << bit));
             ensure!(
                 byte == expected,
                 "bitmap at {offset}: byte {i} is {byte:#x}, not {expected:#x}"
