@@ -220,8 +220,9 @@ impl Search<'_> {
 
     /// What is after a part of record `i`.
     fn half_done(&self, node: &Node, i: usize, next: &[usize]) -> Vec<Node> {
-        // Who sees nothing of them doesn't care which pins there still are.
-        let revoked = |pins: &[(DeviceId, u64)]| match self.are_seen(pins, i, next) {
+        // Who sees nothing of them doesn't care which pins there still are; but an unmap that fails leaves them so.
+        let fails = self.records[i].answer.status.is_err();
+        let revoked = |pins: &[(DeviceId, u64)]| match fails || self.are_seen(pins, i, next) {
             true => revoked(node, pins),
             false => Vec::new(),
         };
@@ -414,6 +415,22 @@ mod tests {
         assert!(matches!(found(&records), Found::None { .. }));
         assert_eq!(found_if(&records, true), Found::Order);
         *records.last_mut().unwrap() = unmapped(false);
+        assert_eq!(found(&records), Found::Order);
+    }
+
+    #[test]
+    fn an_unmap_that_fails_may_have_taken_pins() {
+        let (iova, size) = place(0);
+        let mut records = begin();
+        records.push(record(1, 5..6, command(1, Opcode::Pin), done(4096)));
+        records.push(record(
+            0,
+            7..10,
+            Op::unmap_bitmap(iova, size),
+            Answer::of(Err(Errno::EINVAL)),
+        ));
+        records.push(record(1, 8..9, Op::Stop, good()));
+        records.push(record(1, 11..12, command(1, Opcode::Unpin), Answer::of(Err(Errno::ENXIO))));
         assert_eq!(found(&records), Found::Order);
     }
 }
