@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
-use harness::{Context, Scenario, Setting, memory_available, scenario, slab_unreclaimable};
+use harness::{Context, Scenario, Setting, in_file, memory_available, scenario, slab_unreclaimable};
 use mdev_dma::Opcode;
 use testbed::{
     Op, PAGE, Testbed, at, command,
@@ -12,7 +12,7 @@ use testbed::{
     map, pages, same, status,
 };
 use vfio_client::{
-    Group, Memory,
+    Group,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
@@ -130,10 +130,17 @@ fn failing_start(context: &Context<'_>) -> Result<()> {
 }
 
 fn come_and_go(context: &Context<'_>) -> Result<()> {
-    // Less than a huge page, which would be one region for an IOMMU.
     const PAGES: u64 = 300;
-    let fixture = Fixture::new(context, PAGES)?;
     let (iova, size) = (at(0, 0), PAGES * PAGE);
+    // That of a file has no huge pages, and pages that are written by turns aren't one after the other: an
+    // IOMMU unmaps each by itself.
+    let (memory, other) = (in_file(size)?.1, in_file(size)?.1);
+    for page in (0..size as usize).step_by(PAGE as usize) {
+        memory.write(page, &[1]);
+        other.write(page, &[1]);
+    }
+    let fixture = Fixture::with_memory(context.device(0)?, memory)?;
+    fixture.map(0..PAGES)?;
     // What type1 has of each is no smaller.
     leaves_nothing("pins of 300 pages", 128, PAGES * 48, || {
         fixture.pin(0..PAGES)?;
@@ -154,12 +161,6 @@ fn come_and_go(context: &Context<'_>) -> Result<()> {
         fixture.unmap(PAGES..2 * PAGES)
     })?;
     fixture.container.dirty_stop()?;
-    // By turns, so that each page is unmapped by itself.
-    let other = Memory::new(size as usize)?;
-    for page in (0..size as usize).step_by(PAGE as usize) {
-        fixture.memory.write(page, &[1]);
-        other.write(page, &[1]);
-    }
     let edu = &context.edus()?.singles[0];
     edu.bind("vfio-pci")?;
     fixture.container.attach(Group::open(&edu.node()?)?)?;
