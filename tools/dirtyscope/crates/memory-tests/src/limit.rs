@@ -4,7 +4,9 @@
 
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
-use harness::{Context, Scenario, Setting, in_file, memory_available, scenario, slab_unreclaimable};
+use harness::{
+    Context, Scenario, Setting, in_file, memory_available, scenario, slab_unreclaimable,
+};
 use mdev_dma::Opcode;
 use testbed::{
     Op, PAGE, Testbed, at, command,
