@@ -5,11 +5,11 @@
 use anyhow::{Result, ensure};
 use dirty_model::Errno;
 use harness::{Context, Failure, Scenario, Shows, Signature, defect, scenario};
-use mdev_dma::{GeneratorConfig, uapi};
+use mdev_dma::{GeneratorConfig, Opcode, uapi};
 use std::time::Instant;
 use testbed::{
     PAGE, at,
-    fixture::{LONG, succeeded},
+    fixture::{LONG, is_awaited, succeeded},
     logging::{Logging, LoggingPair},
     status,
 };
@@ -50,6 +50,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "device/logging/while-writing",
         "who copies what REPORT says, again and again, has what the device wrote in the end",
         while_writing,
+    ),
+    scenario(
+        "device/logging/amid-write",
+        "what is still being written when REPORT comes is in the next",
+        amid_write,
     ),
     scenario(
         "device/logging/limit",
@@ -238,6 +243,20 @@ fn while_writing(context: &Context<'_>) -> Result<()> {
         ensure!(stale.is_empty(), "mode {mode}: these pages were not reported again: {stale:?}");
     }
     Ok(())
+}
+
+fn amid_write(context: &Context<'_>) -> Result<()> {
+    let logging = Logging::new(context, PAGES)?;
+    let fixture = logging.fixture();
+    logging.start(&[at(0, 0)..at(PAGES, 0)])?;
+    // It is being written for as long as nobody serves its page.
+    let waits = fixture.memory.unserved()?;
+    fixture.device().run_in_background(Opcode::DmaWrite, at(3, 0), PAGE, 1)?;
+    is_awaited(&waits)?;
+    logging.report()?;
+    drop(waits);
+    succeeded("DMA_WRITE", fixture.device().wait(LONG)?)?;
+    logging.reports(&[3..4])
 }
 
 fn limit(context: &Context<'_>) -> Result<()> {
