@@ -14,6 +14,12 @@ SOURCE = "drivers/vfio/vfio_iommu_type1.c"
 HERE = pathlib.Path(__file__).parent
 
 
+def entries(name):
+    """The lines of a file of tools/ that are neither empty nor comments."""
+    lines = (HERE.parent / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def functions():
     """The functions to mutate."""
     names, group = set(), None
@@ -22,9 +28,8 @@ def functions():
             group = line.split()[0]
         elif group == "type1":
             names.update(line.split())
-    for line in (HERE / "functions").read_text().splitlines():
-        if not line.startswith("#"):
-            names.update(line.split())
+    for line in entries("mutants/functions"):
+        names.update(line.split())
     return names
 
 

@@ -17,7 +17,7 @@ import re
 import time
 
 from compiler import Compiler
-from generate import HERE, SOURCE, generate, wanted
+from generate import HERE, SOURCE, entries, generate, wanted
 
 # How many are built before the VMs have taken them.
 AHEAD = 80
@@ -36,7 +36,7 @@ def save(path, results):
 
 def engines(names):
     """What tries a mutant: lines of an engine's name and arguments of dirtyscope, those of these engines."""
-    lines = [line for line in (HERE.parent / "vm/mutants-engines").read_text().splitlines() if not line.startswith("#")]
+    lines = entries("vm/mutants-engines")
     if unknown := set(names) - {line.split()[0] for line in lines}:
         raise SystemExit("error: tools/vm/mutants-engines has no engine that is called " + ", ".join(sorted(unknown)))
     return [line for line in lines if line.split()[0] in names]
@@ -191,12 +191,11 @@ def ranked(killed):
 def killed_before():
     """What tools/mutants/killed has: what this and other machines have killed."""
     everything = {}
-    for line in (HERE / "killed").read_text().splitlines():
-        if not line.startswith("#"):
-            name, function, operator, engine, seconds, test = line.split(" ", 5)
-            by = dict(result="killed", seconds=float(seconds), test=test)
-            one = dict(id=name, function=function, operator=operator, result="killed", tried={})
-            everything.setdefault(name, one)["tried"][engine] = by
+    for line in entries("mutants/killed"):
+        name, function, operator, engine, seconds, test = line.split(" ", 5)
+        by = dict(result="killed", seconds=float(seconds), test=test)
+        one = dict(id=name, function=function, operator=operator, result="killed", tried={})
+        everything.setdefault(name, one)["tried"][engine] = by
     return everything
 
 
@@ -234,8 +233,7 @@ class Killers:
 
 def argued():
     """Why a mutant need not be caught, by id."""
-    lines = (HERE / "argued").read_text().splitlines()
-    return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+    return dict(line.split(" ", 1) for line in entries("mutants/argued"))
 
 
 def judged(names, results, here):
