@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::Skip;
+use crate::{Setting, Skip};
 use anyhow::{Context as _, Result, anyhow};
 use rustix::thread::disable_transparent_huge_pages;
 use std::{
-    fs,
+    fs::{self, File},
+    io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -35,6 +37,54 @@ impl Cgroup {
     /// Bytes that are charged to it: up to 256 KiB for each CPU more than it has.
     pub fn charged(&self) -> Result<u64> {
         Ok(fs::read_to_string(self.0.join("memory.current"))?.trim().parse()?)
+    }
+
+    /// Does something for which no more than so many bytes can be charged. What the kernel allocates beyond
+    /// that, and would charge, it doesn't get: there is nothing to reclaim, and nobody who may be killed.
+    ///
+    /// `what` must not touch memory of this process for the first time, as that fault would be taken again and
+    /// again.
+    pub fn limited<T>(&self, bytes: u64, what: impl FnOnce() -> T) -> Result<T> {
+        let _spared = Setting::new("/proc/self/oom_score_adj", "-1000")?;
+        let swap = self.0.join("memory.swap.max");
+        if swap.exists() {
+            fs::write(swap, "0")?;
+        }
+        let write = |name| File::options().write(true).open(self.0.join(name));
+        let (high, limit) = (write("memory.high")?, Limit(write("memory.max")?));
+        let current = File::open(self.0.join("memory.current"))?;
+        let mut text = [0; 24];
+        // A file's buffer is charged, too, when it is read for the first time.
+        current.read_at(&mut text, 0)?;
+        // What CPUs have charged in advance is given back to get there.
+        high.write_all_at(b"0", 0)?;
+        high.write_all_at(b"max", 0)?;
+        let len = current.read_at(&mut text, 0)?;
+        let charged: u64 = std::str::from_utf8(&text[..len])?.trim().parse()?;
+        limit.set(charged + bytes)?;
+        Ok(what())
+    }
+}
+
+/// `memory.max` of a cgroup, which has none when this is dropped.
+struct Limit(File);
+
+impl Limit {
+    /// Without memory that is new.
+    fn set(&self, bytes: u64) -> Result<()> {
+        let mut text = [0; 24];
+        let mut rest = &mut text[..];
+        write!(rest, "{bytes}")?;
+        let left = rest.len();
+        Ok(self.0.write_all_at(&text[..text.len() - left], 0)?)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.write_all_at(b"max", 0) {
+            eprintln!("dirtyscope: a cgroup's memory stays limited: {error}");
+        }
     }
 }
 
