@@ -14,7 +14,7 @@ use testbed::{
     map, pages, same, status,
 };
 use vfio_client::{
-    Group,
+    Container, Group, Leave,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
@@ -31,7 +31,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "type1/limit/come-and-go",
-        "pins and mappings that come and go, again and again, leave no memory behind",
+        "pins, mappings, groups and containers that come and go, again and again, leave no memory behind",
         come_and_go,
     ),
     scenario(
@@ -165,7 +165,17 @@ fn come_and_go(context: &Context<'_>) -> Result<()> {
     fixture.container.dirty_stop()?;
     let edu = &context.edus()?.singles[0];
     edu.bind("vfio-pci")?;
-    fixture.container.attach(Group::open(&edu.node()?)?)?;
+    let node = edu.node()?;
+    // What type1 has of a container is no smaller, and of a domain, which the IOMMU's driver has more of.
+    leaves_nothing("containers", 2_000, 200, || {
+        drop(Container::new(Group::open(&node)?)?);
+        Ok(())
+    })?;
+    leaves_nothing("domains", 128, 512, || {
+        fixture.container.attach(Group::open(&node)?)?;
+        Ok(fixture.container.detach(node.group(), Leave::Unset)?)
+    })?;
+    fixture.container.attach(Group::open(&node)?)?;
     leaves_nothing("mappings of 300 pages for an IOMMU", 64, PAGES * 40, || {
         fixture.map_at(0..PAGES, PAGES)?;
         fixture.unmap(PAGES..2 * PAGES)

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Memory of a device, which has no `struct page`, mapped for other devices: BAR 0 of an edu.
+//! Memory of a device, mapped for other devices: BAR 0 of an edu, which has no `struct page`, and the firmware,
+//! which has, but is reserved.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use edu_client::Edu;
-use harness::{Context, Scenario, locked_memory, pages_pinned, scenario};
+use harness::{Context, Scenario, Skip, locked_memory, pages_pinned, scenario};
 use mdev_dma::pattern;
-use std::{fs, sync::Arc};
+use std::{
+    fs::{self, File},
+    io::ErrorKind,
+    sync::Arc,
+};
 use testbed::{
     PAGE, at,
     fixture::{Fixture, refused, succeeded},
@@ -46,6 +51,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/region/read-only",
         "a device's memory that the process can only read isn't mapped for an IOMMU to write",
         read_only,
+    ),
+    scenario(
+        "type1/region/reserved",
+        "reserved memory, of the firmware, is pinned and mapped for an IOMMU, and isn't locked",
+        reserved,
     ),
 ];
 
@@ -335,4 +345,47 @@ fn read_only(context: &Context<'_>) -> Result<()> {
         scene.unmap_bar()?;
     }
     Ok(())
+}
+
+fn reserved(context: &Context<'_>) -> Result<()> {
+    // Where a PC has its BIOS.
+    const FIRMWARE: u64 = 0xf_0000;
+    const FIRST: u64 = 1000;
+    const PAGES: u64 = 4;
+    let scene = Scene::new(context)?;
+    let container = &scene.fixture.container;
+    let file = match File::options().read(true).write(true).open("/dev/mem") {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(Skip("needs /dev/mem (CONFIG_DEVMEM)".into()).into());
+        }
+        opened => opened.context("/dev/mem")?,
+    };
+    let memory = Arc::new(Memory::of_region(&file, FIRMWARE, (PAGES * PAGE) as usize)?);
+    let (iova, size) = (at(FIRST, 0), PAGES * PAGE);
+    let flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    container.map(&MapArgs { memory: &memory, offset: 0, iova, size, flags, argsz: None })?;
+    let all = FIRST..FIRST + PAGES;
+    container.dirty_start()?;
+    scene.fixture.reports(all.clone(), &[])?;
+    for pinned in [0, 3] {
+        if pinned > 0 {
+            scene.fixture.pin(FIRST..FIRST + pinned)?;
+            scene.fixture.pin(2..3)?;
+        }
+        let ram = pinned.min(1);
+        for _ in 0..2 {
+            scene.locks("without an IOMMU", ram)?;
+            container.attach(Group::open(&scene.other)?)?;
+            scene.locks_and_pins("with an IOMMU", RAM, RAM + ram)?;
+            scene.fixture.reports(all.clone(), &[all.clone()])?;
+            container.detach(scene.other.group(), Leave::Unset)?;
+            scene.fixture.reports(all.clone(), &[all.clone()])?;
+            scene.fixture.reports(all.clone(), &[FIRST..FIRST + pinned])?;
+        }
+    }
+    let unpinned = scene.fixture.device().unpin(at(FIRST, 0), PAGE)?;
+    succeeded("UNPIN of reserved memory", unpinned)?;
+    scene.locks("with one of it unpinned", 1)?;
+    scene.fixture.unmap(all)?;
+    scene.locks("with it unmapped", 1)
 }

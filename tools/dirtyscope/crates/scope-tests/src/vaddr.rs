@@ -14,7 +14,7 @@ use std::{
     fs::{self, File},
     sync::Arc,
 };
-use testbed::{PAGE, at, same, status};
+use testbed::{PAGE, Rights, at, same, status};
 use vfio_client::{
     Access, BitmapArgs, Container, Group, MapArgs, Mapper, Memory, UnmapArgs,
     uapi::{
@@ -196,6 +196,13 @@ fn owner(context: &Context<'_>) -> Result<()> {
     // It is the child's to lose, and to find back: nothing of it counts here.
     child.kill();
     is("the first mapping", Ok(size), bed.invalidate(0, FIRST)?)?;
+    {
+        let rights = Rights::now()?;
+        rights.limit(Some(locked_memory()? + (FIRST - 1) * PAGE))?;
+        let refused = bed.update(&new, 0, FIRST)?;
+        is("an update by who may lock a page less", Err(Errno::ENOMEM), refused)?;
+    }
+    ours(SECOND)?;
     is("an update", Ok(()), bed.update(&new, 0, FIRST)?)?;
     ours(PAGES)?;
     let unmap = UnmapArgs { iova, size, ..Default::default() };

@@ -31,5 +31,6 @@ pub use live::status;
 pub use mdev_dma::PAGE;
 pub use op::{Answer, Buffer, BufferMemory, Op, operation};
 pub use rehearsal::rehearse;
+pub use rights::Rights;
 pub use steps::{at, command, map, pages};
 pub use testbed::{Besides, Testbed, same, to_iova};

@@ -25,6 +25,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "of two groups either may leave, the one that joined first or last, and only that one has left",
         groups_take_turns,
     ),
+    scenario(
+        "type1/container/bad-ioctl",
+        "an ioctl that type1 doesn't know is ENOTTY, and one whose argument can't be read EFAULT",
+        bad_ioctl,
+    ),
 ];
 
 fn container_closed(context: &Context<'_>) -> Result<()> {
@@ -74,4 +79,22 @@ fn groups_take_turns(context: &Context<'_>) -> Result<()> {
         bed.check()?;
     }
     Ok(())
+}
+
+fn bad_ioctl(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 1)?;
+    for open in [true, false] {
+        // VFIO_IOMMU_ENABLE and VFIO_IOMMU_DISABLE are of another driver; nothing has the last. Behind them are
+        // GET_INFO, MAP_DMA, UNMAP_DMA and DIRTY_PAGES.
+        let unknown = [15, 16, 99].map(|nr| (nr, Errno::ENOTTY));
+        let known = [12, 13, 14, 17].map(|nr| (nr, Errno::EFAULT));
+        for (nr, errno) in unknown.into_iter().chain(known) {
+            let answer = status(bed.container().ioctl_null(nr))?;
+            ensure!(answer == Err(errno), "ioctl VFIO_BASE + {nr}: {answer:?}, not {errno}");
+        }
+        if open {
+            bed.must(Op::Close { device: 0 })?;
+        }
+    }
+    bed.check()
 }

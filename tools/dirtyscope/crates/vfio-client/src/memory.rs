@@ -115,10 +115,10 @@ impl Memory {
         Self::map(file, 0, len, MapFlags::PRIVATE, untouchable(len))
     }
 
-    /// A device's memory, at `offset` of its file, whole pages. Rust may not access it, as long as nobody
-    /// gives it access: loads and stores might not be what the device takes, and they end the process
-    /// when the device's memory can't be accessed.
-    pub(crate) fn of_region(file: &File, offset: u64, len: usize) -> Result<Self> {
+    /// A device's memory, at `offset` of its file, whole pages; of `/dev/mem`, too. Rust may not access it, as
+    /// long as nobody gives it access: loads and stores might not be what the device takes, and they end the
+    /// process when the device's memory can't be accessed.
+    pub fn of_region(file: &File, offset: u64, len: usize) -> Result<Self> {
         Self::map(file, offset, len, MapFlags::SHARED, untouchable(len))
     }
 
