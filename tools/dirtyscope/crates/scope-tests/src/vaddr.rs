@@ -208,6 +208,14 @@ fn owner(context: &Context<'_>) -> Result<()> {
     let unmap = UnmapArgs { iova, size, ..Default::default() };
     is("an unmap", Ok(size), status(bed.container.unmap(&unmap))?)?;
     ours(SECOND)?;
+
+    // Nobody waits for the address of what is gone.
+    let (iova, size) = (at(SECOND_PAGE, 0), SECOND * PAGE);
+    is("the second mapping", Ok(size), bed.invalidate(SECOND_PAGE, SECOND)?)?;
+    let unmap = UnmapArgs { iova, size, ..Default::default() };
+    is("an unmap", Ok(size), status(bed.container.unmap(&unmap))?)?;
+    let joined = status(bed.container.attach(Group::open(&context.device(0)?.node()?)?))?;
+    is("another group joins", Ok(()), joined)?;
     drop(bed);
     ours(0)
 }

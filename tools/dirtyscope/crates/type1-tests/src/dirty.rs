@@ -364,8 +364,6 @@ fn bad_flags(context: &Context<'_>) -> Result<()> {
             (start | stop | get, None),
             (start, Some(0)),
             (stop, Some(7)),
-            (get, Some(8)),
-            (get, Some(47)),
             (get, None),
         ] {
             let refused = status(bed.container().dirty(flags, argsz))?;
@@ -396,6 +394,7 @@ fn bad_read(context: &Context<'_>) -> Result<()> {
         (Errno::EINVAL, iova, size, BitmapArgs { pgsize: 2 * PAGE, ..good }),
         (Errno::EINVAL, iova, size, BitmapArgs { pgsize: 3 * PAGE, ..good }),
         (Errno::EINVAL, iova, size, BitmapArgs { pgsize: PAGE / 2, ..good }),
+        (Errno::EINVAL, iova, size, BitmapArgs { pgsize: PAGE / 2, size: 32 }),
         (Errno::EINVAL, iova, size, BitmapArgs { size: 0, ..good }),
         (Errno::EINVAL, iova, size, BitmapArgs { size: 8, ..good }),
         (Errno::EINVAL, iova, size, BitmapArgs { size: 15, ..good }),
@@ -405,6 +404,11 @@ fn bad_read(context: &Context<'_>) -> Result<()> {
     ] {
         let refused = status(bed.container().dirty_bitmap(iova, size, &bitmap))?;
         ensure!(refused == Err(errno), "{iova:#x}+{size:#x} into {bitmap:?}: {refused:?}");
+    }
+    // Less than up to the end of the bitmap's description.
+    for argsz in [8, 9, 47] {
+        let refused = status(bed.container().dirty_bitmap_of(argsz, iova, size, &good))?;
+        ensure!(refused == Err(Errno::EINVAL), "argsz {argsz}: {refused:?}");
     }
     bed.reports(&[3..4])?;
     bed.check()

@@ -493,8 +493,9 @@ fn least_argsz(context: &Context<'_>) -> Result<()> {
     container.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_START, Some(8))?;
     fixture.pin(0..1)?;
     fixture.reports(0..1, &[0..1])?;
-    container.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, Some(8))?;
     let read = BitmapArgs { pgsize: PAGE, size: 8 };
+    container.dirty_bitmap_of(48, at(0, 0), PAGE, &read)?;
+    container.dirty(VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, Some(8))?;
     let stopped = status(container.dirty_bitmap(at(0, 0), PAGE, &read).map(drop))?;
     ensure!(stopped == Err(Errno::EINVAL), "GET_BITMAP after STOP: {stopped:?}");
     let all = UnmapArgs { iova: at(0, 0), size: PAGE, argsz: Some(24), ..Default::default() };

@@ -3,10 +3,10 @@
 //! Pins: batches that fail, and what is counted.
 
 use anyhow::Result;
-use dirty_model::Errno;
+use dirty_model::{Errno, Protection};
 use harness::{Context, Scenario, locked_memory as locked_bytes, scenario};
 use mdev_dma::Opcode;
-use testbed::{Op, PAGE, Testbed, command, pages, same};
+use testbed::{Op, PAGE, Testbed, command, map, pages, same};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -28,6 +28,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/pin/locked-memory",
         "VmLck counts pinned pages once, and is what it was after unpin, unmap and close",
         locked_memory,
+    ),
+    scenario(
+        "type1/pin/protection",
+        "what may only be read is read, and no more; what may only be written can't be accessed at all",
+        protection,
     ),
 ];
 
@@ -103,4 +108,28 @@ fn locked_memory(context: &Context<'_>) -> Result<()> {
     bed.pin(0..7)?;
     drop(bed);
     holds("VmLck after everything was closed", 0)
+}
+
+fn protection(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::new(context)?;
+    bed.must(map(0..4, Protection::READ))?;
+    bed.must(map(4..8, Protection::WRITE))?;
+    bed.map(8..12)?;
+    bed.start()?;
+    bed.must(command(0, Opcode::DmaRead, pages(1..3)))?;
+    for (opcode, range) in [
+        (Opcode::Pin, 1..3),
+        (Opcode::DmaWrite, 1..3),
+        (Opcode::Pin, 5..7),
+        (Opcode::DmaWrite, 5..7),
+        (Opcode::DmaRead, 5..7),
+        // Into what may be accessed, and out of it.
+        (Opcode::DmaRead, 3..5),
+        (Opcode::DmaWrite, 7..9),
+    ] {
+        bed.refused(Errno::EPERM, command(0, opcode, pages(range)))?;
+    }
+    bed.dma_write(pages(9..10))?;
+    bed.each_reports(&[9..10])?;
+    bed.check()
 }

@@ -237,13 +237,6 @@ impl Container {
             .map_err(|e| Error::new(format!("VFIO_CHECK_EXTENSION {extension}"), e))
     }
 
-    /// The ioctl that comes `nr` after `VFIO_BASE`, with a null argument.
-    pub fn ioctl_null(&self, nr: u8) -> Result<i32> {
-        // SAFETY: At a null address the kernel finds no memory of ours.
-        unsafe { sys::ioctl_value(&self.file, sys::vfio(nr.into()), 0) }
-            .map_err(|e| Error::new(format!("ioctl VFIO_BASE + {nr}"), e))
-    }
-
     /// `VFIO_IOMMU_GET_INFO`, with all capabilities.
     pub fn info(&self) -> Result<IommuInfo> {
         self.info_of(size_of::<InfoBuffer>() as u32)

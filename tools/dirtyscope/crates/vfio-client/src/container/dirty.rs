@@ -52,7 +52,7 @@ impl<'a> DirtyTracking<'a> {
     /// that is more.
     pub fn bitmap(&self, iova: u64, size: u64, bitmap: &BitmapArgs) -> Result<Vec<u64>> {
         let mut words = bitmap_buffer(size, bitmap);
-        self.bitmap_raw(iova, size, raw_bitmap(bitmap, &mut words))?;
+        self.bitmap_raw(None, iova, size, raw_bitmap(bitmap, &mut words))?;
         Ok(words)
     }
 
@@ -67,9 +67,15 @@ impl<'a> DirtyTracking<'a> {
     }
 
     /// `bitmap` has room for the bitmap of `size` bytes of IOVA.
-    pub(super) fn bitmap_raw(&self, iova: u64, size: u64, bitmap: vfio_bitmap) -> Result<()> {
+    pub(super) fn bitmap_raw(
+        &self,
+        argsz: Option<u32>,
+        iova: u64,
+        size: u64,
+        bitmap: vfio_bitmap,
+    ) -> Result<()> {
         let mut dirty = Dirty::default();
-        dirty.head.argsz = size_of::<Dirty>() as u32;
+        dirty.head.argsz = argsz.unwrap_or(size_of::<Dirty>() as u32);
         dirty.head.flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
         dirty.get = vfio_iommu_type1_dirty_bitmap_get { iova, size, bitmap };
         // SAFETY: The kernel writes no more than the bitmap of `size` bytes of IOVA, for which there
@@ -121,7 +127,7 @@ impl Container {
         memory: &Memory,
         offset: usize,
     ) -> Result<()> {
-        self.tracking().bitmap_raw(iova, size, bitmap_in(size, bitmap, memory, offset))
+        self.tracking().bitmap_raw(None, iova, size, bitmap_in(size, bitmap, memory, offset))
     }
 }
 

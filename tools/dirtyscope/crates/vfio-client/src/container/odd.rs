@@ -2,7 +2,7 @@
 
 //! Calls that nobody makes who has no question about the answer.
 
-use super::{CAPS_SIZE, Container, InfoBuffer};
+use super::{CAPS_SIZE, Container, InfoBuffer, bitmap_buffer, raw_bitmap};
 use crate::{BitmapArgs, Error, Result, UnmapArgs, sys};
 use std::ptr::with_exposed_provenance_mut;
 use vfio_bindings::bindings::vfio::{
@@ -14,6 +14,13 @@ use vfio_bindings::bindings::vfio::{
 const KERNEL: u64 = 1 << 63;
 
 impl Container {
+    /// The ioctl that comes `nr` after `VFIO_BASE`, with a null argument.
+    pub fn ioctl_null(&self, nr: u8) -> Result<i32> {
+        // SAFETY: At a null address the kernel finds no memory of ours.
+        unsafe { sys::ioctl_value(&self.file, sys::vfio(nr.into()), 0) }
+            .map_err(|e| Error::new(format!("ioctl VFIO_BASE + {nr}"), e))
+    }
+
     /// `VFIO_IOMMU_GET_INFO` with any `argsz` up to 4096, in a buffer of 4096 bytes which are `fill`
     /// where they are not `argsz`. Returns what is there afterwards.
     pub fn info_bytes(&self, argsz: u32, fill: u8) -> Result<Vec<u8>> {
@@ -60,6 +67,18 @@ impl Container {
         Ok(())
     }
 
+    /// As [`Self::dirty_bitmap`], with any `argsz`; nobody sees the bitmap.
+    pub fn dirty_bitmap_of(
+        &self,
+        argsz: u32,
+        iova: u64,
+        size: u64,
+        bitmap: &BitmapArgs,
+    ) -> Result<()> {
+        let mut words = bitmap_buffer(size, bitmap);
+        self.tracking().bitmap_raw(Some(argsz), iova, size, raw_bitmap(bitmap, &mut words))
+    }
+
     /// As [`Self::dirty_bitmap`], into memory of the kernel, at `address`. Panics if that isn't the
     /// kernel's.
     pub fn dirty_bitmap_into_kernel(
@@ -69,7 +88,7 @@ impl Container {
         bitmap: &BitmapArgs,
         address: u64,
     ) -> Result<()> {
-        self.tracking().bitmap_raw(iova, size, in_kernel(bitmap, address))
+        self.tracking().bitmap_raw(None, iova, size, in_kernel(bitmap, address))
     }
 
     /// As [`Self::unmap_dirty`], into memory of the kernel: see [`Self::dirty_bitmap_into_kernel`].
