@@ -147,6 +147,13 @@ impl Function {
         Ok(device)
     }
 
+    /// Resets it as the kernel does for a driver that asks: with the means it has, and all that the kernel has
+    /// set up in configuration space as it was before.
+    pub fn reset(&self) -> Result<()> {
+        let what = || format!("{}/reset, see reset_method there", self.0.path().display());
+        self.0.write("reset", "1").with_context(what)
+    }
+
     /// Fails if firmware or kernel gave BAR 0 no address.
     fn check_bar(&self) -> Result<()> {
         let resources = self.0.read("resource")?;

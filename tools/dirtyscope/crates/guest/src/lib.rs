@@ -58,6 +58,8 @@ enum Action {
     Status,
     /// Check all memory now
     Check,
+    /// Reset the device while it writes, check all memory, and begin anew
+    Reset,
     /// Check all memory, and end
     Stop,
     #[command(hide = true)]
@@ -101,6 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Action::Serve(arguments) => serve(arguments),
         Action::Status => ask(Request::Status),
         Action::Check => ask(Request::Check),
+        Action::Reset => ask(Request::Reset),
         Action::Stop => ask(Request::Stop),
     }
 }

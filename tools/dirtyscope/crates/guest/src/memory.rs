@@ -64,6 +64,13 @@ impl HugePage {
         self.contents.wrong_pages(bytes.start, &found)
     }
 
+    /// Whether its page at `iova` has the pattern of `seed`.
+    pub fn has(&self, iova: u64, seed: u64) -> bool {
+        let mut found = vec![0; PAGE as usize];
+        self.memory.read((iova - self.iova) as usize, &mut found);
+        mdev_dma::pattern::matches(&found, seed, iova)
+    }
+
     /// Has the CPU fill pages with the pattern of `seed`.
     pub fn fill(&mut self, bytes: Range<u64>, seed: u64) {
         let mut pattern = vec![0; (bytes.end - bytes.start) as usize];

@@ -34,16 +34,18 @@ fn address() -> Result<SocketAddr> {
 pub enum Request {
     Status,
     Check,
+    Reset,
     Stop,
 }
 
 impl Request {
-    const ALL: [Self; 3] = [Self::Status, Self::Check, Self::Stop];
+    const ALL: [Self; 4] = [Self::Status, Self::Check, Self::Reset, Self::Stop];
 
     fn name(self) -> &'static str {
         match self {
             Self::Status => "status",
             Self::Check => "check",
+            Self::Reset => "reset",
             Self::Stop => "stop",
         }
     }
@@ -135,7 +137,10 @@ impl Service {
         let request = Request::ALL.into_iter().find(|request| request.name() == line.trim());
         let request = request.with_context(|| format!("no request: {line:?}"))?;
         if request != Request::Status && self.failure.is_none() {
-            let result = self.workload.check();
+            let result = match request {
+                Request::Reset => self.workload.reset(),
+                _ => self.workload.check(),
+            };
             self.note(result);
         }
         if request == Request::Stop {

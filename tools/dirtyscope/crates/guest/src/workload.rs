@@ -9,10 +9,10 @@ use crate::{
 };
 use anyhow::{Result, bail, ensure};
 use mdev_dma::{
-    GeneratorConfig, MdevDma, Opcode, PAGE,
+    GeneratorConfig, GeneratorStatus, MdevDma, Opcode, PAGE,
     uapi::{RUST_MDEV_DMA_GEN_DMA_RW, RUST_MDEV_DMA_GEN_PIN},
 };
-use std::{fmt, ops::Range, time::Duration};
+use std::{fmt, ops::Range, thread, time::Duration};
 
 /// Pages that a command, or the CPU, writes at a time.
 pub const BATCH: u64 = 8;
@@ -69,11 +69,15 @@ pub struct Workload {
     interrupts: Interrupts,
     areas: Vec<Area>,
     generator: GeneratorConfig,
+    /// Writes of the generator, since it was started, of which we know.
+    counter: u64,
     /// Pages that each writes to.
     pages: u64,
     /// Batches that each but the generator has written.
     batches: u64,
     checks: u64,
+    /// Resets, and how many writes the generator was still to make at the last one.
+    resets: (u64, u64),
 }
 
 impl Workload {
@@ -89,11 +93,11 @@ impl Workload {
         let areas: Vec<_> = taken.map(|(page, writer)| Area { writer, page, written: 0 }).collect();
         function.bind_uio()?;
         let device = function.open()?;
-        device.stop_generator()?;
-        let pins = device.pins()?;
+        let (pins, writes) = (device.pins()?, device.generator()?.is_running());
         ensure!(
-            pins == 0,
-            "the device has {pins} pins that somebody left: echo 1 > /sys/bus/pci/devices/{}/reset",
+            pins == 0 && !writes,
+            "the device has {pins} pins that somebody left{}: echo 1 > /sys/bus/pci/devices/{}/reset",
+            if writes { ", and writes" } else { "" },
             function.address()
         );
         let interrupts = Interrupts::set_up(&function, &device)?;
@@ -105,12 +109,27 @@ impl Workload {
             rate,
             mode: RUST_MDEV_DMA_GEN_DMA_RW | RUST_MDEV_DMA_GEN_PIN,
         };
-        let (batches, checks) = (0, 0);
-        let mut this =
-            Self { function, device, interrupts, areas, generator, pages, batches, checks };
-        this.pin()?;
-        this.device.start_generator(&this.generator)?;
+        let mut this = Self {
+            function,
+            device,
+            interrupts,
+            areas,
+            generator,
+            counter: 0,
+            pages,
+            batches: 0,
+            checks: 0,
+            resets: (0, 0),
+        };
+        this.begin()?;
         Ok(this)
+    }
+
+    /// Lets the generator write, and gets ready for commands to do.
+    fn begin(&mut self) -> Result<()> {
+        self.pin()?;
+        self.counter = 0;
+        Ok(self.device.start_generator(&self.generator)?)
     }
 
     /// Pins what is written through pins.
@@ -160,13 +179,14 @@ impl Workload {
     /// Takes note of what the generator has written, which has stopped.
     fn account(&mut self, counter: u64) -> Result<()> {
         let Area { page, written, .. } = &mut self.areas[0];
+        let (before, limit) = (self.counter, self.generator.limit);
         ensure!(
-            (*written..=self.generator.limit).contains(&counter),
-            "the generator has made {counter} writes: it was at {written}, and stops at {}",
-            self.generator.limit
+            (before..=limit).contains(&counter),
+            "the generator has made {counter} writes: it was at {before}, and stops at {limit}"
         );
-        page.contents.generated(0, &self.generator, *written..counter);
-        *written = counter;
+        page.contents.generated(0, &self.generator, before..counter);
+        *written += counter - before;
+        self.counter = counter;
         Ok(())
     }
 
@@ -214,9 +234,17 @@ impl Workload {
 
     /// Checks all memory, and that the device is as it was. The error says what is wrong.
     pub fn check(&mut self) -> Result<()> {
-        self.checks += 1;
         let status = self.device.stop_generator()?;
         self.account(status.counter)?;
+        self.check_memory()?;
+        let pins = self.device.pins()?;
+        ensure!(pins == self.pages, "the device has {pins} pins, not {}", self.pages);
+        Ok(self.device.resume_generator()?)
+    }
+
+    /// Checks all memory, to which the device doesn't write now.
+    fn check_memory(&mut self) -> Result<()> {
+        self.checks += 1;
         let mut wrong = Vec::new();
         for Area { writer, page, .. } in &self.areas {
             page.check_place()?;
@@ -228,9 +256,36 @@ impl Workload {
         if !wrong.is_empty() {
             bail!(wrong.join("\n"));
         }
-        let pins = self.device.pins()?;
-        ensure!(pins == self.pages, "the device has {pins} pins, not {}", self.pages);
-        Ok(self.device.resume_generator()?)
+        Ok(())
+    }
+
+    /// Resets the device while its generator writes: it must forget everything, and all that it has written must
+    /// be there. Then begins anew. The error says what is wrong.
+    pub fn reset(&mut self) -> Result<()> {
+        while self.device.generator()?.is_running() {
+            thread::sleep(self.period());
+        }
+        self.generate()?;
+        // Twice as much as usual, so that it doesn't end before the kernel comes to reset the device.
+        self.generator.limit += self.pages / 2;
+        self.device.continue_generator(&self.generator)?;
+        self.function.reset()?;
+        self.device.check()?;
+        let (now, pins) = (self.device.generator()?, self.device.pins()?);
+        ensure!(
+            now == GeneratorStatus { status: 0, counter: 0 } && pins == 0,
+            "after a reset the device has {pins} pins, and its generator is at {now:?}"
+        );
+        // How far it came, only memory knows.
+        let (page, generator) = (&self.areas[0].page, &self.generator);
+        let was_made = |&n: &u64| page.has(generator.page(n), generator.seed(n));
+        let made = (self.counter..generator.limit).take_while(was_made).count() as u64;
+        self.account(self.counter + made)?;
+        self.resets = (self.resets.0 + 1, self.generator.limit - self.counter);
+        self.check_memory()?;
+        self.generator.seed = self.generator.seed.wrapping_add(1);
+        self.generator.limit = self.pages / 2;
+        self.begin()
     }
 
     /// Stops the device, and has it forget our memory.
@@ -263,6 +318,9 @@ impl fmt::Display for Workload {
         for Area { writer, page, written } in &self.areas {
             let at = page.iova;
             writeln!(f, "written by {writer}: {written} pages, to those from {at:#x} on")?;
+        }
+        if let (resets @ 1.., left) = self.resets {
+            writeln!(f, "resets: {resets}, the last {left} writes before the generator's end")?;
         }
         write!(
             f,
