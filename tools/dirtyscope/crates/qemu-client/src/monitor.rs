@@ -212,6 +212,17 @@ impl Monitor {
         self.execute(&qmp::device_add { driver, bus: None, id: None, arguments }).map(drop)
     }
 
+    /// Asks the guest to let go of a device; it is there until the guest has done so.
+    pub fn remove_device(&self, id: &str) -> Result<()> {
+        self.execute(&qmp::device_del { id: id.into() }).map(drop)
+    }
+
+    /// Whether there is a device with this id.
+    pub fn has_device(&self, id: &str) -> Result<bool> {
+        let devices = self.execute(&qmp::qom_list { path: "/machine/peripheral".into() })?;
+        Ok(devices.iter().any(|device| device.name == id))
+    }
+
     /// Lets a migration go on that waits.
     pub fn migrate_continue(&self) -> Result<()> {
         let state = qmp::MigrationStatus::pre_switchover;

@@ -16,13 +16,16 @@ pub const CASES: &[GuestCase] = &[
     case("guest/cancelled", "a migration is cancelled, the next one is good", cancelled),
     case("guest/multifd", "memory is sent by several threads", multifd),
     case("guest/postcopy", "postcopy is refused, and the machine goes on", postcopy),
+    case("guest/device-reset", "the guest resets the device in pre-copy", device_reset),
+    case("guest/reboot", "the guest reboots in pre-copy, and migrates while it boots", reboot),
+    case("guest/replugged", "unplugged before, and plugged in afterwards", replugged),
 ];
 
 fn back_and_forth(pair: &mut GuestPair<'_>) -> Result<()> {
     pair.start()?;
     pair.migrate()?;
     pair.migrate()?;
-    pair.guest("stop").map(drop)
+    pair.stop()
 }
 
 fn cancelled(pair: &mut GuestPair<'_>) -> Result<()> {
@@ -50,4 +53,31 @@ fn postcopy(pair: &mut GuestPair<'_>) -> Result<()> {
     let refusal = begun.err().context("a device that can't wait for its pages was let do so")?;
     pair.note(&format!("QEMU refuses: {refusal:#}"))?;
     pair.goes_on()
+}
+
+fn device_reset(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.begin(&[])?;
+    pair.passes()?;
+    pair.reset_device()?;
+    pair.complete_or_again()
+}
+
+fn reboot(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.begin(&[])?;
+    pair.passes()?;
+    pair.reboot()?;
+    pair.complete_or_again()?;
+    pair.booted()?;
+    pair.begin_to_write()
+}
+
+fn replugged(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.start()?;
+    pair.stop()?;
+    pair.unplug()?;
+    pair.migrate()?;
+    pair.plug()?;
+    pair.begin_to_write()
 }

@@ -18,13 +18,22 @@ use std::{
 /// A guest that is emulated by what is emulated takes its time, and QEMU with it.
 pub const LIMIT: Duration = Duration::from_secs(240);
 
+/// A guest that boots there takes longer than all else.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(900);
+
+/// What tools/vm/guest-init says when the guest has booted.
+const READY: &str = "ready";
+
+/// What a machine calls the device.
+const ID: &str = "dma";
+
 /// How a machine with the device is to have it: the bus "socket" is in the arguments that come with the guest.
 const DRIVER: &str = "vfio-pci";
 
 /// The properties of the device.
 fn properties(sysfs: &str) -> [(&str, &str); 5] {
     [
-        ("id", "dma"),
+        ("id", ID),
         ("bus", "socket"),
         ("addr", "0x0"),
         ("sysfsdev", sysfs),
@@ -76,6 +85,16 @@ impl GuestMachine {
         Ok(self.monitor().add_device(DRIVER, &properties(&path))?)
     }
 
+    /// Asks the guest to let go of the device.
+    pub fn unplug(&self) -> Result<()> {
+        Ok(self.monitor().remove_device(ID)?)
+    }
+
+    /// Whether the machine has the device.
+    pub fn is_plugged(&self) -> Result<bool> {
+        Ok(self.monitor().has_device(ID)?)
+    }
+
     /// QEMU's own commands.
     pub fn monitor(&self) -> &Monitor {
         self.qemu.monitor()
@@ -83,27 +102,48 @@ impl GuestMachine {
 
     /// Has the guest's shell run a line. Returns its exit status, and what it said.
     pub fn run(&self, line: &str) -> Result<(u8, String)> {
-        let mut shell = self.shell.borrow_mut();
         let what = || format!("\"{line}\" in the guest of {}", self.name);
-        writeln!(shell.get_mut(), "{line}").with_context(what)?;
+        self.tell(line)?;
         let mut text = String::new();
         loop {
-            let mut answer = String::new();
-            let n = shell.read_line(&mut answer).with_context(what)?;
-            ensure!(n > 0, "{}: QEMU has ended", what());
-            let answer = answer.trim_end();
+            let answer = self.answer().with_context(what)?;
             if let Some(code) = answer.strip_prefix("exit ") {
                 return Ok((code.parse().with_context(what)?, text));
             }
-            text.push_str(answer);
+            text.push_str(&answer);
             text.push('\n');
         }
     }
 
+    /// Has the guest's shell run a line that it doesn't come back from.
+    pub fn tell(&self, line: &str) -> Result<()> {
+        let what = || format!("\"{line}\" to the guest of {}", self.name);
+        writeln!(self.shell.borrow_mut().get_mut(), "{line}").with_context(what)
+    }
+
+    /// Waits until the guest has booted.
+    pub fn booted(&self) -> Result<()> {
+        self.shell.borrow().get_ref().set_read_timeout(Some(BOOT_LIMIT))?;
+        while self.answer().with_context(|| format!("{} boots", self.name))? != READY {}
+        Ok(self.shell.borrow().get_ref().set_read_timeout(Some(LIMIT))?)
+    }
+
+    /// The next line of the guest's shell.
+    fn answer(&self) -> Result<String> {
+        let mut answer = String::new();
+        let n = self.shell.borrow_mut().read_line(&mut answer)?;
+        ensure!(n > 0, "QEMU has ended");
+        Ok(answer.trim_end().into())
+    }
+
+    /// What the guest's kernel has said since the machine came here.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
     /// What QEMU and the guest's kernel have said.
     pub fn log(&mut self) -> String {
-        let console = fs::read(&self.console).unwrap_or_default();
-        let (qemu, console) = (self.qemu.log(), String::from_utf8_lossy(&console));
+        let (qemu, console) = (self.qemu.log(), self.console());
         format!("QEMU of {name} says:\n{qemu}\nits guest says:\n{console}\n", name = self.name)
     }
 }

@@ -2,10 +2,10 @@
 
 //! What a case works with: a machine with a guest, and a second one that it migrates to.
 
-use super::machine::{GuestMachine, LIMIT};
+use super::machine::{BOOT_LIMIT, GuestMachine, LIMIT};
 use crate::{
     qemu::{is_running, migrate, migration, receive},
-    vmm::Stage,
+    vmm::{Migration, Stage},
     watch::{Watch, new_directory},
 };
 use anyhow::{Result, bail, ensure};
@@ -13,7 +13,7 @@ use events::Event;
 use harness::{Context, Recorder};
 use mdev_dma::sysfs::Mdev;
 use qemu_client::MigrationCapability;
-use std::{cell::RefCell, fmt, path::Path};
+use std::{cell::RefCell, fmt, path::Path, time::Duration};
 use tempfile::TempDir;
 
 /// Pages per second, and pages, of each of the writers in the guest, whose CPU is slow.
@@ -41,6 +41,7 @@ impl std::error::Error for WrongInGuest {}
 /// A machine with a guest, and where it goes.
 pub struct GuestPair<'a> {
     context: &'a Context<'a>,
+    recorder: &'a RefCell<Recorder>,
     watch: Watch<'a>,
     qemu: &'a str,
     /// The directory with the guest.
@@ -54,6 +55,10 @@ pub struct GuestPair<'a> {
     side: usize,
     /// Whether it has migrated.
     migrated: bool,
+    /// Whether it has the device.
+    plugged: bool,
+    /// Whether device and CPU write.
+    writing: bool,
 }
 
 impl<'a> GuestPair<'a> {
@@ -66,6 +71,7 @@ impl<'a> GuestPair<'a> {
     ) -> Result<Self> {
         Ok(Self {
             context,
+            recorder,
             watch: Watch::new(recorder, LIMIT),
             qemu,
             guest,
@@ -75,6 +81,8 @@ impl<'a> GuestPair<'a> {
             machines: 0,
             side: 0,
             migrated: false,
+            plugged: false,
+            writing: false,
         })
     }
 
@@ -90,9 +98,14 @@ impl<'a> GuestPair<'a> {
     }
 
     /// Plugs in the device, and waits until the guest has it.
-    fn plug(&self) -> Result<()> {
+    pub fn plug(&mut self) -> Result<()> {
         self.context.note("plug in the device");
         self.here().plug(&self.context.device(self.side)?)?;
+        self.plugged = true;
+        self.guest_has_device()
+    }
+
+    fn guest_has_device(&self) -> Result<()> {
         let mut wait = self.watch.wait("for the guest to notice");
         let has = || {
             let (code, _) = self.here().run("grep -q 0x4d44 /sys/bus/pci/devices/*/device")?;
@@ -104,10 +117,60 @@ impl<'a> GuestPair<'a> {
         Ok(())
     }
 
+    /// Has the guest let go of the device.
+    pub fn unplug(&mut self) -> Result<()> {
+        self.context.note("unplug the device");
+        self.here().unplug()?;
+        let mut wait = self.watch.wait("for the guest to let go of the device");
+        while self.here().is_plugged()? {
+            wait.poll(|| "not yet".into())?;
+        }
+        self.plugged = false;
+        Ok(())
+    }
+
     /// Lets device and CPU write.
-    fn begin_to_write(&self) -> Result<()> {
+    pub fn begin_to_write(&mut self) -> Result<()> {
         let report = self.guest(&format!("start --seed {} {LOAD}", self.machines))?;
+        self.writing = true;
         self.goes_on_from(&report)
+    }
+
+    /// Has device and CPU write no more, after all memory was checked.
+    pub fn stop(&mut self) -> Result<()> {
+        self.guest("stop")?;
+        self.writing = false;
+        Ok(())
+    }
+
+    /// Has the guest reset the device while that writes, and check its memory.
+    pub fn reset_device(&self) -> Result<()> {
+        let text = self.guest("reset")?;
+        let resets = text.lines().find(|line| line.starts_with("resets: ")).unwrap_or_default();
+        self.note(resets)?;
+        ensure!(!resets.contains("last 0 writes"), "the device had stopped before it was reset");
+        self.writes_more(&text)
+    }
+
+    /// Has the guest reboot while all write, and waits for its kernel to begin: until then SeaBIOS resets the
+    /// machine once more.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.context.note("in the guest: reboot -f");
+        let here = self.here();
+        here.tell("reboot -f")?;
+        let mut wait = Watch::new(self.recorder, BOOT_LIMIT).wait("for the guest to reboot");
+        while !here.console().contains("] Linux version ") {
+            wait.poll_after(Duration::from_secs(1), || "not yet".into())?;
+        }
+        self.writing = false;
+        Ok(())
+    }
+
+    /// Waits until the guest has booted, where it is now, and has the device.
+    pub fn booted(&self) -> Result<()> {
+        self.context.note("wait for the guest to boot");
+        self.here().booted()?;
+        self.guest_has_device()
     }
 
     /// Has the guest run `dirtyscope guest`.
@@ -169,7 +232,8 @@ impl<'a> GuestPair<'a> {
 
     /// Begins a migration with these capabilities, which then stays in pre-copy.
     pub fn begin(&mut self, capabilities: &[MigrationCapability]) -> Result<()> {
-        let there = self.machine(Some(self.context.device(1 - self.side)?))?;
+        let mdev = self.plugged.then(|| self.context.device(1 - self.side)).transpose()?;
+        let there = self.machine(mdev)?;
         let socket = self.directory.path().join(format!("{}.sock", there.name));
         self.context.note(format!("migrate to {}", there.name));
         let there = self.there.insert(there);
@@ -185,7 +249,10 @@ impl<'a> GuestPair<'a> {
     pub fn passes(&self) -> Result<()> {
         let now = || migration(self.here().monitor());
         self.watch.migrating(now, &[Stage::PreCopy], |now| now.passes >= PASSES)?;
-        self.writes_more(&self.guest("status")?)
+        match self.writing {
+            true => self.writes_more(&self.guest("status")?),
+            false => Ok(()),
+        }
     }
 
     /// Lets the migration complete, and has the guest check its memory where it has arrived.
@@ -196,13 +263,36 @@ impl<'a> GuestPair<'a> {
         here.end_pre_copy()?;
         let now = || migration(here);
         self.watch.migrating(now, &[PreCopy, StopCopy], |now| now.stage == Completed)?;
+        self.arrived()
+    }
+
+    /// The same, or else the migration fails, as it does after a reset: then the machine goes on, and the next one
+    /// must complete.
+    pub fn complete_or_again(&mut self) -> Result<()> {
+        use Stage::{Completed, Ending, Failed, PreCopy, StopCopy};
+        self.context.note("let it complete, or fail");
+        let here = self.here().monitor();
+        here.end_pre_copy()?;
+        let now = || migration(here);
+        let ended = |now: &Migration| [Completed, Failed].contains(&now.stage);
+        let migration = self.watch.migrating(now, &[PreCopy, StopCopy, Ending], ended)?;
+        if migration.stage == Completed {
+            return self.arrived();
+        }
+        self.note(&format!("the migration fails: {}", migration.error.unwrap_or_default()))?;
+        self.stays()?;
+        self.migrate()
+    }
+
+    /// Has the guest check its memory where it has arrived.
+    fn arrived(&mut self) -> Result<()> {
         let there = self.there.take().expect("a migration has begun");
         self.watch.arrived(|| migration(there.monitor()))?;
         // It mustn't be able to go on here.
         self.here = Some(there);
         self.side = 1 - self.side;
         self.migrated = true;
-        self.goes_on()
+        self.goes_on_if_writing()
     }
 
     /// Cancels the migration. The machine goes on here.
@@ -213,12 +303,24 @@ impl<'a> GuestPair<'a> {
         here.migrate_cancel()?;
         let now = || migration(here);
         self.watch.migrating(now, &[PreCopy, Ending], |now| now.stage == Cancelled)?;
+        self.stays()
+    }
+
+    /// The machine goes on here, and nowhere else.
+    fn stays(&mut self) -> Result<()> {
         self.there = None;
         ensure!(
             is_running(self.here().monitor())?,
             "the machine doesn't run, it should have gone on"
         );
-        self.goes_on()
+        self.goes_on_if_writing()
+    }
+
+    fn goes_on_if_writing(&self) -> Result<()> {
+        match self.writing {
+            true => self.goes_on(),
+            false => Ok(()),
+        }
     }
 
     /// A machine that waits for one to come, which has this device.
