@@ -69,6 +69,8 @@ pub struct Workload {
     interrupts: Interrupts,
     areas: Vec<Area>,
     generator: GeneratorConfig,
+    /// Writes that the generator had made when the device was found, since it was reset or started.
+    found: u64,
     /// Writes of the generator, since it was started, of which we know.
     counter: u64,
     /// Pages that each writes to.
@@ -93,7 +95,8 @@ impl Workload {
         let areas: Vec<_> = taken.map(|(page, writer)| Area { writer, page, written: 0 }).collect();
         function.bind_uio()?;
         let device = function.open()?;
-        let (pins, writes) = (device.pins()?, device.generator()?.is_running());
+        let (pins, before) = (device.pins()?, device.generator()?);
+        let writes = before.is_running();
         ensure!(
             pins == 0 && !writes,
             "the device has {pins} pins that somebody left{}: echo 1 > /sys/bus/pci/devices/{}/reset",
@@ -115,6 +118,7 @@ impl Workload {
             interrupts,
             areas,
             generator,
+            found: before.counter,
             counter: 0,
             pages,
             batches: 0,
@@ -308,7 +312,8 @@ impl Workload {
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "device: {}", self.function.address())?;
+        let (address, found) = (self.function.address(), self.found);
+        writeln!(f, "device: {address}, whose generator had made {found} writes")?;
         match &self.interrupts {
             Interrupts::Uio { count, .. } => writeln!(f, "interrupts: {count}, by {UIO}")?,
             Interrupts::Polled => {

@@ -64,13 +64,14 @@ fn device_reset(pair: &mut GuestPair<'_>) -> Result<()> {
 }
 
 fn reboot(pair: &mut GuestPair<'_>) -> Result<()> {
+    pair.write_slowly();
     pair.start()?;
     pair.begin(&[])?;
     pair.passes()?;
     pair.reboot()?;
     pair.complete_or_again()?;
     pair.booted()?;
-    pair.begin_to_write()
+    pair.begin_anew()
 }
 
 fn replugged(pair: &mut GuestPair<'_>) -> Result<()> {

@@ -19,6 +19,9 @@ use tempfile::TempDir;
 /// Pages per second, and pages, of each of the writers in the guest, whose CPU is slow.
 const LOAD: &str = "--rate 50 --pages 64";
 
+/// The same, for the generator not to have made its burst when it is interrupted.
+const SLOW_LOAD: &str = "--rate 25 --pages 128";
+
 /// Passes of pre-copy: all memory, then what was written meanwhile.
 const PASSES: u64 = 3;
 
@@ -59,6 +62,8 @@ pub struct GuestPair<'a> {
     plugged: bool,
     /// Whether device and CPU write.
     writing: bool,
+    /// How much they do.
+    load: &'static str,
 }
 
 impl<'a> GuestPair<'a> {
@@ -83,6 +88,7 @@ impl<'a> GuestPair<'a> {
             migrated: false,
             plugged: false,
             writing: false,
+            load: LOAD,
         })
     }
 
@@ -131,9 +137,30 @@ impl<'a> GuestPair<'a> {
 
     /// Lets device and CPU write.
     pub fn begin_to_write(&mut self) -> Result<()> {
-        let report = self.guest(&format!("start --seed {} {LOAD}", self.machines))?;
-        self.writing = true;
+        let report = self.start_workload()?;
         self.goes_on_from(&report)
+    }
+
+    /// The same, after the machine was reset: the device mustn't have written to memory of the new guest.
+    pub fn begin_anew(&mut self) -> Result<()> {
+        let report = self.start_workload()?;
+        ensure!(
+            report.contains(" had made 0 writes"),
+            "the device has written since the machine was reset: {}",
+            report.trim_end()
+        );
+        self.goes_on_from(&report)
+    }
+
+    fn start_workload(&mut self) -> Result<String> {
+        let report = self.guest(&format!("start --seed {} {}", self.machines, self.load))?;
+        self.writing = true;
+        Ok(report)
+    }
+
+    /// Has device and CPU write less often, to more pages, when they begin.
+    pub fn write_slowly(&mut self) {
+        self.load = SLOW_LOAD;
     }
 
     /// Has device and CPU write no more, after all memory was checked.
@@ -356,7 +383,7 @@ mod tests {
 
     #[test]
     fn status_says_how_many_pages_each_has_written() {
-        let status = "device: 0000:01:00.0\n\
+        let status = "device: 0000:01:00.0, whose generator had made 0 writes\n\
             interrupts: 4, by uio_pci_generic\n\
             written by the device's generator: 192 pages, to those from 0x3c00000 on\n\
             written by the CPU: 40 pages, to those from 0x6a00000 on\n\
