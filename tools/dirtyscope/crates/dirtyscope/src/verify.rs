@@ -20,7 +20,7 @@ use std::{
 /// rust_mdev_dma.
 ///
 /// Needs root, the modules vfio, vfio_iommu_type1 and mdev, and the driver rust_mdev_dma. Prints
-/// KTAP version 1. Ends with 0 if all scenarios passed, 1 if one failed, 4 if none could run.
+/// KTAP version 1. Ends with 0 if no scenario failed, known defects aside, 1 if one did, 4 if none could run.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
