@@ -2,11 +2,11 @@
 
 //! The minimal VMM of `mini-vmm`, in this process: a thread of its own sends or receives a machine.
 
-use crate::{
-    cases::{MachineCase, above_4g},
-    runner::case,
-    vmm::{ABOVE_4G, Layout, Machine, MachineConfig, Migration, Stage, Vmm},
-};
+mod cases;
+
+pub use cases::CASES;
+
+use crate::vmm::{ABOVE_4G, Layout, Machine, MachineConfig, Migration, Stage, Vmm};
 use anyhow::{Context as _, Result, ensure};
 use mdev_dma::Width;
 use mini_vmm::{Error, Policy, Progress, Ram};
@@ -19,10 +19,6 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-
-/// Cases beside those of `cases`.
-pub const CASES: &[MachineCase<MiniVmm>] =
-    &[case("mini-vmm/above-4g", "written above 4 GiB, where addresses aren't offsets", above_4g)];
 
 /// How long it waits after a pass of pre-copy.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -75,6 +71,26 @@ impl MiniMachine {
             drop(vmm);
             migrations.ended(result);
         }));
+    }
+
+    /// Has pre-copy wait after the pass that goes on, or go on again: a machine that waits hasn't asked for
+    /// dirty pages since that pass began.
+    fn wait_after_pass(&self, wait: bool) {
+        self.migrations.change(|state| state.wait = wait);
+    }
+
+    /// Hides the memory from the devices that begins at this address.
+    fn hide(&self, address: u64) -> Result<()> {
+        Ok(self.vmm.hide(address)?)
+    }
+
+    /// Shows it to them again.
+    fn show(&self, address: u64) -> Result<()> {
+        Ok(self.vmm.show(address)?)
+    }
+
+    fn waits(&self) -> bool {
+        self.migrations.lock().waits
     }
 
     /// Waits for the migration to end, which it does without its connection.
@@ -168,6 +184,9 @@ struct State {
     end_pre_copy: bool,
     pause: bool,
     cancel: bool,
+    /// Whether pre-copy is to wait, and whether it does.
+    wait: bool,
+    waits: bool,
     /// When that began by which the machine was stopped.
     stopped: Option<Instant>,
     /// Where it listens, until somebody comes.
@@ -193,6 +212,8 @@ impl State {
             end_pre_copy: false,
             pause: false,
             cancel: false,
+            wait: false,
+            waits: false,
             stopped: None,
             listens: None,
             connection: None,
@@ -280,6 +301,10 @@ impl Policy for &Migrations {
         let waits = |state: &mut State| !state.cancel && (stop || !state.end_pre_copy);
         let waited = self.changed.wait_timeout_while(state, INTERVAL, waits);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waits = state.wait;
+        let waited = self.changed.wait_while(state, |state| state.wait && !state.cancel);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waits = false;
         state.stopped = stop.then(Instant::now);
         if state.cancel { Err(Error::Cancelled) } else { Ok(stop) }
     }

@@ -137,6 +137,15 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
         self.run(device, Opcode::Unpin, pages, 0)
     }
 
+    /// The machine has taken memory away from a device, which had these pages of it pinned: it must have let
+    /// them go.
+    pub fn revoked(&mut self, device: usize, pages: &Range<u64>) -> Result<()> {
+        self.known[device].pins -= pages.end - pages.start;
+        let (pins, left) = (self.here().device(device).pins()?, self.known[device].pins);
+        ensure!(pins == left, "device {device} has {pins} pins, of which {left} are mapped");
+        Ok(())
+    }
+
     /// Has a device write pages, through pins or by `vfio_dma_rw()`.
     pub fn write(&mut self, device: usize, opcode: Opcode, pages: Range<u64>) -> Result<()> {
         let seed = self.next_seed();
@@ -273,6 +282,12 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
     pub fn passes(&mut self, passes: u64) -> Result<()> {
         self.context.note(format!("{passes} passes of pre-copy"));
         self.migrating(&[Stage::PreCopy], |migration| migration.passes >= passes).map(drop)
+    }
+
+    /// As [`MachinePair::passes`], so often from now on.
+    pub fn more_passes(&mut self, passes: u64) -> Result<()> {
+        let now = self.here().migration()?.passes;
+        self.passes(now + passes)
     }
 
     /// Cancels the migration. The machine goes on here.

@@ -5,7 +5,8 @@
 //! enough to migrate a device whose memory type1 tracks.
 //!
 //! [`Vmm`] is a machine, [`send`] migrates it, [`receive`] takes it over; the order in which these do things
-//! is what a VMM must get right, and each says why. The loop is that of cloud-hypervisor's migration
+//! is what a VMM must get right, and each says why. [`Vmm::hide`] is for memory that a device can't access any
+//! more, in the midst of a migration, too, and [`Vmm::show`] for when it can again. The loop is that of cloud-hypervisor's migration
 //! (`vmm/src/lib.rs` there, `do_memory_iterations()`), which asks the devices for the pages that they wrote
 //! by DMA logging; here type1 is asked, which knows it of devices that log nothing.
 //!
@@ -14,13 +15,13 @@
 //! `VFIO_IOMMU_DIRTY_PAGES`: that is [`vfio_client::DirtyTracking`].
 //!
 //! What it doesn't have, and a VMM must add: CPUs and devices of its own, which write to memory as well, and
-//! whose dirty pages (`KVM_GET_DIRTY_LOG`) belong into the same passes; memory that is unmapped while it is
-//! migrated, whose dirty pages only `VFIO_IOMMU_UNMAP_DMA` can tell
-//! (`VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`); the configuration that both sides must agree on.
+//! whose dirty pages (`KVM_GET_DIRTY_LOG`) belong into the same passes; the configuration that both sides must
+//! agree on, to which belongs what is hidden from devices.
 
 #![deny(missing_docs)]
 
 mod destination;
+mod memory;
 mod source;
 mod vmm;
 mod wire;

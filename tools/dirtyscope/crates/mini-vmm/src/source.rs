@@ -8,7 +8,7 @@ use std::{io::Write, ops::Range, os::unix::net::UnixStream};
 use vfio_bindings::bindings::vfio::{
     VFIO_MIGRATION_P2P, VFIO_MIGRATION_PRE_COPY, VFIO_MIGRATION_STOP_COPY,
 };
-use vfio_client::{BitmapArgs, DirtyTracking, MigState};
+use vfio_client::MigState;
 use vfio_ioctls::{VfioDevice, VfioError};
 use vm_memory::WriteVolatile;
 
@@ -48,12 +48,9 @@ pub trait Policy {
 /// this has succeeded here.
 pub fn send(vmm: &Vmm, connection: UnixStream, policy: &mut impl Policy) -> Result<Progress> {
     let abilities = vmm.abilities()?;
-    let tracking = vmm.tracking()?;
-    let page = page_size(&tracking)?;
-    let progress = Progress::default();
-    let mut source = Source { vmm, connection, tracking, page, progress };
+    let mut source = Source { vmm, connection, progress: Progress::default() };
     // Before the first page is sent: a page that is written later must be in the next bitmap.
-    tracking.start()?;
+    vmm.start_tracking()?;
     let sent = source.pre_copy(abilities, policy).and_then(|()| {
         source.stop(abilities)?;
         policy.stopped(&source.progress)?;
@@ -61,7 +58,7 @@ pub fn send(vmm: &Vmm, connection: UnixStream, policy: &mut impl Policy) -> Resu
     });
     // Whatever came of it: bitmaps take memory, and START of the next migration needs new ones. Should it
     // fail, the machine is where it is all the same, and the container's end ends tracking as well.
-    let _ = tracking.stop();
+    let _ = vmm.stop_tracking();
     if sent.is_err() {
         // From wherever it is. If a device can't, there is no machine any more, which is worse news.
         vmm.run()?;
@@ -106,20 +103,10 @@ impl Vmm {
     }
 }
 
-/// The page size of bitmaps: type1 takes none but the smallest that it names.
-fn page_size(tracking: &DirtyTracking<'_>) -> Result<u64> {
-    let info = tracking.info()?;
-    let info = info.ok_or_else(|| Error::Unable("type1 doesn't track dirty pages".into()))?;
-    Ok(info.pgsize_bitmap & info.pgsize_bitmap.wrapping_neg())
-}
-
 /// A migration that goes on.
 struct Source<'a> {
     vmm: &'a Vmm,
     connection: UnixStream,
-    tracking: DirtyTracking<'a>,
-    /// Bytes of a page.
-    page: u64,
     progress: Progress,
 }
 
@@ -129,7 +116,8 @@ impl Source<'_> {
         if abilities.pre_copy {
             self.vmm.set_states(MigState::PreCopy)?;
         }
-        let mut dirty: Vec<_> = self.vmm.ranges().collect();
+        // What is hidden from the devices as well: it is the machine's memory all the same.
+        let mut dirty: Vec<_> = self.vmm.regions().collect();
         loop {
             self.send_pass(&dirty)?;
             if abilities.pre_copy {
@@ -139,7 +127,7 @@ impl Source<'_> {
             if policy.after_pass(&self.progress)? {
                 return Ok(());
             }
-            dirty = self.dirty()?;
+            dirty = self.vmm.dirty()?;
         }
     }
 
@@ -161,7 +149,7 @@ impl Source<'_> {
     fn last_pass(&mut self) -> Result<()> {
         // After the devices were stopped, since they have written until then: in a bitmap that was read
         // before, these pages are missing. Before STOP of tracking, which forgets them.
-        let dirty = self.dirty()?;
+        let dirty = self.vmm.dirty()?;
         self.send_pass(&dirty)?;
         for device in 0..self.vmm.devices().len() {
             // Until the end of the file, however much the device said that it would be.
@@ -174,23 +162,6 @@ impl Source<'_> {
             Message::Taken => Ok(()),
             other => Err(Error::Protocol(format!("{other:?} at the end"))),
         }
-    }
-
-    /// The pages that were written since this was asked last.
-    ///
-    /// Reading a bitmap clears it, so what it says must be sent, and sent afterwards: a page that is written
-    /// while it is sent may arrive half old, but is then dirty in the next bitmap.
-    fn dirty(&self) -> Result<Vec<Range<u64>>> {
-        let mut dirty = Vec::new();
-        // A mapping each: type1 doesn't tell of parts of mappings.
-        for Range { start, end } in self.vmm.ranges() {
-            let length = end - start;
-            let size = (length / self.page).div_ceil(64) * 8;
-            let bitmap = BitmapArgs { pgsize: self.page, size };
-            let words = self.tracking.bitmap(start, length, &bitmap)?;
-            dirty.extend(runs(&words, start, self.page));
-        }
-        Ok(dirty)
     }
 
     /// Sends these ranges of memory.
@@ -243,31 +214,9 @@ impl Source<'_> {
     }
 }
 
-/// The runs of pages that a bitmap says are dirty, which begins with the page at `start`.
-fn runs(words: &[u64], start: u64, page: u64) -> Vec<Range<u64>> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    let is_dirty = |bit: &u64| words[(bit / 64) as usize] & (1 << (bit % 64)) != 0;
-    let bits = (0..64 * words.len() as u64).filter(is_dirty);
-    for address in bits.map(|bit| start + bit * page) {
-        match runs.last_mut() {
-            Some(run) if run.end == address => run.end += page,
-            _ => runs.push(address..address + page),
-        }
-    }
-    runs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bitmaps_are_runs() {
-        assert_eq!(runs(&[0, 0], 0, 4096), []);
-        let words = [(1 << 63) | 0b1101, 0b11];
-        let expected = [0x10_0000..0x10_1000, 0x10_2000..0x10_4000, 0x13_f000..0x14_2000];
-        assert_eq!(runs(&words, 0x10_0000, 4096), expected);
-    }
 
     #[test]
     fn what_devices_must_be_able_to_do() {

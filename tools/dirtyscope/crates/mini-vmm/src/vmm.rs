@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-use crate::{Error, Result};
+use crate::{Error, Result, memory::Mapped};
 use mdev_dma::{MdevDma, RegisterAccess, Width};
 use std::{
     fs::File,
-    ops::Range,
-    os::fd::{AsRawFd, BorrowedFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 use vfio_bindings::bindings::vfio::VFIO_PCI_BAR0_REGION_INDEX;
-use vfio_client::{DirtyTracking, MigState};
+use vfio_client::MigState;
 use vfio_ioctls::{VfioContainer, VfioDevice};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    VolatileSlice,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice,
 };
 
 /// A range of a machine's memory.
@@ -38,8 +35,9 @@ impl Ram {
 pub struct Vmm {
     // Dropped in this order.
     devices: Vec<VfioDevice>,
-    container: Arc<VfioContainer>,
-    memory: GuestMemoryMmap<()>,
+    pub(crate) container: Arc<VfioContainer>,
+    pub(crate) mapped: Mutex<Mapped>,
+    pub(crate) memory: GuestMemoryMmap<()>,
 }
 
 impl Vmm {
@@ -54,11 +52,8 @@ impl Vmm {
         });
         let memory = GuestMemoryMmap::from_ranges_with_files(ranges.collect::<Vec<_>>())
             .map_err(|error| Error::Memory(error.to_string()))?;
-        // SAFETY: The memory was just made and nothing has a reference into it. It is unmapped from
-        // the container before it is freed (see `drop`); until then `GuestMemoryMmap`, which
-        // never makes references, is all that accesses it.
-        unsafe { container.vfio_map_guest_memory(&memory)? };
-        let this = Self { devices, container, memory };
+        let this = Self { devices, container, mapped: Mutex::default(), memory };
+        this.regions().try_for_each(|region| this.show(region.start))?;
         (0..this.devices.len()).try_for_each(|i| this.device(i).check())?;
         Ok(this)
     }
@@ -77,11 +72,6 @@ impl Vmm {
     pub fn read_memory(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
         let read = self.memory.read_slice(bytes, GuestAddress(address));
         read.map_err(|error| Error::Memory(error.to_string()))
-    }
-
-    /// Unmaps all memory, after which devices can't access it.
-    pub fn unmap(&self) -> Result<()> {
-        Ok(self.container.vfio_unmap_guest_memory(&self.memory)?)
     }
 
     /// Lets the machine run that has come.
@@ -108,18 +98,6 @@ impl Vmm {
         })
     }
 
-    /// Which of its pages are dirty, as type1 knows.
-    pub(crate) fn tracking(&self) -> Result<DirtyTracking<'_>> {
-        // SAFETY: The container's file stays open as long as it is borrowed.
-        let container = unsafe { BorrowedFd::borrow_raw(self.container.as_raw_fd()) };
-        Ok(DirtyTracking::of(container)?)
-    }
-
-    /// Its ranges of memory, each of which is a mapping of type1's.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
-        self.memory.iter().map(|region| region.start_addr().0..region.last_addr().0 + 1)
-    }
-
     /// Some of its memory, for what reads or writes that as a whole.
     ///
     /// `GuestMemoryMmap` has functions for that as well, but `read_exact_volatile_from()` of vm-memory 0.18
@@ -132,7 +110,7 @@ impl Vmm {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
-        // Unmapped already, if this fails.
+        // If this fails, the container's end unmaps it.
         let _ = self.unmap();
     }
 }

@@ -295,13 +295,7 @@ impl Container {
 
     /// `bitmap` has room for the bitmap of `args`, or is null.
     fn unmap_raw(&self, args: &UnmapArgs, bitmap: vfio_bitmap) -> Result<u64> {
-        let &UnmapArgs { iova, size, flags, argsz } = args;
-        let mut unmap = Unmap { bitmap, ..Default::default() };
-        unmap.unmap.argsz = argsz.unwrap_or(size_of::<Unmap>() as u32);
-        unmap.unmap.flags = flags;
-        unmap.unmap.iova = iova;
-        unmap.unmap.size = size;
-
+        let &UnmapArgs { iova, size, flags, .. } = args;
         let before = if flags & VFIO_DMA_UNMAP_FLAG_VADDR != 0 {
             Vec::new()
         } else if flags & VFIO_DMA_UNMAP_FLAG_ALL != 0 {
@@ -309,11 +303,7 @@ impl Container {
         } else {
             lock(&self.mapped).inside(iova, size)
         };
-        // SAFETY: The kernel writes no more than the structure, and the bitmap of `size` bytes of
-        // IOVA, for which there is room; without a bitmap the pointer to it is null.
-        unsafe { sys::ioctl(&self.file, sys::IOMMU_UNMAP_DMA, &mut unmap) }.map_err(|e| {
-            Error::new(format!("VFIO_IOMMU_UNMAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
-        })?;
+        let unmapped = unmap_in(self.file.as_fd(), args, bitmap)?;
 
         // INVARIANT: What was there before the kernel unmapped all of the range is unmapped. If the
         // call fails, part of it may be.
@@ -321,7 +311,7 @@ impl Container {
         for key in before {
             mapped.entries.remove(&key);
         }
-        Ok(unmap.unmap.size)
+        Ok(unmapped)
     }
 
     /// Bytes that a buffer must have for the bitmap of `size` bytes of IOVA, whatever the kernel makes
@@ -353,6 +343,21 @@ fn info_of(container: BorrowedFd<'_>, argsz: u32) -> Result<IommuInfo> {
     unsafe { sys::ioctl(container, sys::IOMMU_GET_INFO, &mut buffer) }
         .map_err(|e| Error::new(format!("VFIO_IOMMU_GET_INFO with argsz {argsz}"), e))?;
     Ok(buffer.parse())
+}
+
+/// `VFIO_IOMMU_UNMAP_DMA`, in this container. `bitmap` has room for the bitmap of `args`, or is null. Returns how
+/// many bytes were unmapped.
+fn unmap_in(container: BorrowedFd<'_>, args: &UnmapArgs, bitmap: vfio_bitmap) -> Result<u64> {
+    let &UnmapArgs { iova, size, flags, argsz } = args;
+    let argsz = argsz.unwrap_or(size_of::<Unmap>() as u32);
+    let unmap = vfio_iommu_type1_dma_unmap { argsz, flags, iova, size, ..Default::default() };
+    let mut unmap = Unmap { unmap, bitmap };
+    // SAFETY: The kernel writes no more than the structure, and the bitmap of `size` bytes of
+    // IOVA, for which there is room; without a bitmap the pointer to it is null.
+    unsafe { sys::ioctl(container, sys::IOMMU_UNMAP_DMA, &mut unmap) }.map_err(|e| {
+        Error::new(format!("VFIO_IOMMU_UNMAP_DMA of {iova:#x}+{size:#x}, flags {flags:#x}"), e)
+    })?;
+    Ok(unmap.unmap.size)
 }
 
 /// The argument of `VFIO_IOMMU_MAP_DMA`. Panics if the memory isn't as large as it says.

@@ -3,14 +3,15 @@
 //! Which pages are dirty: `VFIO_IOMMU_DIRTY_PAGES`.
 
 use super::{
-    Container, InfoBuffer, IommuInfo, bitmap_buffer, bitmap_in, check_version, info_of, raw_bitmap,
+    Container, InfoBuffer, IommuInfo, UnmapArgs, bitmap_buffer, bitmap_in, check_version, info_of,
+    raw_bitmap, unmap_in,
 };
 use crate::{BitmapArgs, Error, Memory, MigrationInfo, Result, sys};
 use std::os::fd::{AsFd, BorrowedFd};
 use vfio_bindings::bindings::vfio::{
-    VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_START,
-    VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, vfio_bitmap, vfio_iommu_type1_dirty_bitmap,
-    vfio_iommu_type1_dirty_bitmap_get,
+    VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+    VFIO_IOMMU_DIRTY_PAGES_FLAG_START, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, vfio_bitmap,
+    vfio_iommu_type1_dirty_bitmap, vfio_iommu_type1_dirty_bitmap_get,
 };
 
 /// Dirty page tracking of a container that may have been opened by others, such as rust-vmm's
@@ -53,6 +54,17 @@ impl<'a> DirtyTracking<'a> {
     pub fn bitmap(&self, iova: u64, size: u64, bitmap: &BitmapArgs) -> Result<Vec<u64>> {
         let mut words = bitmap_buffer(size, bitmap);
         self.bitmap_raw(None, iova, size, raw_bitmap(bitmap, &mut words))?;
+        Ok(words)
+    }
+
+    /// `VFIO_IOMMU_UNMAP_DMA` with `VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP`, for `size` bytes from `iova` on,
+    /// whole mappings. Returns the bitmap, as [`DirtyTracking::bitmap`] does: no other will have these
+    /// pages.
+    pub fn unmap(&self, iova: u64, size: u64, bitmap: &BitmapArgs) -> Result<Vec<u64>> {
+        let mut words = bitmap_buffer(size, bitmap);
+        let flags = VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+        let args = UnmapArgs { iova, size, flags, argsz: None };
+        unmap_in(self.0, &args, raw_bitmap(bitmap, &mut words))?;
         Ok(words)
     }
 
