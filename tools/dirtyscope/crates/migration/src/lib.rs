@@ -22,7 +22,7 @@ use events::Sink;
 use harness::{Context, Output, Recorder, Selection};
 use mini::MiniVmm;
 use pair::MachinePair;
-use qemu::{QemuVmm, iommufd, iommufd::IommufdVmm, pci, reported};
+use qemu::{QemuVmm, iommufd, iommufd::IommufdVmm, log_sync, pci, reported};
 use runner::{Case, Runner, Settings};
 use std::{cell::RefCell, process::ExitCode, time::Duration};
 use vmm::Vmm;
@@ -116,7 +116,7 @@ fn all_cases<'a>(
     qemu: &'a QemuVmm,
     with_iommufd: &'a IommufdVmm<'a>,
 ) -> Vec<Case<RunCase<'a>>> {
-    let of_qemu = [pci::CASES, &cases::cases(), reported::CASES].concat();
+    let of_qemu = [pci::CASES, &cases::cases(), reported::CASES, log_sync::CASES].concat();
     let of_iommufd = [cases::cases(), iommufd::cases().into()].concat();
     let of_mini = [&cases::cases(), mini::CASES].concat();
     let all = arguments.runnable(qemu, of_qemu);

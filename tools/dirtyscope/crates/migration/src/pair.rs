@@ -204,6 +204,11 @@ impl<'a, V: Vmm> MachinePair<'a, V> {
         Ok(())
     }
 
+    /// Says something of the case to whoever reads its results.
+    pub fn say(&self, text: String) -> Result<()> {
+        self.watch.say(Event::Progress { text })
+    }
+
     /// Starts the generator of a device: in these pages, in these ways, so many pages per second.
     pub fn generate(
         &mut self,

@@ -5,6 +5,7 @@
 mod function;
 mod iommu;
 pub mod iommufd;
+pub mod log_sync;
 pub mod pci;
 pub mod reported;
 
