@@ -67,15 +67,8 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
         amounts: &[4, 16, 64, 256, 1024, 4096],
         operations: OPERATIONS,
     };
-    let expected = [
-        Some(E::CONSTANT),
-        Some(E::LINEAR),
-        Some(E::LINEAR),
-        None,
-        Some(E::LINEAR),
-        Some(E::LINEAR),
-        Some(E::CONSTANT),
-    ];
+    // STOP frees the bitmap.
+    let expected = of_one_mapping(E::LINEAR, E::CONSTANT);
     growth.extend(measure(bench, &axis, expected, |gib| Case {
         mappings: 1,
         each: gib * GIB,
@@ -88,15 +81,8 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
         amounts: &[most / 16, most / 8, most / 4, most / 2, most],
         operations: OPERATIONS,
     };
-    let expected = [
-        Some(E::CONSTANT),
-        Some(E::LINEAR),
-        Some(E::LINEAR),
-        None,
-        Some(E::CONSTANT),
-        Some(E::LINEAR),
-        Some(E::LINEAR),
-    ];
+    // UNMAP has them all unpinned.
+    let expected = of_one_mapping(E::CONSTANT, E::LINEAR);
     growth.extend(measure(bench, &axis, expected, |pins| Case {
         mappings: 1,
         each: 256 * MIB,
@@ -125,6 +111,13 @@ pub fn run(bench: &Bench<'_>) -> Result<Vec<Growth>> {
         })?);
     }
     Ok(growth)
+}
+
+/// What is expected of one mapping, whatever grows there: but for these two, which are about different things.
+fn of_one_mapping(stop: Expected, unmap_all: Expected) -> [Option<Expected>; OPERATIONS.len()] {
+    use Expected as E;
+    let (map, start, get, unmap) = (E::CONSTANT, E::LINEAR, E::LINEAR, E::LINEAR);
+    [Some(map), Some(start), Some(get), None, Some(stop), Some(unmap), Some(unmap_all)]
 }
 
 /// Measures everything against what is on the axis, of which `case` makes what there is then.
