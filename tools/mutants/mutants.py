@@ -200,8 +200,10 @@ def killed_before():
 
 
 def elsewhere(results):
-    """What became of mutants of this type1 under other suites, the latest of each."""
+    """What became of mutants of this type1 under other suites, the latest of each. What is argued has survived one."""
     everything = killed_before()
+    for name in argued():
+        everything.setdefault(name, dict(id=name, result="survived", tried=dict(scenarios=dict(result="survived"))))
     base = results.name.rpartition("-")[0]
     for path in sorted(results.parent.glob(f"{base}-*.json"), key=lambda path: path.stat().st_mtime):
         if path.name != results.name:
@@ -236,13 +238,14 @@ def argued():
     return dict(line.split(" ", 1) for line in entries("mutants/argued"))
 
 
-def judged(names, results, here):
+def judged(mutants, results, here):
     """The results of these mutants as they are reported: those of this suite, and of those before what it has
     not tried."""
     why = argued()
     for name, one in (results | here).items():
-        if name not in names:
+        if name not in mutants:
             continue
+        one = mutants[name] | one
         if "tried" in one:
             one["tried"] = results.get(name, {}).get("tried", {}) | one["tried"]
             one["result"] = overall(one["tried"])
@@ -287,8 +290,10 @@ def by_engine(ran):
 def report(arguments):
     """The matrix, the score by function, operator and engine, and the survivors."""
     here = load(arguments.results)
-    names = {one["id"] for one in generate(arguments.base / "src" / SOURCE)[1]}
-    results = list(judged(names, elsewhere(arguments.results), here))
+    mutants = {one["id"]: one for one in generate(arguments.base / "src" / SOURCE)[1]}
+    for one in mutants.values():
+        del one["text"]
+    results = list(judged(mutants, elsewhere(arguments.results), here))
     arguments.json.write_text(json.dumps(results, indent=1, sort_keys=True))
     ran = [one for one in results if "tried" in one]
     lines = [*by_group("function", results, "function"), *by_group("operator", results, "operator"), *by_engine(ran)]
