@@ -38,7 +38,7 @@ impl Cgroup {
 
     /// Bytes that are charged to it: up to 256 KiB for each CPU more than it has.
     pub fn charged(&self) -> Result<u64> {
-        Ok(fs::read_to_string(self.0.join("memory.current"))?.trim().parse()?)
+        bytes_in(&File::open(self.0.join("memory.current"))?)
     }
 
     /// Does something for which no more than so many bytes can be charged. What the kernel allocates beyond

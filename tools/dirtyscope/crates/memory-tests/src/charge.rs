@@ -3,6 +3,7 @@
 //! Who is charged for what a container takes of the kernel's memory, and what comes of it when no more can be
 //! charged: so allocations fail on any kernel, and those of an IOMMU's tables among them.
 
+use crate::process::edu;
 use anyhow::{Result, bail, ensure};
 use dirty_model::Errno;
 use harness::{
@@ -76,6 +77,14 @@ impl Taken {
         let dma_avail = fixture.container.info()?.dma_avail;
         Ok(Self { pages_pinned: pages_pinned()?, locked: locked_memory()?, dma_avail })
     }
+
+    /// Fails if it is not the same after `what`.
+    fn is_unchanged(&self, fixture: &Fixture, what: &str) -> Result<()> {
+        let now = Self::now(fixture)?;
+        let changed =
+            (now != *self).then(|| format!("{what} leaves {now:?}, before it were {self:?}"));
+        Failure::unless_none(changed)
+    }
 }
 
 /// Does something that may be charged for so many steps of so many pages: none, one, until it succeeds. Each
@@ -100,11 +109,11 @@ fn with_more_and_more(
     bail!("it fails with memory for {} pages", STEPS * step)
 }
 
-/// A device with memory whose pages are there, none of them side by side.
-fn scattered(context: &Context<'_>) -> Result<Fixture> {
+/// A device with so many pages of memory, which are there, none of them side by side.
+pub(crate) fn scattered(context: &Context<'_>, pages: u64) -> Result<Fixture> {
     // That of a file has no huge pages.
-    let (memory, between) = (in_file(LARGE * PAGE)?.1, in_file(LARGE * PAGE)?.1);
-    for page in 0..LARGE {
+    let (memory, between) = (in_file(pages * PAGE)?.1, in_file(pages * PAGE)?.1);
+    for page in 0..pages {
         memory.write((page * PAGE) as usize, &[1]);
         between.write((page * PAGE) as usize, &[1]);
     }
@@ -112,11 +121,9 @@ fn scattered(context: &Context<'_>) -> Result<Fixture> {
 }
 
 fn map(context: &Context<'_>) -> Result<()> {
-    let fixture = scattered(context)?;
+    let fixture = scattered(context, LARGE)?;
     let container = &fixture.container;
-    let edu = &context.edus()?.singles[0];
-    edu.bind("vfio-pci")?;
-    container.attach(Group::open(&edu.node()?)?)?;
+    container.attach(Group::open(&edu(context)?)?)?;
     let cgroup = Cgroup::new()?;
     // The second time where the first has left no tables.
     for (tracking, first) in [(false, FIRST), (true, FIRST + (1 << 18))] {
@@ -131,28 +138,23 @@ fn map(context: &Context<'_>) -> Result<()> {
             || container.map(&fixture.mapping(0..LARGE, first)),
             || {
                 same("bytes unmapped after a MAP that failed", 0, container.unmap(&all)?)?;
-                let after = Taken::now(&fixture)?;
-                Failure::unless_none((after != before).then(|| {
-                    format!("a MAP that failed leaves {after:?}, before it were {before:?}")
-                }))
+                before.is_unchanged(&fixture, "a MAP that failed")
             },
         )?;
         context.note(format_args!("{failed} times there was no memory"));
         ensure!(failed > 0, "no MAP failed");
         same("VmLck", before.locked + LARGE * PAGE, locked_memory()?)?;
         same("bytes unmapped", LARGE * PAGE, container.unmap(&all)?)?;
-        ensure!(Taken::now(&fixture)? == before, "what is left after an UNMAP");
+        before.is_unchanged(&fixture, "an UNMAP")?;
     }
     Ok(())
 }
 
 fn join(context: &Context<'_>) -> Result<()> {
-    let fixture = scattered(context)?;
+    let fixture = scattered(context, LARGE)?;
     fixture.map_at(0..LARGE, FIRST)?;
     let container = &fixture.container;
-    let edu = &context.edus()?.singles[0];
-    edu.bind("vfio-pci")?;
-    let node = edu.node()?;
+    let node = edu(context)?;
     fixture.pin(FIRST..FIRST + 2)?;
     let cgroup = Cgroup::new()?;
     let before = Taken::now(&fixture)?;
@@ -163,10 +165,7 @@ fn join(context: &Context<'_>) -> Result<()> {
         1,
         || container.attach(group.take().expect("it was opened")),
         || {
-            let after = Taken::now(&fixture)?;
-            Failure::unless_none((after != before).then(|| {
-                format!("an IOMMU that couldn't join leaves {after:?}, before it were {before:?}")
-            }))?;
+            before.is_unchanged(&fixture, "an IOMMU that couldn't join")?;
             fixture.pin(FIRST + 7..FIRST + 8)?;
             same("VmLck with a pin more", before.locked + PAGE, locked_memory()?)?;
             succeeded("UNPIN", fixture.device().unpin(at(FIRST + 7, 0), PAGE)?)?;
@@ -177,8 +176,7 @@ fn join(context: &Context<'_>) -> Result<()> {
     context.note(format_args!("{failed} times there was no memory"));
     ensure!(failed > 0, "no join failed");
     container.detach(node.group(), Leave::Unset)?;
-    ensure!(Taken::now(&fixture)? == before, "what is left when the IOMMU has left");
-    Ok(())
+    before.is_unchanged(&fixture, "an IOMMU that has left")
 }
 
 fn start(context: &Context<'_>) -> Result<()> {
@@ -222,7 +220,7 @@ fn pin(context: &Context<'_>) -> Result<()> {
         let all = || fixture.device().pin(at(1, 0), (PAGES - 1) * PAGE);
         let what = format!("PIN with memory for {room} pages of those that aren't there");
         refused(&what, Errno::ENOMEM, cgroup.limited(room * PAGE, all)??)?;
-        ensure!(Taken::now(&fixture)? == before, "what is left after a PIN that failed");
+        before.is_unchanged(&fixture, "a PIN that failed")?;
     }
     fixture.container.dirty_start()?;
     fixture.reports(0..PAGES, &[])?;

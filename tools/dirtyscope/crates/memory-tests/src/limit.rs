@@ -2,17 +2,12 @@
 
 //! Where things end: mappings that a container may have, memory for bitmaps, and IOVAs.
 
+use crate::{charge::scattered, process::edu};
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
-use harness::{
-    Context, Scenario, Setting, in_file, memory_available, scenario, slab_unreclaimable,
-};
+use harness::{Context, Scenario, Setting, memory_available, scenario, slab_unreclaimable};
 use mdev_dma::Opcode;
-use testbed::{
-    Op, PAGE, Testbed, at, command,
-    fixture::{Fixture, succeeded},
-    map, pages, same, status,
-};
+use testbed::{Op, PAGE, Testbed, at, command, fixture::succeeded, map, pages, same, status};
 use vfio_client::{
     Container, Group, Leave,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
@@ -134,14 +129,8 @@ fn failing_start(context: &Context<'_>) -> Result<()> {
 fn come_and_go(context: &Context<'_>) -> Result<()> {
     const PAGES: u64 = 300;
     let (iova, size) = (at(0, 0), PAGES * PAGE);
-    // That of a file has no huge pages, and pages that are written by turns aren't one after the other: an
-    // IOMMU unmaps each by itself.
-    let (memory, other) = (in_file(size)?.1, in_file(size)?.1);
-    for page in (0..size as usize).step_by(PAGE as usize) {
-        memory.write(page, &[1]);
-        other.write(page, &[1]);
-    }
-    let fixture = Fixture::with_memory(context.device(0)?, memory)?;
+    // An IOMMU unmaps each by itself.
+    let fixture = scattered(context, PAGES)?;
     fixture.map(0..PAGES)?;
     // What type1 has of each is no smaller.
     leaves_nothing("pins of 300 pages", 128, PAGES * 48, || {
@@ -163,9 +152,7 @@ fn come_and_go(context: &Context<'_>) -> Result<()> {
         fixture.unmap(PAGES..2 * PAGES)
     })?;
     fixture.container.dirty_stop()?;
-    let edu = &context.edus()?.singles[0];
-    edu.bind("vfio-pci")?;
-    let node = edu.node()?;
+    let node = edu(context)?;
     // What type1 has of a container is no smaller, and a domain with what the IOMMU's driver has of it. That many, since
     // tables of an IOMMU that are freed later weigh as much as some.
     leaves_nothing("containers", 2_000, 200, || {

@@ -51,7 +51,7 @@ pub const SCENARIOS: &[Scenario] = &[
 const PAGES: u64 = 16;
 
 /// An edu that may join.
-fn edu(context: &Context<'_>) -> Result<DeviceNode> {
+pub(crate) fn edu(context: &Context<'_>) -> Result<DeviceNode> {
     let edu = &context.edus()?.singles[0];
     edu.bind("vfio-pci")?;
     edu.node()
