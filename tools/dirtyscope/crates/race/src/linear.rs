@@ -12,9 +12,10 @@ use crate::{
     live::Counters,
     plan::{Act, PLACES},
     record::Record,
+    rules::BATCH,
     state::State,
 };
-use dirty_model::{Bitmap, DeviceId, Errno, Errnos};
+use dirty_model::{Bitmap, Command, CommandKind, DeviceId, Errno, Errnos};
 use mdev_dma::{Opcode, PAGE};
 use std::{
     collections::{BTreeMap, HashSet, hash_map::DefaultHasher},
@@ -274,10 +275,8 @@ fn forget(bitmap: &mut Bitmap, offset: u64, size: u64) {
     }
 }
 
-/// Pins up to which any of them may be the first to go; of more, the first page's does.
-const ANY_MAX: usize = 6;
-
-/// What is after some of these pins were taken back: those of a device at once, or of one page.
+/// What is after some of these pins were taken back: all of a device at once, or as our driver does it, one pin of each
+/// page of the first run: a page that is pinned twice stays so while others have gone.
 fn revoked(node: &Node, pins: &[(DeviceId, u64)]) -> Vec<Node> {
     let mut nodes = Vec::new();
     for of_device in pins.chunk_by(|a, b| a.0 == b.0) {
@@ -286,14 +285,12 @@ fn revoked(node: &Node, pins: &[(DeviceId, u64)]) -> Vec<Node> {
             all.state.model.revoke(id, page..page + PAGE);
         }
         nodes.insert(0, all);
-        let one_by_one = match of_device.len() {
-            0 | 1 => 0,
-            2..=ANY_MAX => of_device.len(),
-            _ => 1,
-        };
-        for &(id, page) in &of_device[..one_by_one] {
+        let adjacent = |a: &(_, u64), b: &(_, u64)| a.1 + PAGE == b.1 && b.1 % BATCH != 0;
+        let first = of_device.chunk_by(adjacent).next().unwrap_or_default();
+        if let &[(id, iova), ..] = first {
+            let (kind, length) = (Some(CommandKind::Unpin), first.len() as u64 * PAGE);
             let mut one = node.clone();
-            one.state.model.revoke(id, page..page + PAGE);
+            one.state.model.command(id, &Command { kind, iova, length });
             nodes.push(one);
         }
     }
@@ -416,6 +413,26 @@ mod tests {
         assert_eq!(found_if(&records, true), Found::Order);
         *records.last_mut().unwrap() = unmapped(false);
         assert_eq!(found(&records), Found::Order);
+    }
+
+    #[test]
+    fn what_is_pinned_twice_is_unpinned_later() {
+        let (iova, size) = place(0);
+        let pin = |iova, length, time| {
+            let op = Op::Command { device: 1, op: Opcode::Pin as u32, iova, length, seed: 0 };
+            record(1, time, op, done(length))
+        };
+        for (left, allowed) in [(0b1100, true), (0b0100, true), (0b1111, true), (0b0011, false)] {
+            let mut records = begin();
+            records.push(pin(iova, size, 5..6));
+            records.push(pin(iova + 2 * PAGE, 2 * PAGE, 7..8));
+            records.push(pin(iova + 2 * PAGE, PAGE, 9..10));
+            // What is pinned when this one has read is in the bitmap of the unmap.
+            records.push(read(12..13, 0b1111));
+            let answer = Answer { count: size, ..dirty(left) };
+            records.push(record(0, 11..20, Op::unmap_bitmap(iova, size), answer));
+            assert_eq!(found(&records) == Found::Order, allowed, "{left:b}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::ops::Range;
 use testbed::{Op, operation};
 
 /// Bytes at most that are pinned at once.
-const BATCH: u64 = RUST_MDEV_DMA_PIN_BATCH as u64 * PAGE;
+pub const BATCH: u64 = RUST_MDEV_DMA_PIN_BATCH as u64 * PAGE;
 
 /// What happens to a page, each at some time in an interval.
 #[derive(Default)]

@@ -8,7 +8,7 @@ use crate::{
     vmm::{Migration, Stage},
     watch::{Watch, new_directory},
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use events::Event;
 use harness::{Context, Recorder};
 use mdev_dma::sysfs::Mdev;
@@ -173,7 +173,9 @@ impl<'a> GuestPair<'a> {
     /// Has the guest reset the device while that writes, and check its memory.
     pub fn reset_device(&self) -> Result<()> {
         let text = self.guest("reset")?;
-        let resets = text.lines().find(|line| line.starts_with("resets: ")).unwrap_or_default();
+        let resets = text.lines().find(|line| line.starts_with("resets: "));
+        let resets =
+            resets.with_context(|| format!("the guest says nothing of resets:\n{text}"))?;
         self.note(resets)?;
         ensure!(!resets.contains("last 0 writes"), "the device had stopped before it was reset");
         self.writes_more(&text)
