@@ -193,6 +193,31 @@ mod tests {
         assert_eq!(runs(&mut log, PAGE, 100, PAGE), [vec![], vec![0..1]]);
         assert_eq!(runs(&mut log, PAGE, PAGE, PAGE), [[0..1], [0..1]]);
         assert_eq!(runs(&mut log, 0, 64 * PAGE, PAGE), [[], []]);
+        log.written(PAGE..2 * PAGE, true);
+        assert_eq!(runs(&mut log, PAGE + 1, PAGE - 1, PAGE), [[0..1], [0..1]]);
+        assert_eq!(runs(&mut log, 0, 64 * PAGE, PAGE), [[1..2], [1..2]]);
+    }
+
+    #[test]
+    fn what_must_be_reported_is_lost_and_what_may_not_is_spurious() {
+        let bits = |pages| {
+            let mut bitmap = Bitmap::new(4);
+            bitmap.set(pages);
+            bitmap
+        };
+        let report = LogReport { must: bits(1..2), may: bits(1..3) };
+        let differs = |reported| {
+            let crate::BitmapDifference { lost, spurious } = report.diff(&bits(reported));
+            (lost, spurious)
+        };
+        assert_eq!(differs(1..2), (vec![], vec![]));
+        assert_eq!(differs(1..3), (vec![], vec![]));
+        assert_eq!(differs(2..4), (vec![1..2], vec![3..4]));
+    }
+
+    #[test]
+    fn ranges_may_touch_in_any_order() {
+        logging(&[(PAGE, PAGE), (0, PAGE), (2 * PAGE, PAGE)]);
     }
 
     #[test]

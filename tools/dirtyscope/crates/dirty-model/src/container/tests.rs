@@ -79,6 +79,7 @@ fn read(container: &mut Container, pages: u64) -> Vec<Range<u64>> {
 fn pinned_pages_are_dirty_until_the_read_after_unpinning() {
     let (mut c, dev) = container(16);
     ok(&mut c, dev, CommandKind::Pin, 2 * PAGE, 3 * PAGE);
+    assert!(c.has_pins_in(4 * PAGE..16 * PAGE) && !c.has_pins_in(5 * PAGE..16 * PAGE));
     c.start().unwrap();
     assert_eq!(read(&mut c, 16), [2..5]);
     assert_eq!(read(&mut c, 16), [2..5]);
@@ -104,6 +105,7 @@ fn start_is_idempotent_and_stop_forgets() {
     c.start().unwrap();
     ok(&mut c, dev, CommandKind::DmaWrite, 0, 8);
     c.start().unwrap();
+    assert!(c.tracking());
     assert_eq!(read(&mut c, 4), [0..1]);
     ok(&mut c, dev, CommandKind::DmaWrite, 0, 8);
     c.stop();
