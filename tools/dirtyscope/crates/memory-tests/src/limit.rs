@@ -9,7 +9,7 @@ use harness::{Context, Scenario, Setting, memory_available, scenario, slab_unrec
 use mdev_dma::Opcode;
 use testbed::{Op, PAGE, Testbed, at, command, fixture::succeeded, map, pages, same, status};
 use vfio_client::{
-    Container, Group, Leave,
+    Access, Container, Group, Leave,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
 };
 
@@ -28,6 +28,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/limit/come-and-go",
         "pins, mappings, groups and containers that come and go, again and again, leave no memory behind",
         come_and_go,
+    ),
+    scenario(
+        "type1/limit/iommu-come-and-go",
+        "groups with an IOMMU and mappings for it, which come and go or fail, leave no pages behind",
+        iommu_come_and_go,
     ),
     scenario(
         "type1/limit/end-of-iova",
@@ -168,6 +173,58 @@ fn come_and_go(context: &Context<'_>) -> Result<()> {
         fixture.map_at(0..PAGES, PAGES)?;
         fixture.unmap(PAGES..2 * PAGES)
     })
+}
+
+fn iommu_come_and_go(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 4;
+    let last = ((PAGES - 1) * PAGE) as usize..(PAGES * PAGE) as usize;
+    let fixture = scattered(context, PAGES)?;
+    fixture.map(0..PAGES)?;
+    let (container, node) = (&fixture.container, edu(context)?);
+    let ends = |expected: Result<(), Errno>, found: Result<(), Errno>| -> Result<()> {
+        ensure!(found == expected, "{found:?}, not {expected:?}");
+        Ok(())
+    };
+    let join = |expected| ends(expected, status(container.attach(Group::open(&node)?))?);
+    let map = |expected| ends(expected, status(container.map(&fixture.mapping(0..PAGES, PAGES)))?);
+    leaves_no_pages(context, "groups that joined", || {
+        join(Ok(()))?;
+        Ok(container.detach(node.group(), Leave::Unset)?)
+    })?;
+    fixture.memory.set_access(last.clone(), Access::None)?;
+    leaves_no_pages(context, "groups that could not join", || join(Err(Errno::EFAULT)))?;
+    fixture.memory.set_access(last.clone(), Access::ReadWrite)?;
+    join(Ok(()))?;
+    leaves_no_pages(context, "mappings for an IOMMU", || {
+        map(Ok(()))?;
+        fixture.unmap(PAGES..2 * PAGES)
+    })?;
+    fixture.memory.set_access(last, Access::None)?;
+    leaves_no_pages(context, "mappings for an IOMMU that failed", || map(Err(Errno::EFAULT)))
+}
+
+/// Does something so many times that a page of each would be missed, and fails if one is gone.
+fn leaves_no_pages(
+    context: &Context<'_>,
+    what: &str,
+    mut once: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    // Some MiB come and go by themselves.
+    const TIMES: u64 = 4096;
+    once()?;
+    let before = memory_available()?;
+    for _ in 0..TIMES {
+        once()?;
+    }
+    let lost = before.saturating_sub(memory_available()?);
+    context.note(format_args!("{TIMES} {what}: {} KiB less", lost >> 10));
+    ensure!(
+        lost < TIMES * PAGE / 2,
+        "{TIMES} {what} have taken {} KiB of memory for good, a page of each has {} KiB",
+        lost >> 10,
+        (TIMES * PAGE) >> 10
+    );
+    Ok(())
 }
 
 /// Does something so many times, each of which takes so much memory while it lasts, and fails if half of it
