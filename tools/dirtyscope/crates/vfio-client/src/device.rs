@@ -222,7 +222,7 @@ impl Device {
     /// As for [`sys::ioctl`].
     pub(crate) unsafe fn ioctl<T>(&self, what: &str, request: Opcode, arg: &mut T) -> Result<()> {
         // SAFETY: As the caller promises.
-        unsafe { sys::ioctl(&self.file, request, arg) }.map_err(|e| self.error(what, e)).map(drop)
+        unsafe { sys::ioctl(&self.file, request, arg) }.map_err(|e| self.error(what, e))
     }
 
     fn ask_null(&self, what: &str, request: Opcode) -> Result<()> {

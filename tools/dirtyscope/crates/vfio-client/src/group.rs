@@ -89,11 +89,9 @@ impl Group {
     pub(crate) fn set_container(&self, container: BorrowedFd<'_>) -> Result<()> {
         let mut fd = container.as_raw_fd();
         // SAFETY: The kernel reads the number of a file descriptor, no more.
-        unsafe { sys::ioctl(&self.file, sys::GROUP_SET_CONTAINER, &mut fd) }
-            .map_err(|e| {
-                Error::new(format!("VFIO_GROUP_SET_CONTAINER of group {}", self.number), e)
-            })
-            .map(drop)
+        unsafe { sys::ioctl(&self.file, sys::GROUP_SET_CONTAINER, &mut fd) }.map_err(|e| {
+            Error::new(format!("VFIO_GROUP_SET_CONTAINER of group {}", self.number), e)
+        })
     }
 
     /// `VFIO_GROUP_UNSET_CONTAINER`

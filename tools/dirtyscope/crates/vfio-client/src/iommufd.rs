@@ -70,7 +70,6 @@ impl Ioas {
         // mapped, and longer.
         unsafe { sys::ioctl(&self.file, sys::iommufd(IOMMUFD_CMD_IOAS_MAP), &mut map) }
             .map_err(|e| Error::new(format!("IOMMU_IOAS_MAP at {iova:#x}"), e))
-            .map(drop)
     }
 
     /// Unmaps what is mapped in a range. Returns how many bytes that were.

@@ -81,16 +81,20 @@ pub(crate) fn call<T>(call: impl FnOnce() -> T) -> T {
     coverage::call(|| counted(call))
 }
 
-/// Makes the ioctl `request` with the address of `arg`.
+/// Makes the ioctl `request` with the address of `arg`, which is to return 0. Fails with `EPROTO` if it returns another
+/// number that is no error.
 ///
 /// # Safety
 ///
 /// The kernel reads and writes no more than `*arg` and what pointers in it point to; these are valid
 /// for as long as the kernel uses them, which may be longer than this call.
-pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Result<i32> {
+pub(crate) unsafe fn ioctl<T>(fd: impl AsFd, request: Opcode, arg: &mut T) -> Result<()> {
     let arg = std::ptr::from_mut(arg).cast();
     // SAFETY: As the caller promises.
-    call(|| unsafe { raw_ioctl(fd, request, arg) })
+    match call(|| unsafe { raw_ioctl(fd, request, arg) })? {
+        0 => Ok(()),
+        _ => Err(Errno::PROTO),
+    }
 }
 
 /// Makes the ioctl `request`, of which coverage takes no note.

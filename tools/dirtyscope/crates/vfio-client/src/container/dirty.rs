@@ -75,7 +75,6 @@ impl<'a> DirtyTracking<'a> {
         // SAFETY: The kernel reads the structure; the pointer in it is null.
         unsafe { sys::ioctl(self.0, sys::IOMMU_DIRTY_PAGES, &mut dirty) }
             .map_err(|e| Error::new(format!("VFIO_IOMMU_DIRTY_PAGES with flags {flags:#x}"), e))
-            .map(drop)
     }
 
     /// `bitmap` has room for the bitmap of `size` bytes of IOVA.
@@ -92,12 +91,10 @@ impl<'a> DirtyTracking<'a> {
         dirty.get = vfio_iommu_type1_dirty_bitmap_get { iova, size, bitmap };
         // SAFETY: The kernel writes no more than the bitmap of `size` bytes of IOVA, for which there
         // is room.
-        unsafe { sys::ioctl(self.0, sys::IOMMU_DIRTY_PAGES, &mut dirty) }
-            .map_err(|e| {
-                let what = "VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP";
-                Error::new(format!("{what} of {iova:#x}+{size:#x}"), e)
-            })
-            .map(drop)
+        unsafe { sys::ioctl(self.0, sys::IOMMU_DIRTY_PAGES, &mut dirty) }.map_err(|e| {
+            let what = "VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP";
+            Error::new(format!("{what} of {iova:#x}+{size:#x}"), e)
+        })
     }
 }
 
