@@ -5,9 +5,13 @@
 use crate::{charge::scattered, process::edu};
 use anyhow::{Result, ensure};
 use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
-use harness::{Context, Scenario, Setting, memory_available, scenario, slab_unreclaimable};
+use harness::{
+    Context, Scenario, Setting, locked_memory, memory_available, scenario, slab_unreclaimable,
+};
 use mdev_dma::Opcode;
-use testbed::{Op, PAGE, Testbed, at, command, fixture::succeeded, map, pages, same, status};
+use testbed::{
+    Op, PAGE, Rights, Testbed, at, command, fixture::succeeded, map, pages, same, status,
+};
 use vfio_client::{
     Access, Container, Group, Leave,
     uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
@@ -33,6 +37,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/limit/iommu-come-and-go",
         "groups with an IOMMU and mappings for it, which come and go or fail, leave no pages behind",
         iommu_come_and_go,
+    ),
+    scenario(
+        "type1/limit/memlock-of-iommu",
+        "MAP and a join beyond RLIMIT_MEMLOCK are ENOMEM, unless the user has CAP_IPC_LOCK",
+        memlock_of_iommu,
     ),
     scenario(
         "type1/limit/end-of-iova",
@@ -181,12 +190,11 @@ fn iommu_come_and_go(context: &Context<'_>) -> Result<()> {
     let fixture = scattered(context, PAGES)?;
     fixture.map(0..PAGES)?;
     let (container, node) = (&fixture.container, edu(context)?);
-    let ends = |expected: Result<(), Errno>, found: Result<(), Errno>| -> Result<()> {
-        ensure!(found == expected, "{found:?}, not {expected:?}");
-        Ok(())
+    let join =
+        |expected| same_end("a join", expected, status(container.attach(Group::open(&node)?))?);
+    let map = |expected| {
+        same_end("a MAP", expected, status(container.map(&fixture.mapping(0..PAGES, PAGES)))?)
     };
-    let join = |expected| ends(expected, status(container.attach(Group::open(&node)?))?);
-    let map = |expected| ends(expected, status(container.map(&fixture.mapping(0..PAGES, PAGES)))?);
     leaves_no_pages(context, "groups that joined", || {
         join(Ok(()))?;
         Ok(container.detach(node.group(), Leave::Unset)?)
@@ -201,6 +209,45 @@ fn iommu_come_and_go(context: &Context<'_>) -> Result<()> {
     })?;
     fixture.memory.set_access(last, Access::None)?;
     leaves_no_pages(context, "mappings for an IOMMU that failed", || map(Err(Errno::EFAULT)))
+}
+
+fn memlock_of_iommu(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 64;
+    let (fixture, node) = (scattered(context, PAGES)?, edu(context)?);
+    let (container, before) = (&fixture.container, locked_memory()?);
+    let rights = Rights::now()?;
+    let map = || status(container.map(&fixture.mapping(0..PAGES, 0)));
+    let join = || status(container.attach(Group::open(&node)?));
+    let locks = |pages| same("VmLck", before + pages * PAGE, locked_memory()?);
+    for (allowed, ends, locked) in
+        [(Some(before + 8 * PAGE), Err(Errno::ENOMEM), 0), (None, Ok(()), PAGES)]
+    {
+        rights.limit(allowed)?;
+        // Who has CAP_IPC_LOCK isn't limited.
+        rights.lower(Some(before + 8 * PAGE))?;
+        same_end("a MAP, which an IOMMU has nothing to do with yet", Ok(()), map()?)?;
+        locks(0)?;
+        same_end("a join", ends, join()?)?;
+        locks(locked)?;
+        fixture.unmap(0..PAGES)?;
+        if ends.is_err() {
+            same_end("a join without mappings", Ok(()), join()?)?;
+        }
+        same_end("a MAP for an IOMMU", ends, map()?)?;
+        locks(locked)?;
+        container.detach(node.group(), Leave::Unset)?;
+        locks(0)?;
+        if ends.is_ok() {
+            fixture.unmap(0..PAGES)?;
+        }
+    }
+    Ok(())
+}
+
+/// Fails unless something ends so.
+fn same_end(what: &str, expected: Result<(), Errno>, found: Result<(), Errno>) -> Result<()> {
+    ensure!(found == expected, "{what}: {found:?}, not {expected:?}");
+    Ok(())
 }
 
 /// Does something so many times that a page of each would be missed, and fails if one is gone.

@@ -3,7 +3,7 @@
 //! Which pages are dirty, and for how long.
 
 use anyhow::{Result, ensure};
-use dirty_model::{BITMAP_PAGES_MAX, Errno};
+use dirty_model::{BITMAP_PAGES_MAX, Errno, Protection};
 use harness::{Context, Scenario, scenario};
 use mdev_dma::Opcode;
 use testbed::{Buffer, BufferMemory, Op, PAGE, Testbed, at, command, pages, status};
@@ -25,6 +25,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/dirty/pinned-before-start",
         "pages pinned before START are reported on every read until unpinned",
         pinned_before_start,
+    ),
+    scenario(
+        "type1/dirty/first-iovas",
+        "so they are in mappings that begin at IOVA 0, and at the page behind it",
+        first_iovas,
     ),
     scenario(
         "type1/dirty/pinned-while-tracking",
@@ -151,6 +156,22 @@ fn pinned_before_start(context: &Context<'_>) -> Result<()> {
     bed.unpin(60..70)?;
     bed.reports(&[0..1, 60..70, 99..100])?;
     bed.reports(&[0..1, 99..100])?;
+    bed.check()
+}
+
+fn first_iovas(context: &Context<'_>) -> Result<()> {
+    let mut bed = Testbed::with_pages(context, 1)?;
+    for range in [0..PAGE, PAGE..16 * PAGE] {
+        bed.must(Op::map(range.start, range.end - range.start, Protection::READ_WRITE))?;
+    }
+    for pinned in [0..PAGE, 5 * PAGE..7 * PAGE] {
+        bed.must(command(0, Opcode::Pin, pinned))?;
+    }
+    bed.start()?;
+    for _ in 0..2 {
+        bed.must(Op::get_bitmap(0, 16 * PAGE))?;
+    }
+    bed.must(Op::unmap(0, 16 * PAGE))?;
     bed.check()
 }
 
