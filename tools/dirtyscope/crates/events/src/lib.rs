@@ -296,6 +296,8 @@ const COMPLAINTS: &[&str] = &[
     "bad page",
     "list_add corruption",
     "list_del corruption",
+    // With slab_debug: what was written beside what is allocated, or where nothing is any more.
+    "BUG kmalloc-",
 ];
 
 /// Whether a message says that something is wrong with the kernel. Lines that follow it, such as
@@ -319,14 +321,16 @@ impl Event {
 }
 
 /// The operations of the last sequence among events, a line each as in a `.ops` file: the program that
-/// was run, without the opening of its first device.
+/// was run, without what opens its first device, which whoever runs a program does.
 pub fn last_sequence(events: &[Event]) -> String {
     let begin = events.iter().rposition(|event| *event == Event::Sequence).map_or(0, |i| i + 1);
-    let calls = events[begin..].iter().filter_map(|event| match event {
-        Event::Call(call) => Some(format!("{}\n", call.op)),
+    let ops = events[begin..].iter().filter_map(|event| match event {
+        Event::Call(call) => Some(&*call.op),
         _ => None,
     });
-    calls.skip(1).collect()
+    // Before it has closed that device, a program can do neither.
+    let program = ops.skip_while(|op| ["device 0 JOIN", "device 0 OPEN"].contains(op));
+    program.map(|op| format!("{op}\n")).collect()
 }
 
 #[cfg(test)]
@@ -361,9 +365,27 @@ mod tests {
     }
 
     #[test]
+    fn the_last_sequence_is_a_program() {
+        let call = |op: &str| {
+            let op = op.to_owned();
+            let (n, thread) = (0, 1);
+            Event::Call(Call { n, op, kind: Kind::Other, range: None, thread, device: None, group: None })
+        };
+        let opened = || [Event::Sequence, call("device 0 JOIN"), call("device 0 OPEN")];
+        let mut events: Vec<_> = opened().into_iter().chain([call("STOP")]).collect();
+        assert_eq!(last_sequence(&events), "STOP\n");
+        events.extend(opened());
+        assert_eq!(last_sequence(&events), "");
+        let more = ["device 1 JOIN", "device 0 CLOSE", "device 0 OPEN", "START"];
+        events.extend(more.map(call));
+        assert_eq!(last_sequence(&events), more.map(|op| format!("{op}\n")).concat());
+    }
+
+    #[test]
     fn complaints_are_told_from_other_messages() {
         assert!(is_complaint("kernel BUG at mm/usercopy.c:102!"));
         assert!(is_complaint("INFO: task dirtyscope:77 blocked for more than 120 seconds."));
+        assert!(is_complaint("BUG kmalloc-64 (Tainted: G            E): Right Redzone overwritten"));
         assert!(!is_complaint("vfio: module loaded"));
         assert!(!is_complaint("INFO: lockdep is turned off."));
         assert!(is_complaint(
