@@ -122,14 +122,9 @@ fn failing_start(context: &Context<'_>) -> Result<()> {
         ensure!(started == Err(Errno::EINVAL), "START: {started:?}");
         Ok(())
     };
-    start()?;
-    let before = memory_available()?;
-    for _ in 0..STARTS {
-        start()?;
-    }
-    let lost = before.saturating_sub(memory_available()?);
+    let lost = taken(STARTS, || Ok(-(memory_available()? as i64)), start)?;
     ensure!(
-        lost < STARTS * BITMAP / 8,
+        lost < (STARTS * BITMAP / 8) as i64,
         "{STARTS} START that failed took {} KiB of memory, bitmaps have {} KiB",
         lost >> 10,
         BITMAP >> 10
@@ -224,7 +219,7 @@ fn memlock_of_iommu(context: &Context<'_>) -> Result<()> {
     {
         rights.limit(allowed)?;
         // Who has CAP_IPC_LOCK isn't limited.
-        rights.lower(Some(before + 8 * PAGE))?;
+        rights.set_memlock(Some(before + 8 * PAGE))?;
         same_end("a MAP, which an IOMMU has nothing to do with yet", Ok(()), map()?)?;
         locks(0)?;
         same_end("a join", ends, join()?)?;
@@ -254,21 +249,16 @@ fn same_end(what: &str, expected: Result<(), Errno>, found: Result<(), Errno>) -
 fn leaves_no_pages(
     context: &Context<'_>,
     what: &str,
-    mut once: impl FnMut() -> Result<()>,
+    once: impl FnMut() -> Result<()>,
 ) -> Result<()> {
     // Some MiB come and go by themselves.
     const TIMES: u64 = 4096;
     // What is slabs is for others to count: a kernel that looks for uses after free keeps those for a while.
-    let left = || Ok::<_, anyhow::Error>(memory_available()? + slab_unreclaimable()?);
-    once()?;
-    let before = left()?;
-    for _ in 0..TIMES {
-        once()?;
-    }
-    let lost = before.saturating_sub(left()?);
+    let used = || Ok(-((memory_available()? + slab_unreclaimable()?) as i64));
+    let lost = taken(TIMES, used, once)?;
     context.note(format_args!("{TIMES} {what}: {} KiB less", lost >> 10));
     ensure!(
-        lost < TIMES * PAGE / 2,
+        lost < (TIMES * PAGE / 2) as i64,
         "{TIMES} {what} have taken {} KiB of memory for good, a page of each has {} KiB",
         lost >> 10,
         (TIMES * PAGE) >> 10
@@ -282,22 +272,31 @@ fn leaves_nothing(
     what: &str,
     times: u64,
     bytes: u64,
-    mut once: impl FnMut() -> Result<()>,
+    once: impl FnMut() -> Result<()>,
 ) -> Result<()> {
-    // Once before, for what the kernel keeps to use it again.
-    once()?;
-    let before = slab_unreclaimable()?;
-    for _ in 0..times {
-        once()?;
-    }
-    let lost = slab_unreclaimable()?.saturating_sub(before);
+    let lost = taken(times, || Ok(slab_unreclaimable()? as i64), once)?;
     ensure!(
-        lost < times * bytes / 2,
+        lost < (times * bytes / 2) as i64,
         "{times} {what} have taken {} KiB for good, of {} KiB at least that they had",
         lost >> 10,
         (times * bytes) >> 10
     );
     Ok(())
+}
+
+/// How many bytes more are in use, as `used` has it, when something was done so many times.
+fn taken(
+    times: u64,
+    used: impl Fn() -> Result<i64>,
+    mut once: impl FnMut() -> Result<()>,
+) -> Result<i64> {
+    // Once before, for what the kernel keeps to use it again.
+    once()?;
+    let before = used()?;
+    for _ in 0..times {
+        once()?;
+    }
+    Ok(used()? - before)
 }
 
 fn end_of_iova(context: &Context<'_>) -> Result<()> {

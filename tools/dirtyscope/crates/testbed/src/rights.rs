@@ -25,11 +25,11 @@ impl Rights {
         effective.set(CapabilitySet::IPC_LOCK, bytes.is_none());
         set_capabilities(None, CapabilitySets { effective, ..self.capabilities })
             .context("capset")?;
-        self.lower(bytes)
+        self.set_memlock(bytes)
     }
 
     /// Says that the process may lock so many bytes, which CAP_IPC_LOCK overrides.
-    pub fn lower(&self, bytes: Option<u64>) -> Result<()> {
+    pub fn set_memlock(&self, bytes: Option<u64>) -> Result<()> {
         setrlimit(Resource::Memlock, Rlimit { current: bytes, maximum: None })
             .context("setrlimit RLIMIT_MEMLOCK")
     }
