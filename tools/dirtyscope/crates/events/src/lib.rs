@@ -330,7 +330,7 @@ pub fn last_sequence(events: &[Event]) -> String {
     });
     // Before it has closed that device, a program can do neither.
     let program = ops.skip_while(|op| ["device 0 JOIN", "device 0 OPEN"].contains(op));
-    program.map(|op| format!("{op}\n")).collect()
+    program.flat_map(|op| [op, "\n"]).collect()
 }
 
 #[cfg(test)]
@@ -369,7 +369,15 @@ mod tests {
         let call = |op: &str| {
             let op = op.to_owned();
             let (n, thread) = (0, 1);
-            Event::Call(Call { n, op, kind: Kind::Other, range: None, thread, device: None, group: None })
+            Event::Call(Call {
+                n,
+                op,
+                kind: Kind::Other,
+                range: None,
+                thread,
+                device: None,
+                group: None,
+            })
         };
         let opened = || [Event::Sequence, call("device 0 JOIN"), call("device 0 OPEN")];
         let mut events: Vec<_> = opened().into_iter().chain([call("STOP")]).collect();
@@ -385,7 +393,9 @@ mod tests {
     fn complaints_are_told_from_other_messages() {
         assert!(is_complaint("kernel BUG at mm/usercopy.c:102!"));
         assert!(is_complaint("INFO: task dirtyscope:77 blocked for more than 120 seconds."));
-        assert!(is_complaint("BUG kmalloc-64 (Tainted: G            E): Right Redzone overwritten"));
+        assert!(is_complaint(
+            "BUG kmalloc-64 (Tainted: G            E): Right Redzone overwritten"
+        ));
         assert!(!is_complaint("vfio: module loaded"));
         assert!(!is_complaint("INFO: lockdep is turned off."));
         assert!(is_complaint(
