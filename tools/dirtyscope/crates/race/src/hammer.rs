@@ -26,7 +26,7 @@ enum Aim {
     Writes,
     /// Have a group leave and join, and pin.
     Groups,
-    /// Have a group with an IOMMU join and leave, and map, pin, or track.
+    /// Have a group with an IOMMU join, or fail to, and leave, and map, pin, or track.
     Iommu,
     /// Open and close devices, and unmap.
     Opens,
@@ -163,9 +163,13 @@ fn groups(_: &mut Rng, round: &mut Round) {
 }
 
 fn with_iommu(rng: &mut Rng, round: &mut Round) {
-    round.times = 2 + rng.below(5) as u32;
+    round.times = 2 + rng.below(9) as u32;
     round.setup.push(map(2));
-    round.setup.extend(rng.one_of(2).then(crumbs).into_iter().flatten());
+    if rng.one_of(2) {
+        round.setup.extend(crumbs());
+        // A join fails at the last of them, and has the others to unwind.
+        round.setup.extend(rng.one_of(2).then(hide_last_crumb));
+    }
     let pause = rng.below(100_000) as u32;
     let [join, leave] =
         [Act::JoinIommu, Act::LeaveIommu].map(|act| Step { meets: true, ..Step::new(act) });
@@ -173,7 +177,10 @@ fn with_iommu(rng: &mut Rng, round: &mut Round) {
     let first = rng.below(3);
     for lane in 1..round.lanes.len() {
         round.lanes[lane] = match (first + lane as u64) % 3 {
-            0 => vec![meets(Op::Start), meets(Op::Stop)],
+            // Either may be first, to wait for the other's lock.
+            0 => {
+                vec![meets(Op::Start), Step { pause: rng.below(200_000) as u32, ..meets(Op::Stop) }]
+            }
             1 => {
                 let (iova, size) = place(2);
                 let act = |opcode| meets(command(lane, opcode, iova, size));
@@ -263,6 +270,12 @@ fn pins_crumbs(lane: usize) -> Vec<Step> {
 /// Many mappings, of a page each.
 fn crumbs() -> impl Iterator<Item = Op> {
     PLACES[CRUMBS].clone().map(|page| Op::map(at(page, 0), PAGE, Protection::READ_WRITE))
+}
+
+/// Has the last of them without memory.
+fn hide_last_crumb() -> Op {
+    let (iova, size) = place(CRUMBS);
+    Op::Hide { iova: iova + size - PAGE, size: PAGE }
 }
 
 /// Done when the others have come as far.

@@ -223,8 +223,9 @@ impl Search<'_> {
     fn half_done(&self, node: &Node, i: usize, next: &[usize]) -> Vec<Node> {
         // Who sees nothing of them doesn't care which pins there still are; but an unmap that fails leaves them so.
         let fails = self.records[i].answer.status.is_err();
+        let closes = matches!(self.records[i].act, Act::Op(Op::Close { .. }));
         let revoked = |pins: &[(DeviceId, u64)]| match fails || self.are_seen(pins, i, next) {
-            true => revoked(node, pins),
+            true => revoked(node, pins, closes),
             false => Vec::new(),
         };
         if let Act::Op(Op::Close { device }) = self.records[i].act {
@@ -276,8 +277,9 @@ fn forget(bitmap: &mut Bitmap, offset: u64, size: u64) {
 }
 
 /// What is after some of these pins were taken back: all of a device at once, or as our driver does it, one pin of each
-/// page of the first run: a page that is pinned twice stays so while others have gone.
-fn revoked(node: &Node, pins: &[(DeviceId, u64)]) -> Vec<Node> {
+/// page of the first run: a page that is pinned twice stays so while others have gone. A device that is closed begins
+/// with `any` of its batches, which are in a tree.
+fn revoked(node: &Node, pins: &[(DeviceId, u64)], any: bool) -> Vec<Node> {
     let mut nodes = Vec::new();
     for of_device in pins.chunk_by(|a, b| a.0 == b.0) {
         let mut all = node.clone();
@@ -285,10 +287,11 @@ fn revoked(node: &Node, pins: &[(DeviceId, u64)]) -> Vec<Node> {
             all.state.model.revoke(id, page..page + PAGE);
         }
         nodes.insert(0, all);
-        let adjacent = |a: &(_, u64), b: &(_, u64)| a.1 + PAGE == b.1 && b.1 % BATCH != 0;
-        let first = of_device.chunk_by(adjacent).next().unwrap_or_default();
-        if let &[(id, iova), ..] = first {
-            let (kind, length) = (Some(CommandKind::Unpin), first.len() as u64 * PAGE);
+        let batches = of_device.chunk_by(|a, b| a.1 / BATCH == b.1 / BATCH);
+        for batch in batches.take(if any { usize::MAX } else { 1 }) {
+            let run = batch.chunk_by(|a, b| a.1 + PAGE == b.1).next().unwrap_or_default();
+            let &[(id, iova), ..] = run else { continue };
+            let (kind, length) = (Some(CommandKind::Unpin), run.len() as u64 * PAGE);
             let mut one = node.clone();
             one.state.model.command(id, &Command { kind, iova, length });
             nodes.push(one);
@@ -300,7 +303,7 @@ fn revoked(node: &Node, pins: &[(DeviceId, u64)]) -> Vec<Node> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::place;
+    use crate::{generate::map, plan::place};
     use testbed::limits_of;
 
     fn record(lane: usize, time: Range<u64>, op: Op, answer: Answer) -> Record {
@@ -432,6 +435,34 @@ mod tests {
             let answer = Answer { count: size, ..dirty(left) };
             records.push(record(0, 11..20, Op::unmap_bitmap(iova, size), answer));
             assert_eq!(found(&records) == Found::Order, allowed, "{left:b}");
+        }
+    }
+
+    #[test]
+    fn a_close_unpins_batches_in_any_order() {
+        for (gone, pinned) in [(0, 2), (2, 0)] {
+            let pin = |i| {
+                let (iova, op) = (place(i).0, Opcode::Pin as u32);
+                Op::Command { device: 1, op, iova, length: PAGE, seed: 0 }
+            };
+            let read = |time, i, bits| {
+                let (iova, size) = place(i);
+                let bitmap = Some(Bitmap::from_words(vec![bits], size / PAGE));
+                record(0, time, Op::get_bitmap(iova, size), Answer { bitmap, ..good() })
+            };
+            let records = [
+                record(0, 0..1, map(0), good()),
+                record(0, 2..3, map(2), good()),
+                record(1, 4..5, pin(0), done(PAGE)),
+                record(1, 6..7, pin(2), done(PAGE)),
+                record(0, 8..9, Op::Start, good()),
+                record(1, 10..30, Op::Close { device: 1 }, good()),
+                read(11..12, gone, 1),
+                read(13..14, gone, 0),
+                read(15..16, pinned, 1),
+                read(17..18, pinned, 1),
+            ];
+            assert_eq!(found(&records), Found::Order);
         }
     }
 

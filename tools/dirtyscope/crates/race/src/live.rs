@@ -28,7 +28,9 @@ use std::{
     time::{Duration, Instant},
 };
 use testbed::{Answer, Buffer, Op, status};
-use vfio_client::{BitmapArgs, Container, DeviceNode, Group, Leave, MapArgs, Memory, UnmapArgs};
+use vfio_client::{
+    Access, BitmapArgs, Container, DeviceNode, Group, Leave, MapArgs, Memory, UnmapArgs,
+};
 
 /// The registers that have the arguments of a command.
 const ARGUMENTS: [u32; 3] =
@@ -85,6 +87,8 @@ struct Lane {
     node: DeviceNode,
     joined: bool,
     device: Option<MdevDma>,
+    /// Whether the group with an IOMMU has joined when this thread had it do so.
+    iommu_joined: bool,
     /// What the registers of a command have, in the order of [`ARGUMENTS`]: who writes only what differs
     /// spends less time between operations.
     prepared: [Option<u64>; 3],
@@ -107,7 +111,8 @@ impl World {
         let mut this = Self { lanes: Vec::new(), hands: Vec::new(), shared };
         for number in 0..devices {
             let node = context.device(number)?.node()?;
-            let mut lane = Lane { number, node, joined: false, device: None, prepared: [None; 3] };
+            let (joined, iommu_joined, device, prepared) = (false, false, None, [None; 3]);
+            let mut lane = Lane { number, node, joined, device, iommu_joined, prepared };
             lane.join(&this.shared)?;
             lane.open(&this.shared)?;
             let lane = Arc::new(Mutex::new(lane));
@@ -308,7 +313,12 @@ impl Lane {
             }
             Act::JoinIommu => {
                 let node = shared.iommu.as_ref().context("no group with an IOMMU")?;
-                return Ok((Answer::of(status(shared.container.attach(Group::open(node)?))?), 0));
+                let joined = status(shared.container.attach(Group::open(node)?))?;
+                self.iommu_joined = joined.is_ok();
+                return Ok((Answer::of(joined), 0));
+            }
+            Act::LeaveIommu if !self.iommu_joined => {
+                return Ok((Answer::of(Err(Errno::EINVAL)), 0));
             }
             Act::LeaveIommu => {
                 let node = shared.iommu.as_ref().context("no group with an IOMMU")?;
@@ -362,8 +372,17 @@ impl Shared {
                 let words = status(container.dirty_bitmap(iova, size, &bitmap_args(&buffer)))?;
                 Ok(with_bitmap(words.map(|words| (0, Some(words))), size))
             }
+            Op::Hide { iova, size } => self.set_access(iova, size, Access::None),
+            Op::Show { iova, size } => self.set_access(iova, size, Access::ReadWrite),
             _ => Err(anyhow!("{op}: nothing that several threads do")),
         }
+    }
+
+    fn set_access(&self, iova: u64, size: u64, access: Access) -> Result<Answer> {
+        let i = place_of(iova).with_context(|| format!("no place at {iova:#x}"))?;
+        let start = (iova - place(i).0) as usize;
+        self.memory[i].set_access(start..start + size as usize, access)?;
+        Ok(Answer::of(Ok(())))
     }
 
     /// Puts this thread where it shall run.
@@ -424,7 +443,8 @@ pub fn last_reads() -> [Op; 2] {
 }
 
 /// What leaves nothing behind.
-pub fn clean_up() -> [Op; 2] {
+pub fn clean_up() -> [Op; 3] {
     let (iova, size) = whole();
-    [Op::unmap(iova, size), Op::Stop]
+    let (hidden, length) = place(CRUMBS);
+    [Op::unmap(iova, size), Op::Stop, Op::Show { iova: hidden, size: length }]
 }
