@@ -3,6 +3,7 @@
 //! What is mapped isn't always anonymous memory that stays: files, huge pages, memory that is mapped
 //! twice, and memory that is replaced or taken away while devices have it pinned.
 
+use crate::process::edu;
 use anyhow::{Context as _, Result, ensure};
 use dirty_model::Errno;
 use harness::{
@@ -16,7 +17,10 @@ use testbed::{
     fixture::{Fixture, refused, succeeded},
     same,
 };
-use vfio_client::Memory;
+use vfio_client::{
+    Group, MapArgs, Memory,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
+};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -28,6 +32,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/memory/file",
         "what devices write to the mapped memory of a file is in the file, and dirty",
         file,
+    ),
+    scenario(
+        "type1/memory/dirty-for-the-kernel",
+        "a page that could be written is dirty for the kernel once it is unpinned, one that could only be read isn't",
+        dirty_for_the_kernel,
     ),
     scenario(
         "type1/memory/huge-pages",
@@ -204,6 +213,48 @@ fn file(context: &Context<'_>) -> Result<()> {
 
 /// The last and the first page of two huge pages.
 const SEAM: Range<u64> = HUGE_PAGE / PAGE - 1..HUGE_PAGE / PAGE + 1;
+
+fn dirty_for_the_kernel(context: &Context<'_>) -> Result<()> {
+    const PAGES: u64 = 8;
+    // Else the memory of a file would lose what was written.
+    let dirty = |fixture: &Fixture| -> Result<u64> {
+        let frames = fixture.memory.frames(0..(PAGES * PAGE) as usize);
+        let flags = File::open("/proc/kpageflags").context("/proc/kpageflags")?;
+        let is_dirty = |frame: u64| -> Result<bool> {
+            let mut entry = [0; 8];
+            flags.read_exact_at(&mut entry, frame * 8).context("read /proc/kpageflags")?;
+            // See include/uapi/linux/kernel-page-flags.h.
+            const KPF_DIRTY: u64 = 1 << 4;
+            Ok(u64::from_ne_bytes(entry) & KPF_DIRTY != 0)
+        };
+        let frames = frames.context("/proc/self/pagemap says nothing")?;
+        frames.into_iter().try_fold(0, |sum, frame| Ok(sum + u64::from(is_dirty(frame)?)))
+    };
+    let node = edu(context)?;
+    for (by_iommu, flags, expected) in [
+        (true, VFIO_DMA_MAP_FLAG_READ, 0),
+        (true, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, PAGES),
+        (false, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, PAGES),
+    ] {
+        // Too little to be part of a huge page. That of a file would be dirty from the first access on.
+        let size = (PAGES * PAGE) as usize;
+        let memory = Memory::with_guard(size, size)?;
+        memory.write(0, &vec![1; size]);
+        let fixture = Fixture::with_memory(context.device(0)?, memory)?;
+        let container = &fixture.container;
+        if by_iommu {
+            container.attach(Group::open(&node)?)?;
+        }
+        same("pages that are dirty", 0, dirty(&fixture)?)?;
+        container.map(&MapArgs { flags, ..fixture.mapping(0..PAGES, 0) })?;
+        if !by_iommu {
+            fixture.pin(0..PAGES)?;
+        }
+        fixture.unmap(0..PAGES)?;
+        same("pages that are dirty", expected, dirty(&fixture)?)?;
+    }
+    Ok(())
+}
 
 fn huge_pages(context: &Context<'_>) -> Result<()> {
     let (mut huge, memory) = HugePages::new()?;

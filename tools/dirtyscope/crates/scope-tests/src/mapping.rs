@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use dirty_model::{Errno, Protection};
 use harness::{Context, Scenario, Setting, in_file, scenario};
 use mdev_dma::Opcode;
-use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
+use std::sync::Arc;
 use testbed::{
     Op, PAGE, Testbed, at, command, map, pages, same,
     slots::{EDU, PAIR},
@@ -274,13 +274,8 @@ fn maps_scattered(bed: &mut Testbed<'_>, count: u64) -> Result<()> {
 /// With how many pages the first `count` of a memory begin that are so many regions: pages that follow one
 /// another where they are.
 fn pages_of_regions(memory: &Memory, count: u64, regions: usize) -> Result<u64> {
-    const FRAME: u64 = (1 << 55) - 1;
-    let mut entries = vec![0; 8 * count as usize];
-    let pagemap = File::open("/proc/self/pagemap")?;
-    pagemap.read_exact_at(&mut entries, memory.address(0) / PAGE * 8)?;
-    let entries =
-        entries.chunks_exact(8).map(|entry| entry.try_into().map_or(0, u64::from_ne_bytes));
-    let frames: Vec<u64> = entries.map(|entry| entry & FRAME).collect();
+    let frames = memory.frames(0..(count * PAGE) as usize);
+    let frames = frames.context("/proc/self/pagemap says nothing")?;
     let mut begins = (1..frames.len()).filter(|&page| frames[page] != frames[page - 1] + 1);
     // The first region ends where the second one begins.
     let end = begins.nth(regions - 1);

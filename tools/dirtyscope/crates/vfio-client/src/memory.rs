@@ -305,14 +305,28 @@ impl Memory {
     pub fn populated(&self, bytes: Range<usize>) -> Vec<bool> {
         // See Documentation/admin-guide/mm/pagemap.rst: present, or in swap.
         const THERE: u64 = 0b11 << 62;
+        let pages = bytes.len() / rustix::param::page_size();
+        let entries = self.pagemap(bytes).unwrap_or_else(|| vec![THERE; pages]);
+        entries.into_iter().map(|entry| entry & THERE != 0).collect()
+    }
+
+    /// The page frame numbers of some pages, whole ones inside, which are there, or `None` if the kernel doesn't say.
+    /// It has 0 for those without CAP_SYS_ADMIN.
+    pub fn frames(&self, bytes: Range<usize>) -> Option<Vec<u64>> {
+        const FRAME: u64 = (1 << 55) - 1;
+        let entries = self.pagemap(bytes)?;
+        Some(entries.into_iter().map(|entry| entry & FRAME).collect())
+    }
+
+    /// What /proc/self/pagemap has of some pages.
+    fn pagemap(&self, bytes: Range<usize>) -> Option<Vec<u64>> {
         let page_size = rustix::param::page_size();
         let mut entries = vec![0; bytes.len() / page_size * size_of::<u64>()];
         let at = self.address(bytes.start) / page_size as u64 * size_of::<u64>() as u64;
-        let pagemap = PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok());
-        let read =
-            pagemap.as_ref().is_some_and(|file| file.read_exact_at(&mut entries, at).is_ok());
-        let entry = |entry: &[u8]| entry.try_into().map_or(THERE, u64::from_ne_bytes);
-        entries.chunks(size_of::<u64>()).map(|one| !read || entry(one) & THERE != 0).collect()
+        let file = PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap").ok()).as_ref()?;
+        file.read_exact_at(&mut entries, at).ok()?;
+        let entry = |entry: &[u8]| entry.try_into().map_or(0, u64::from_ne_bytes);
+        Some(entries.chunks(size_of::<u64>()).map(entry).collect())
     }
 
     /// Compares what is at `offset` with `expected`; both are whole words. Returns where in `expected`
