@@ -150,11 +150,13 @@ fn come_and_go(context: &Context<'_>) -> Result<()> {
         fixture.map_at(0..1, PAGES)?;
         fixture.unmap(PAGES..PAGES + 1)
     })?;
-    // Of 300 bits and 64 more.
-    leaves_nothing("bitmaps that STOP ended", 10_000, 48, || {
+    // Two, of 300 bits and 64 more each.
+    fixture.map_at(0..PAGES, PAGES)?;
+    leaves_nothing("bitmaps that STOP ended", 10_000, 2 * 48, || {
         fixture.container.dirty_start()?;
         Ok(fixture.container.dirty_stop()?)
     })?;
+    fixture.unmap(PAGES..2 * PAGES)?;
     fixture.container.dirty_start()?;
     leaves_nothing("bitmaps of mappings that were unmapped", 10_000, 48, || {
         fixture.map_at(0..PAGES, PAGES)?;

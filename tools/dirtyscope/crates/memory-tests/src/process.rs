@@ -30,6 +30,11 @@ pub const SCENARIOS: &[Scenario] = &[
         mapper_died,
     ),
     scenario(
+        "type1/iommu/unmapped",
+        "a device reaches nothing any more of what was unmapped, though it had done DMA there",
+        unmapped,
+    ),
+    scenario(
         "type1/iommu/huge-pages",
         "huge pages are mapped for an IOMMU, beside pins, and are free again afterwards",
         huge_pages,
@@ -114,6 +119,37 @@ fn mapper_died(context: &Context<'_>) -> Result<()> {
         same("VmLck at the end", locked, locked_memory()?)?;
     }
     Ok(())
+}
+
+fn unmapped(context: &Context<'_>) -> Result<()> {
+    let node = edu(context)?;
+    let fixture = filled(context)?;
+    let container = &fixture.container;
+    container.attach(Group::open(&node)?)?;
+    let edu = Edu::open(container, &node)?;
+    fixture.map(0..8)?;
+    fixture.map(8..PAGES)?;
+    // What it has translated once, the IOMMU remembers.
+    edu.copy(at(5, 0), at(9, 0), PAGE)?;
+    edu.copy(at(9, 0), at(6, 0), PAGE)?;
+    let has = |page: u64, other: u8| {
+        let differs = fixture.memory.first_difference(
+            (page * PAGE) as usize,
+            &[other; PAGE as usize],
+        );
+        ensure!(differs.is_none(), "page {page} isn't what page {other} was, at byte {differs:x?}");
+        Ok(())
+    };
+    has(9, 5)?;
+    has(6, 5)?;
+    fixture.unmap(8..PAGES)?;
+    edu.copy(at(1, 0), at(9, 0), PAGE)?;
+    has(9, 5)?;
+    // It does, where the same IOVA is other memory.
+    container.map(&fixture.mapping(10..12, 8))?;
+    edu.copy(at(1, 0), at(9, 0), PAGE)?;
+    has(9, 5)?;
+    has(11, 1)
 }
 
 fn huge_pages(context: &Context<'_>) -> Result<()> {

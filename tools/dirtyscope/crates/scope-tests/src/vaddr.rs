@@ -14,9 +14,13 @@ use std::{
     fs::{self, File},
     sync::Arc,
 };
-use testbed::{PAGE, Rights, at, same, status};
+use testbed::{
+    PAGE, Rights, at,
+    fixture::{refused, succeeded},
+    same, status,
+};
 use vfio_client::{
-    Access, BitmapArgs, Container, Group, MapArgs, Mapper, Memory, UnmapArgs,
+    Access, BitmapArgs, Container, Group, Leave, MapArgs, Mapper, Memory, UnmapArgs,
     uapi::{
         VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_VADDR, VFIO_DMA_MAP_FLAG_WRITE,
         VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR,
@@ -33,6 +37,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/vaddr/owner",
         "who gives a mapping its address locks its memory from then on, until it is unmapped or they die",
         owner,
+    ),
+    scenario(
+        "type1/vaddr/limit-of-owner",
+        "what is pinned of a mapping counts for who gave it its address last, and is limited as they are",
+        limit_of_owner,
     ),
     defect(
         "type1/defect/D23-pin-without-vaddr",
@@ -218,6 +227,32 @@ fn owner(context: &Context<'_>) -> Result<()> {
     is("another group joins", Ok(()), joined)?;
     drop(bed);
     ours(0)
+}
+
+fn limit_of_owner(context: &Context<'_>) -> Result<()> {
+    let before = locked_memory()?;
+    let (function, mdev) = (&context.edus()?.singles[0], context.device(0)?.node()?);
+    let bed = Mapped::new(function, "vfio-pci")?;
+    is("all", Ok(PAGES * PAGE), bed.invalidate_all()?)?;
+    let rights = Rights::now()?;
+    rights.limit(Some(before + 2 * PAGES * PAGE))?;
+    let new = Arc::new(Memory::of_file(&bed.file, (PAGES * PAGE) as usize)?);
+    let (iova, size, flags) = (at(0, 0), FIRST * PAGE, VFIO_DMA_MAP_FLAG_VADDR);
+    let args = MapArgs { memory: &new, offset: 0, iova, size, flags, argsz: None };
+    let child = Mapper::new(&bed.container, &[], &args)?;
+    is("an update", Ok(()), bed.update(&new, SECOND_PAGE, SECOND)?)?;
+
+    // Without an IOMMU it is pins that count.
+    bed.container.attach(Group::open(&mdev)?)?;
+    bed.container.detach(function.node()?.group(), Leave::Unset)?;
+    same("VmLck of the child", 0, locked_memory_of(child.pid())?)?;
+    same("VmLck", before, locked_memory()?)?;
+    rights.limit(Some(before))?;
+    let device = MdevDma::open(&bed.container, &mdev)?;
+    succeeded("PIN of the child's memory", device.pin(at(1, 0), 2 * PAGE)?)?;
+    refused("PIN of ours", Errno::ENOMEM, device.pin(at(SECOND_PAGE, 0), PAGE)?)?;
+    same("VmLck of the child with two pages pinned", 2 * PAGE, locked_memory_of(child.pid())?)?;
+    same("VmLck with none pinned", before, locked_memory()?)
 }
 
 fn pin_without_vaddr(context: &Context<'_>) -> Result<()> {
