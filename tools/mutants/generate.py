@@ -73,9 +73,11 @@ def operator(rule, source):
 
 
 def pointless(line, text):
-    """Whether a mutant is the original by construction: an assertion or cond_resched() is gone, or what is new
-    is behind a jump."""
+    """Whether a mutant is the original by construction: an assertion or cond_resched() is gone, what is new is
+    behind a jump, or it is in the text of a message."""
     line = line.strip()
+    if re.sub(r'"[^"]*"', '""', line) == re.sub(r'"[^"]*"', '""', text.strip()):
+        return True
     gone = text.strip() in (";", f"/*{line}*/") and re.match(r"(WARN_ON(_ONCE)?|cond_resched|lockdep_\w+)\(", line)
     return gone or re.match(r"(return|break|continue|goto)\b.*;$", line) and text.strip().startswith(line)
 

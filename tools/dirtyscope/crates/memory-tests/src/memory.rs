@@ -216,42 +216,24 @@ const SEAM: Range<u64> = HUGE_PAGE / PAGE - 1..HUGE_PAGE / PAGE + 1;
 
 fn dirty_for_the_kernel(context: &Context<'_>) -> Result<()> {
     const PAGES: u64 = 8;
-    // Else the memory of a file would lose what was written.
-    let dirty = |fixture: &Fixture| -> Result<u64> {
-        let frames = fixture.memory.frames(0..(PAGES * PAGE) as usize);
-        let flags = File::open("/proc/kpageflags").context("/proc/kpageflags")?;
-        let is_dirty = |frame: u64| -> Result<bool> {
-            let mut entry = [0; 8];
-            flags.read_exact_at(&mut entry, frame * 8).context("read /proc/kpageflags")?;
-            // See include/uapi/linux/kernel-page-flags.h.
-            const KPF_DIRTY: u64 = 1 << 4;
-            Ok(u64::from_ne_bytes(entry) & KPF_DIRTY != 0)
-        };
-        let frames = frames.context("/proc/self/pagemap says nothing")?;
-        frames.into_iter().try_fold(0, |sum, frame| Ok(sum + u64::from(is_dirty(frame)?)))
-    };
     let node = edu(context)?;
     for (by_iommu, flags, expected) in [
         (true, VFIO_DMA_MAP_FLAG_READ, 0),
         (true, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, PAGES),
         (false, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, PAGES),
     ] {
-        // Too little to be part of a huge page. That of a file would be dirty from the first access on.
-        let size = (PAGES * PAGE) as usize;
-        let memory = Memory::with_guard(size, size)?;
-        memory.write(0, &vec![1; size]);
-        let fixture = Fixture::with_memory(context.device(0)?, memory)?;
+        let fixture = Fixture::with_small_pages(context, PAGES)?;
         let container = &fixture.container;
         if by_iommu {
             container.attach(Group::open(&node)?)?;
         }
-        same("pages that are dirty", 0, dirty(&fixture)?)?;
+        same("pages that are dirty", 0, fixture.dirty_for_the_kernel()?)?;
         container.map(&MapArgs { flags, ..fixture.mapping(0..PAGES, 0) })?;
         if !by_iommu {
             fixture.pin(0..PAGES)?;
         }
         fixture.unmap(0..PAGES)?;
-        same("pages that are dirty", expected, dirty(&fixture)?)?;
+        same("pages that are dirty", expected, fixture.dirty_for_the_kernel()?)?;
     }
     Ok(())
 }

@@ -12,7 +12,9 @@ use events::Difference;
 use harness::{Context, Failure, Skip};
 use mdev_dma::{Contents, GeneratorConfig, GeneratorStatus, MdevDma, Outcome, sysfs::Mdev};
 use std::{
+    fs::File,
     ops::Range,
+    os::unix::fs::FileExt as _,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -50,6 +52,14 @@ impl Fixture {
     /// With a device, and so many pages.
     pub fn on(mdev: Mdev, pages: u64) -> Result<Self> {
         Self::with_memory(mdev, Memory::new((pages * PAGE) as usize)?)
+    }
+
+    /// With the first device, and so many pages that the process has accessed, none of which is part of a huge page.
+    pub fn with_small_pages(context: &Context<'_>, pages: u64) -> Result<Self> {
+        let size = (pages * PAGE) as usize;
+        let memory = Memory::with_guard(size, size)?;
+        memory.write(0, &vec![1; size]);
+        Self::with_memory(context.device(0)?, memory)
     }
 
     /// With a device, and this memory.
@@ -139,6 +149,23 @@ impl Fixture {
         let size = (pages.end - pages.start) * PAGE;
         let args = UnmapArgs { iova: at(pages.start, 0), size, ..Default::default() };
         same("bytes unmapped", size, self.container.unmap(&args)?)
+    }
+
+    /// How many pages of the memory are dirty for the kernel, which would write them to their file or to swap. Those of
+    /// a file are from the first access on.
+    pub fn dirty_for_the_kernel(&self) -> Result<u64> {
+        // See include/uapi/linux/kernel-page-flags.h.
+        const KPF_DIRTY: u64 = 1 << 4;
+        const WHAT: &str = "/proc/kpageflags";
+        let frames = self.memory.frames(0..self.memory.len());
+        let flags = File::open(WHAT).context(WHAT)?;
+        let mut dirty = 0;
+        for frame in frames.context("/proc/self/pagemap says nothing")? {
+            let mut entry = [0; 8];
+            flags.read_exact_at(&mut entry, frame * 8).context(WHAT)?;
+            dirty += u64::from(u64::from_ne_bytes(entry) & KPF_DIRTY != 0);
+        }
+        Ok(dirty)
     }
 
     /// Pins `pages`.

@@ -6,9 +6,17 @@
 
 use anyhow::Result;
 use dirty_model::{Errno, Errnos, Protection};
-use harness::{Context, Scenario, locked_memory as locked_bytes, scenario};
+use harness::{Context, Scenario, Skip, locked_memory as locked_bytes, scenario};
 use mdev_dma::{Opcode, uapi::RUST_MDEV_DMA_COMMAND_BACKGROUND as BACKGROUND};
-use testbed::{Op, PAGE, RAW_PAGES, Testbed, at, command, map, pages, same};
+use testbed::{
+    Op, PAGE, RAW_PAGES, Testbed, at, command,
+    fixture::{Fixture, succeeded},
+    map, pages, same,
+};
+use vfio_client::{
+    MapArgs,
+    uapi::{VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE},
+};
 
 /// `IOMMU_READ` and `IOMMU_WRITE`
 const READ: u64 = 1;
@@ -33,6 +41,11 @@ pub const SCENARIOS: &[Scenario] = &[
         "type1/raw-pin/protections",
         "a pin has the protection that the mapping has, or is EPERM; unknown bits are EPERM",
         protections,
+    ),
+    scenario(
+        "type1/raw-pin/dirty-for-the-kernel",
+        "a page that could be written is dirty for the kernel once it is unpinned, one that could only be read isn't",
+        dirty_for_the_kernel,
     ),
     scenario(
         "type1/raw-pin/behind-the-last",
@@ -198,6 +211,26 @@ fn protections(context: &Context<'_>) -> Result<()> {
     // The second of these pages is mapped without the protection.
     bed.refused(Errno::EPERM, pin(at(1, 8), 2, WRITE))?;
     bed.check()
+}
+
+fn dirty_for_the_kernel(context: &Context<'_>) -> Result<()> {
+    const COUNT: u64 = 8;
+    for (protection, flags, expected) in [
+        (READ, VFIO_DMA_MAP_FLAG_READ, 0),
+        (RW, VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE, COUNT),
+    ] {
+        let fixture = Fixture::with_small_pages(context, COUNT)?;
+        let device = fixture.device();
+        if !device.limits()?.raw_pins {
+            return Err(Skip("load rust_mdev_dma with raw_pins=1".into()).into());
+        }
+        fixture.container.map(&MapArgs { flags, ..fixture.mapping(0..COUNT, 0) })?;
+        let (iova, length) = (at(0, 0), COUNT * PAGE);
+        succeeded("RAW_PIN", device.run(Opcode::RawPin as u32, iova, length, protection)?)?;
+        succeeded("RAW_UNPIN", device.run(Opcode::RawUnpin as u32, iova, length, protection)?)?;
+        same("pages that are dirty", expected, fixture.dirty_for_the_kernel()?)?;
+    }
+    Ok(())
 }
 
 fn behind_the_last(context: &Context<'_>) -> Result<()> {
