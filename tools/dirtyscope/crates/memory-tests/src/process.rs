@@ -133,10 +133,8 @@ fn unmapped(context: &Context<'_>) -> Result<()> {
     edu.copy(at(5, 0), at(9, 0), PAGE)?;
     edu.copy(at(9, 0), at(6, 0), PAGE)?;
     let has = |page: u64, other: u8| {
-        let differs = fixture.memory.first_difference(
-            (page * PAGE) as usize,
-            &[other; PAGE as usize],
-        );
+        let differs =
+            fixture.memory.first_difference((page * PAGE) as usize, &[other; PAGE as usize]);
         ensure!(differs.is_none(), "page {page} isn't what page {other} was, at byte {differs:x?}");
         Ok(())
     };
